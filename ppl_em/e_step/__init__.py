@@ -1,0 +1,26 @@
+"""E-steps: one file per method, one flag each. `EM(model, e_step=...)` takes either."""
+
+from ppl_em.e_step.auto import Auto
+from ppl_em.e_step.base import EStep
+from ppl_em.e_step.exact import Exact
+from ppl_em.e_step.mean_field import MeanField
+from ppl_em.e_step.nuts import NUTS
+from ppl_em.validation import check_choice
+
+FLAGS: dict[str, type] = {
+    "auto": Auto,
+    "exact": Exact,
+    "mean_field": MeanField,
+    "nuts": NUTS,
+}
+
+
+def from_flag(e_step: "str | EStep") -> EStep:
+    """Return the configuration for a flag; a configuration object passes through."""
+    if isinstance(e_step, str):
+        check_choice("e_step", e_step, FLAGS)
+        return FLAGS[e_step]()
+    return e_step
+
+
+__all__ = ["FLAGS", "NUTS", "Auto", "EStep", "Exact", "MeanField", "from_flag"]

@@ -1,0 +1,37 @@
+"""Choose the E-step: exact where that can be proved, else NUTS."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from ppl_em.e_step.base import EStep
+from ppl_em.e_step.exact import Exact, NotExactError
+from ppl_em.e_step.nuts import NUTS
+from ppl_em.params import Params
+from ppl_em.problem import Problem
+
+logger = logging.getLogger("ppl_em")
+
+
+@dataclass(frozen=True)
+class Auto:
+    """`Exact` if the model is found to be exact, else `NUTS`; never an approximation with bias."""
+
+    stochastic: bool = False
+    kind: str = "exact"
+
+    def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> EStep:
+        """Try `Exact` and fall back to `NUTS`; the log says which, and why."""
+        try:
+            chosen = Exact().resolve(rng_key, problem, params)
+        except NotExactError as reason:
+            logger.info("e_step='auto' chose 'nuts': %s", reason)
+            return NUTS().resolve(rng_key, problem, params)
+        logger.info("e_step='auto' chose 'exact' (%s)", type(chosen).__name__)
+        return chosen
+
+    def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> Any:
+        """Call `resolve` first: it returns the E-step to run."""
+        return self.resolve(rng_key, problem, params).init(rng_key, problem, params)

@@ -1,0 +1,63 @@
+"""The contract of an E-step. A new one is a new file, an import line and a row in the tests."""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from ppl_em.params import Params
+from ppl_em.posterior import Posterior
+from ppl_em.problem import Problem
+
+
+class EStep(Protocol):
+    """A frozen, hashable configuration that turns parameters into a posterior.
+
+    *State* is what the next step needs (chain positions, guide parameters, random key). *Info* is
+    a `NamedTuple` of scalars for the reader; it goes to the history under its field names.
+
+    Attributes
+    ----------
+    stochastic
+        Whether Q is a Monte Carlo estimate. If False, info has a field `objective`: the
+        log-likelihood or bound at the parameters, which EM never lowers.
+    kind
+        What that objective is, one of `likelihood.KINDS`.
+    """
+
+    stochastic: bool
+    kind: str
+
+    def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "EStep":
+        """Check on the host, once, that the method applies; return what to run.
+
+        Raises
+        ------
+        ModelError
+            If it does not apply: why, and which flags would do.
+        """
+        ...
+
+    def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> Any:
+        """The first state."""
+        ...
+
+    def step(self, problem: Problem, params: Params, state: Any) -> tuple[Posterior, Any, Any]:
+        """Pure and traceable: the posterior at `params`, the next state, and info."""
+        ...
+
+    def log_likelihood(self, problem: Problem, params: Params, state: Any) -> jax.Array:
+        """The objective as a function of the parameters, twice differentiable; a scalar.
+
+        Deterministic E-steps only.
+        """
+        ...
+
+    def describe(self, info: Any) -> str:
+        """A few words for the progress bar."""
+        ...
+
+
+class ExactInfo(NamedTuple):
+    """What an exact E-step reports: `objective`, the log-likelihood."""
+
+    objective: jax.Array

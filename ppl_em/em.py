@@ -1,0 +1,173 @@
+"""EM: the front door."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro.distributions.constraints import Constraint
+from tqdm.auto import tqdm
+
+from ppl_em import e_step as e_steps
+from ppl_em import m_step as m_steps
+from ppl_em.e_step import EStep
+from ppl_em.inspection import build_problem
+from ppl_em.loop import Limits, run_loop
+from ppl_em.m_step import MStep
+from ppl_em.params import Params
+from ppl_em.result import EMResult, make_result
+from ppl_em.stopping import Stopping
+from ppl_em.validation import ModelError, check_choice, check_option_names
+
+logger = logging.getLogger("ppl_em")
+
+RUN_OPTIONS = ("rng_key", "init_params", "progress_bar")
+
+
+@dataclass(frozen=True)
+class EM:
+    """Maximum likelihood for NumPyro models by Expectation-Maximization.
+
+    Maximises l(theta) = log of the integral of p(y, z | theta) over the latents z. Unobserved
+    `numpyro.sample` sites are z; `numpyro.param` sites are theta.
+
+    Parameters
+    ----------
+    model
+        A NumPyro model. Nothing in it needs to change.
+    e_step
+        `"auto"`, `"exact"`, `"mean_field"`, `"nuts"`, or a configuration from `ppl_em.e_step`.
+    m_step
+        `"auto"`, `"lbfgs"`, `"newton"`, or a configuration from `ppl_em.m_step`.
+    map_sites
+        Names of continuous *sample* sites to maximise under their prior density instead of
+        integrating them out.
+    fixed
+        `{site: value}` held constant.
+    constraints
+        `{site: constraint}`, narrower than the model's own.
+    max_steps
+        At most so many EM steps.
+    stopping
+        Tolerances, a `ppl_em.Stopping`.
+    on_decrease
+        What to do when a deterministic objective falls beyond rounding: `"revert"` to the last
+        good parameters and stop, `"warn"` and go on, or `"raise"`.
+    acceleration, finish, num_restarts
+        Reserved: only the defaults are available in this version.
+
+    Examples
+    --------
+    >>> import jax, numpyro, numpyro.distributions as dist
+    >>> from numpyro.distributions import constraints
+    >>> from ppl_em import EM
+    >>> def model(y):
+    ...     sd = numpyro.param("sd", 1.0, constraint=constraints.positive)
+    ...     with numpyro.plate("groups", len(y)):
+    ...         z = numpyro.sample("z", dist.Normal(0.0, sd))
+    ...         numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+    >>> y = jax.numpy.array([-3.0, 1.0, 2.0, -1.0])
+    >>> result = EM(model).run(jax.random.key(0), y, progress_bar=False)
+    >>> print(f"{float(result.params['sd']):.4f}")  # sqrt(mean(y**2) - 1)
+    1.6583
+    """
+
+    model: Callable
+    e_step: str | EStep = "auto"
+    m_step: str | MStep = "auto"
+    map_sites: Iterable[str] = field(default=(), kw_only=True)
+    fixed: Params | None = field(default=None, kw_only=True)
+    constraints: dict[str, Constraint] | None = field(default=None, kw_only=True)
+    max_steps: int = field(default=500, kw_only=True)
+    stopping: Stopping | None = field(default=None, kw_only=True)
+    on_decrease: str = field(default="revert", kw_only=True)
+    acceleration: None = field(default=None, kw_only=True)
+    finish: None = field(default=None, kw_only=True)
+    num_restarts: int = field(default=1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_choice("on_decrease", self.on_decrease, ("revert", "warn", "raise"))
+        for option, default in (("acceleration", None), ("finish", None), ("num_restarts", 1)):
+            if getattr(self, option) != default:
+                raise ModelError(
+                    f"Option `{option}`: {getattr(self, option)!r} is not available in this "
+                    f"version. Leave it at {default!r}."
+                )
+        if not callable(self.model):
+            raise ModelError(
+                f"Option `model`: found {type(self.model).__name__}. Pass a NumPyro model, a "
+                f"callable."
+            )
+        if isinstance(self.map_sites, str):
+            raise ModelError(
+                f"Option `map_sites`: found the string '{self.map_sites}'. Pass a list of names."
+            )
+        e_steps.from_flag(self.e_step)
+        m_steps.from_flag(self.m_step)
+
+    def run(
+        self,
+        rng_key: jax.Array,
+        *args: Any,
+        init_params: Params | None = None,
+        progress_bar: bool = True,
+        **kwargs: Any,
+    ) -> EMResult:
+        """Fit the model to data.
+
+        Parameters
+        ----------
+        rng_key
+            `jax.random.key(...)` or `jax.random.PRNGKey(...)`.
+        *args, **kwargs
+            Passed to the model.
+        init_params
+            `{site: value}`: where to start, instead of the model's initial values.
+        progress_bar
+            Show a bar with the step, the objective, its change and the E-step's own news.
+
+        Returns
+        -------
+        EMResult
+            Also after an interruption or a step that failed: the last good parameters, with a
+            status that says so.
+
+        Raises
+        ------
+        ModelError
+            If the model, its arguments or the options cannot be used; one line says why.
+        """
+        check_option_names(self.model, RUN_OPTIONS)
+        begin = time.monotonic()
+        key_build, key_resolve, key_init, key_finish = jax.random.split(_as_key(rng_key), 4)
+        problem, params = build_problem(
+            key_build,
+            self.model,
+            args,
+            kwargs,
+            map_sites=self.map_sites,
+            fixed=self.fixed,
+            constraints=self.constraints,
+            init_params=init_params,
+        )
+        if not (problem.spec.latents or problem.spec.discrete):
+            logger.warning(
+                "The model has no latent sites: this is plain maximum likelihood, for which EM "
+                "has nothing to do beyond one M-step."
+            )
+        e_step = e_steps.from_flag(self.e_step).resolve(key_resolve, problem, params)
+        m_step = m_steps.from_flag(self.m_step).resolve(problem.spec.space.size)
+        limits = Limits(self.max_steps, self.stopping or Stopping(), self.on_decrease, begin)
+        with tqdm(total=self.max_steps, disable=not progress_bar, desc="EM") as bar:
+            outcome = run_loop(key_init, problem, e_step, m_step, params, limits, bar)
+        return make_result(key_finish, problem, e_step, outcome)
+
+
+def _as_key(rng_key: jax.Array) -> jax.Array:
+    """Accept old-style and new-style keys."""
+    if jnp.issubdtype(jnp.asarray(rng_key).dtype, jax.dtypes.prng_key):
+        return rng_key
+    return jax.random.wrap_key_data(jnp.asarray(rng_key))

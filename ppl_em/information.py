@@ -1,0 +1,185 @@
+"""Observed information and the covariance of the parameters."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from ppl_em.e_step import EStep
+from ppl_em.params import flat_labels
+from ppl_em.posterior import WeightedDraws
+from ppl_em.problem import Problem
+
+
+@dataclass(frozen=True)
+class Information:
+    """Observed information on the unconstrained scale, and what came of inverting it.
+
+    Attributes
+    ----------
+    gradient
+        Gradient of the log-likelihood (the score), shape (p,).
+    matrix
+        Minus its Hessian, shape (p, p).
+    method
+        How they were computed.
+    score_error
+        Monte Carlo covariance of the score, shape (p, p); zero if deterministic.
+    problem_text
+        Empty if the matrix is positive definite; else which direction is not, and what to do.
+    """
+
+    gradient: np.ndarray
+    matrix: np.ndarray
+    method: str
+    score_error: np.ndarray
+    problem_text: str
+
+    @property
+    def usable(self) -> bool:
+        """Whether the matrix is positive definite."""
+        return not self.problem_text
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Inverse of the matrix, shape (p, p); NaN where it is not usable."""
+        if not self.usable:
+            return np.full_like(self.matrix, np.nan)
+        return np.linalg.inv(self.matrix)
+
+    @property
+    def newton_step(self) -> np.ndarray:
+        """The step to the maximum of the quadratic model, shape (p,)."""
+        return np.linalg.solve(self.matrix, self.gradient)
+
+    @property
+    def newton_error(self) -> np.ndarray:
+        """Monte Carlo covariance of `newton_step`, shape (p, p)."""
+        inverse = np.linalg.inv(self.matrix)
+        return inverse @ self.score_error @ inverse
+
+    @property
+    def gap(self) -> float:
+        """Log-likelihood that the Newton step promises to gain."""
+        return float(0.5 * self.gradient @ self.newton_step)
+
+    @property
+    def gap_noise(self) -> float:
+        """Mean of `gap` that Monte Carlo error alone would cause."""
+        return float(0.5 * np.trace(np.linalg.solve(self.matrix, self.score_error)))
+
+
+@jax.jit(static_argnums=0)
+def _score_and_hessian(e_step: EStep, problem: Problem, x: jax.Array, state: Any) -> tuple:
+    def objective(x: jax.Array) -> jax.Array:
+        return e_step.log_likelihood(problem, problem.constrain(x), state)
+
+    return jax.grad(objective)(x), jax.hessian(objective)(x)
+
+
+def marginal_information(
+    e_step: EStep, problem: Problem, x: jax.Array, state: Any
+) -> Information:
+    """Information of a deterministic E-step's objective, by automatic differentiation."""
+    gradient, hessian = jax.device_get(_score_and_hessian(e_step, problem, x, state))
+    method = "Hessian of the exact log-likelihood"
+    if e_step.kind != "exact":
+        method = f"Hessian of the {e_step.kind.replace('_', ' ')}"
+    return _checked(problem, x, gradient, -hessian, method, np.zeros_like(hessian))
+
+
+class ScoreMoments(NamedTuple):
+    """Moments over the draws of one Monte Carlo E-step.
+
+    `scores` (chain, p) are each chain's mean complete-data scores, `outer` (p, p) the mean outer
+    product, `hessian` (p, p) the mean complete-data Hessian.
+    """
+
+    scores: jax.Array
+    outer: jax.Array
+    hessian: jax.Array
+
+
+def score_moments(problem: Problem, x: jax.Array, posterior: WeightedDraws) -> ScoreMoments:
+    """Complete-data scores and Hessian at `x` (p,) over draws of the latents."""
+
+    def log_joint(x: jax.Array, u: jax.Array) -> jax.Array:
+        return problem.log_joint_unconstrained(problem.constrain(x), u)
+
+    by_draw = jax.vmap(jax.vmap(jax.grad(log_joint), (None, 0)), (None, 0))
+    scores = by_draw(x, posterior.draws)
+    flat = scores.reshape(-1, x.size)
+
+    def q_function(x: jax.Array) -> jax.Array:
+        return posterior.expected_log_joint(problem, problem.constrain(x))
+
+    return ScoreMoments(
+        jnp.mean(scores, axis=1), flat.T @ flat / len(flat), jax.hessian(q_function)(x)
+    )
+
+
+def louis_information(problem: Problem, x: jax.Array, moments: ScoreMoments) -> Information:
+    """Complete minus missing information from accumulated moments.
+
+    Parameters
+    ----------
+    problem, x
+        Where the draws were taken, x of shape (p,).
+    moments
+        With a leading axis of E-steps: scores (step, chain, p), outer and hessian (step, p, p).
+
+    References
+    ----------
+    Louis (1982), Finding the observed information matrix when using the EM algorithm, JRSS B 44.
+    """
+    batches = np.asarray(moments.scores).reshape(-1, x.size)
+    score = batches.mean(axis=0)
+    missing = np.mean(moments.outer, axis=0) - np.outer(score, score)
+    complete = -np.mean(moments.hessian, axis=0)
+    error = np.atleast_2d(np.cov(batches.T)) / len(batches)
+    return _checked(problem, x, score, complete - missing, "Louis's identity", error)
+
+
+def _checked(
+    problem: Problem,
+    x: jax.Array,
+    gradient: np.ndarray,
+    matrix: np.ndarray,
+    method: str,
+    error: np.ndarray,
+) -> Information:
+    matrix = (matrix + matrix.T) / 2
+    return Information(gradient, matrix, method, error, _trouble(problem, x, matrix))
+
+
+def _trouble(problem: Problem, x: jax.Array, matrix: np.ndarray) -> str:
+    if not np.all(np.isfinite(matrix)):
+        return "the information matrix is not finite; the parameters may be at a boundary"
+    values, vectors = np.linalg.eigh(matrix)
+    if values[0] > max(1e-10 * abs(values[-1]), 1e-10):
+        return ""
+    labels = flat_labels(problem.spec.space.unravel(x))
+    weights = np.abs(vectors[:, 0])
+    names = [labels[i] for i in np.argsort(-weights) if weights[i] > 0.3][:4]
+    return (
+        f"the information matrix is not positive definite (smallest eigenvalue "
+        f"{values[0]:.2g}), in the direction of {', '.join(names)}: not identified, or at a "
+        f"boundary; fix one of them with `fixed`, or constrain it"
+    )
+
+
+@jax.jit
+def constrained_covariance(problem: Problem, x: jax.Array, covariance: jax.Array) -> jax.Array:
+    """Delta method: covariance of all flattened parameters on their own scale, (P, P).
+
+    Rows are in the order of `params.flat_labels`; fixed parameters have zeros.
+    """
+
+    def flat(x: jax.Array) -> jax.Array:
+        return ravel_pytree(problem.constrain(x))[0]
+
+    jacobian = jax.jacobian(flat)(x)
+    return jacobian @ covariance @ jacobian.T

@@ -1,0 +1,119 @@
+"""The latents given the data, as users ask for them: draws, means, probabilities."""
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl_em.params import Params
+from ppl_em.posterior import Posterior, WeightedDraws
+from ppl_em.problem import Latents, Problem
+from ppl_em.validation import ModelError
+
+MEAN_SAMPLES = 2000
+"""Draws behind means and probabilities that have no closed form."""
+
+
+@dataclass(frozen=True)
+class LatentPosterior:
+    """p(z given y) at the fitted parameters, exact or approximate as the E-step was."""
+
+    problem: Problem = field(repr=False)
+    params: Params = field(repr=False)
+    inner: Posterior
+    rng_key: jax.Array = field(repr=False)
+
+    def sample(self, rng_key: jax.Array, num_samples: int) -> dict[str, jax.Array]:
+        """Draw all latents jointly.
+
+        Parameters
+        ----------
+        rng_key
+            Random key.
+        num_samples
+            Number of draws n.
+
+        Returns
+        -------
+        dict
+            Site name to array of shape (n, *site_shape), continuous and discrete sites.
+        """
+        key_continuous, key_discrete = jax.random.split(rng_key)
+        draws = self.inner.sample(self.problem, self.params, key_continuous, num_samples)
+        return self.with_discrete(key_discrete, draws, num_samples)
+
+    def with_discrete(
+        self, rng_key: jax.Array, draws: Latents, num_samples: int
+    ) -> dict[str, jax.Array]:
+        """Add draws of the discrete sites to draws (n, *site_shape) of the continuous ones."""
+        if not self.problem.spec.discrete:
+            return draws
+        keys = jax.random.split(rng_key, num_samples)
+        return {**draws, **_sample_discrete(self.problem, self.params, keys, draws)}
+
+    def mean(self) -> dict[str, np.ndarray]:
+        """Posterior means on the model's own scale, each of the site's shape.
+
+        For continuous sites an average over stored or fresh draws unless the posterior is
+        Gaussian on that scale; for discrete sites the mean of the support under `probs`.
+        """
+        means = {}
+        if self.problem.spec.latents:
+            draws = self._draws()
+            means = {name: np.asarray(jnp.mean(v, axis=0)) for name, v in draws.items()}
+            center = getattr(self.inner, "mean", None)
+            if center is not None:
+                exact = self.problem.constrain_latents(self.params, center)
+                same = self.problem.unravel(center)
+                means |= {k: np.asarray(v) for k, v in exact.items() if _equal(v, same[k])}
+        if self.problem.spec.discrete:
+            probs = self.probs()
+            for site in self.problem.spec.discrete:
+                means[site.name] = np.tensordot(probs[site.name], site.values.value, axes=1)
+        return means
+
+    def probs(self) -> dict[str, np.ndarray]:
+        """Responsibilities: probabilities of every discrete site.
+
+        Returns
+        -------
+        dict
+            Site name to array of shape (*plates, size of the support).
+
+        Raises
+        ------
+        ModelError
+            If the model has no discrete latents.
+        """
+        if not self.problem.spec.discrete:
+            raise ModelError(
+                "`posterior.probs()`: the model has no discrete latents. Use `mean()` or "
+                "`sample(...)`."
+            )
+        if not self.problem.spec.latents:
+            return jax.device_get(_probs(self.problem, self.params, {}))
+        draws = self._draws(200)
+        values = jax.vmap(lambda z: _probs(self.problem, self.params, z))(draws)
+        return {name: np.asarray(jnp.mean(value, axis=0)) for name, value in values.items()}
+
+    def _draws(self, num_samples: int = MEAN_SAMPLES) -> Latents:
+        if isinstance(self.inner, WeightedDraws):
+            num_samples = min(num_samples, self.inner.weights.size)
+        return self.inner.sample(self.problem, self.params, self.rng_key, num_samples)
+
+
+def _equal(a: jax.Array, b: jax.Array) -> bool:
+    return a.shape == b.shape and bool(jnp.all(a == b))
+
+
+@jax.jit
+def _probs(problem: Problem, params: Params, latents: Latents) -> dict[str, jax.Array]:
+    return problem.discrete_probs(params, latents)
+
+
+@jax.jit
+def _sample_discrete(
+    problem: Problem, params: Params, keys: jax.Array, draws: Latents
+) -> dict[str, jax.Array]:
+    return jax.vmap(lambda key, z: problem.sample_discrete(key, params, z))(keys, draws)

@@ -1,0 +1,36 @@
+"""LogLikelihood: a value that says what kind of likelihood it is, and its error."""
+
+from typing import NamedTuple
+
+KINDS = ("exact", "quadrature", "laplace", "lower_bound", "estimate")
+"""Every kind of marginal log-likelihood; only `"exact"` is free of approximation."""
+
+
+class LogLikelihood(NamedTuple):
+    """Marginal log-likelihood at the returned parameters, with all constants.
+
+    Attributes
+    ----------
+    value
+        The number, in natural-log units.
+    kind
+        One of `KINDS`.
+    mcse
+        Its Monte Carlo standard error; 0 where nothing is random.
+    pareto_khat
+        Worst tail index of the importance weights behind the number; below 0.7 it can be
+        trusted. `None` where no weights are involved.
+    """
+
+    value: float
+    kind: str
+    mcse: float = 0.0
+    pareto_khat: float | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.value:.6f} ({self.kind.replace('_', ' ')}"
+        if self.mcse:
+            text += f", Monte Carlo error {self.mcse:.2g}"
+        if self.pareto_khat is not None:
+            text += f", Pareto k-hat {self.pareto_khat:.2f}"
+        return text + ")"

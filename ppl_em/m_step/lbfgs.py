@@ -1,0 +1,43 @@
+"""Quasi-Newton M-step."""
+
+from dataclasses import dataclass
+
+import jax
+
+from ppl_em import optimize
+from ppl_em.m_step.base import MStepInfo, report
+from ppl_em.optimize import Objective
+
+
+@dataclass(frozen=True)
+class LBFGS:
+    """L-BFGS with a zoom line search (optax), for any number of parameters.
+
+    Attributes
+    ----------
+    max_steps
+        Line searches per M-step; 1 is generalized EM.
+    tol
+        Stop once a step promises to raise Q by less than this.
+    memory
+        Stored curvature pairs.
+    """
+
+    max_steps: int = 100
+    tol: float = 1e-13
+    memory: int = 10
+
+    def resolve(self, size: int) -> "LBFGS":
+        """Works for any number of parameters."""
+        return self
+
+    def init(self, x: jax.Array) -> tuple:
+        """No state: curvature pairs of another Q would mislead."""
+        return ()
+
+    def step(
+        self, objective: Objective, x: jax.Array, state: tuple
+    ) -> tuple[jax.Array, tuple, MStepInfo]:
+        """Raise the objective from `x` (p,)."""
+        maximum = optimize.lbfgs(objective, x, self.max_steps, self.tol, self.memory)
+        return maximum.x, state, report(maximum)

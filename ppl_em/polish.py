@@ -1,0 +1,98 @@
+"""The last phase of Monte Carlo EM: Newton steps with Fisher's score and Louis's information.
+
+Many draws are taken at one value of the parameters. Their mean score is the gradient of the
+log-likelihood (Fisher), so one Newton step from there has an error that is known, however slow
+EM is. Convergence is only ever declared here, on draws that no M-step has seen.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm.auto import tqdm
+
+from ppl_em.e_step import EStep
+from ppl_em.information import (
+    Information,
+    ScoreMoments,
+    constrained_covariance,
+    louis_information,
+    score_moments,
+)
+from ppl_em.problem import Problem
+from ppl_em.updates import expectation
+from ppl_em.stopping import Stopping
+
+
+@dataclass(frozen=True)
+class Polish:
+    """The outcome of one round.
+
+    `x` (p,) are the parameters after the Newton step, `information` belongs to where the draws
+    were taken, `mcse_x` (p, p) is the Monte Carlo covariance of `x`, `precise` says whether the
+    Monte Carlo error is small enough, `confirmed` whether moreover the score is zero within it.
+    """
+
+    x: jax.Array
+    information: Information
+    mcse_x: np.ndarray
+    precise: bool
+    confirmed: bool
+    state: Any
+    num_draws: int
+
+
+_moments = jax.jit(score_moments)
+
+
+def polish(
+    e_step: EStep,
+    problem: Problem,
+    x: jax.Array,
+    state: Any,
+    stopping: Stopping,
+    deadline: float,
+    bar: tqdm,
+) -> Polish:
+    """Draw at `x` until the Newton step is precise, take it, and test whether it was needed.
+
+    The number of draws doubles until every parameter's Monte Carlo error is below
+    `stopping.mcse_fraction` of its standard error.
+    """
+    rows: list[ScoreMoments] = []
+    target, num_draws = 10, 0
+    while True:
+        while len(rows) < target:
+            posterior, state, info = expectation(e_step, problem, x, state)
+            rows.append(jax.device_get(_moments(problem, x, posterior)))
+            num_draws += e_step.num_chains * e_step.num_samples
+            bar.set_postfix_str(f"confirming on {num_draws} draws, {e_step.describe(info)}")
+            bar.update(0)
+        stacked = ScoreMoments(*(np.stack(part) for part in zip(*rows, strict=True)))
+        information = louis_information(problem, x, stacked)
+        precise = information.usable and _precise(problem, x, information, stopping)
+        spent = num_draws >= stopping.max_draws or time.monotonic() > deadline
+        if precise or spent or (not information.usable and len(rows) >= 40):
+            break
+        target *= 2
+    if not information.usable:
+        return Polish(x, information, np.full_like(information.matrix, np.nan), False, False,
+                      state, num_draws)
+    noise = information.gap_noise
+    confirmed = precise and information.gap <= stopping.gap_for(True) + 4 * noise
+    step = information.newton_step
+    length = np.sqrt(step @ information.matrix @ step)
+    step = step * min(1.0, 3.0 / max(length, 1e-300))
+    x = x + jnp.asarray(step, x.dtype)
+    return Polish(x, information, information.newton_error, precise, confirmed, state, num_draws)
+
+
+def _precise(
+    problem: Problem, x: jax.Array, information: Information, stopping: Stopping
+) -> bool:
+    error = np.sqrt(np.diag(information.newton_error))
+    se = np.sqrt(np.diag(information.covariance))
+    return bool(np.all(error <= stopping.mcse_fraction * se))

@@ -1,0 +1,42 @@
+"""Weighted draws: one representation for Monte Carlo EM, stochastic approximation, reweighting."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from ppl_em.params import Params
+from ppl_em.posterior.base import constrain_draws
+from ppl_em.problem import Latents, Problem
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class WeightedDraws:
+    """Draws of the unconstrained latents, (chain, draw, D), with weights (chain, draw) summing to 1.
+
+    Plain Monte Carlo EM has equal weights.
+    """
+
+    draws: jax.Array
+    weights: jax.Array
+
+    def log_joints(self, problem: Problem, params: Params) -> jax.Array:
+        """The log-joint at `params` of every draw, shape (chain, draw)."""
+
+        def log_joint(u: jax.Array) -> jax.Array:
+            return problem.log_joint_unconstrained(params, u)
+
+        return jax.vmap(jax.vmap(log_joint))(self.draws)
+
+    def expected_log_joint(self, problem: Problem, params: Params) -> jax.Array:
+        """Monte Carlo Q(params): the weighted mean of the log-joint; a scalar."""
+        return jnp.sum(self.weights * self.log_joints(problem, params))
+
+    def sample(
+        self, problem: Problem, params: Params, rng_key: jax.Array, num_samples: int
+    ) -> Latents:
+        """Resample the stored draws; each site has shape (num_samples, *site_shape)."""
+        flat = self.draws.reshape((-1, self.draws.shape[-1]))
+        picked = jax.random.choice(rng_key, len(flat), (num_samples,), p=self.weights.ravel())
+        return constrain_draws(problem, params, flat[picked])

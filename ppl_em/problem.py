@@ -1,0 +1,251 @@
+"""Problem: a NumPyro model with its data, seen as a log-joint of parameters and latents."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro import handlers
+from numpyro.distributions import biject_to
+from numpyro.infer.util import constrain_fn, log_density, potential_energy
+
+from ppl_em.arguments import Arguments
+from ppl_em.params import Params, ParamSpace
+from ppl_em.static import Static
+from ppl_em.validation import ModelError
+
+Latents = dict[str, jax.Array]
+"""Continuous latent sites, name to value on the constrained scale."""
+
+
+@dataclass(frozen=True)
+class LatentSite:
+    """One continuous latent site.
+
+    `shape` is the site's, `shape_u` that of its unconstrained value, `plates` its plates as
+    (name, axis counted from the right of `shape_u`). `support` is None where it changes with
+    other latents and has to be read off a run of the model.
+    """
+
+    name: str
+    support: Static | None
+    shape: tuple[int, ...]
+    shape_u: tuple[int, ...]
+    plates: tuple[tuple[str, int], ...]
+    dims: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DiscreteSite:
+    """One discrete latent site, its plate dimensions and its support values."""
+
+    name: str
+    shape: tuple[int, ...]
+    dims: tuple[str, ...]
+    values: Static
+    in_scan: bool
+
+
+@dataclass(frozen=True)
+class ProblemSpec:
+    """Everything static about a problem; hashable, so that compiled programs are shared."""
+
+    model: Callable
+    arguments: Arguments
+    space: ParamSpace
+    latents: tuple[LatentSite, ...]
+    discrete: tuple[DiscreteSite, ...]
+    observed: tuple[str, ...]
+    first_available_dim: int
+    idle: Static | None = field(default=None)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Problem:
+    """A model, its arguments and the roles of its sites; a pytree whose leaves are the data.
+
+    Parameters are a dict on the model's own scale (`params`) or one unconstrained vector (`x`,
+    shape (p,)). Continuous latents are a dict on the constrained scale (`latents`) or one
+    unconstrained vector (`u`, shape (D,)). Discrete latents are summed out. `start` is a point
+    of finite log-joint, shape (D,), where E-steps may begin.
+    """
+
+    leaves: tuple[Any, ...]
+    fixed: Params
+    start: jax.Array
+    spec: ProblemSpec = field(metadata={"static": True})
+
+    @property
+    def num_latents(self) -> int:
+        """D, the number of unconstrained continuous latents."""
+        return sum(int(np.prod(site.shape_u)) for site in self.spec.latents)
+
+    @property
+    def arguments(self) -> tuple[tuple, dict[str, Any]]:
+        """The model's `(args, kwargs)`."""
+        return self.spec.arguments.rebuild(self.leaves)
+
+    def constrain(self, x: jax.Array) -> Params:
+        """All parameters, fixed ones included, at the unconstrained vector `x`."""
+        return {**self.spec.space.constrain(x), **self.fixed}
+
+    def unconstrain(self, params: Params) -> jax.Array:
+        """The unconstrained vector of the free parameters, shape (p,)."""
+        return self.spec.space.unconstrain(params)
+
+    def at(self, params: Params) -> Callable:
+        """The program with its parameters substituted: what `Predictive` and ArviZ should see.
+
+        The raw model would use the initial values of its `numpyro.param` sites.
+        """
+        return handlers.substitute(self.spec.model, data={**params, **self.fixed})
+
+    def log_joint(self, params: Params, latents: Latents) -> jax.Array:
+        """log p(y, z; params) on the constrained scale, discrete latents summed out; a scalar.
+
+        Raises
+        ------
+        ModelError
+            If `params` or `latents` is not exactly the model's list of sites.
+        """
+        self._check(params, latents)
+        args, kwargs = self.arguments
+        values = {**params, **self.fixed, **latents}
+        if self.spec.discrete:
+            elimination = _elimination()
+            value = elimination.marginal_log_density(
+                self.spec.model, self.spec.first_available_dim, args, kwargs, values
+            )
+        else:
+            value = log_density(self.spec.model, args, kwargs, values)[0]
+        return jnp.asarray(value)
+
+    def log_joint_unconstrained(self, params: Params, u: jax.Array) -> jax.Array:
+        """log p(y, u; params): with the log-Jacobian of the latents, none for the parameters.
+
+        Idle coordinates (imputed values where the data are observed) carry a standard normal
+        density, which integrates to one and touches nothing else.
+        """
+        self._check(params, dict.fromkeys(site.name for site in self.spec.latents))
+        args, kwargs = self.arguments
+        model = self.at(params)
+        if self.spec.discrete:
+            model = _elimination().enumerated(model, self.spec.first_available_dim)
+        enum = bool(self.spec.discrete)
+        if self.spec.idle is None:
+            return jnp.asarray(-potential_energy(model, args, kwargs, self.unravel(u), enum=enum))
+        idle = self.spec.idle.value
+        active = self.unravel(jnp.where(idle, 0.0, u))
+        value = -potential_energy(model, args, kwargs, active, enum=enum)
+        normal = -0.5 * (u**2 + np.log(2 * np.pi))
+        return value + jnp.sum(jnp.where(idle, normal - self._log_jacobian_at_zero(), 0.0))
+
+    def require_continuous(self, flag: str) -> None:
+        """Raise if there is no continuous latent for the E-step `flag` to work on."""
+        if not self.spec.latents:
+            kind = "discrete latents only" if self.spec.discrete else "no latents"
+            raise ModelError(
+                f"Option `e_step`: '{flag}' needs continuous latents and the model has {kind}. "
+                f"Use e_step='exact'."
+            )
+
+    def unravel(self, u: jax.Array) -> Latents:
+        """Split `u` (D,) into unconstrained values by site."""
+        sites = self.spec.latents
+        ends = np.cumsum([int(np.prod(site.shape_u)) for site in sites])
+        parts = jnp.split(u, ends[:-1]) if sites else []
+        return {s.name: jnp.reshape(v, s.shape_u) for s, v in zip(sites, parts, strict=True)}
+
+    def ravel(self, values: Latents) -> jax.Array:
+        """Join unconstrained values by site into `u` (D,)."""
+        parts = [jnp.ravel(values[site.name]) for site in self.spec.latents]
+        return jnp.concatenate(parts) if parts else jnp.zeros((0,))
+
+    def constrain_latents(self, params: Params, u: jax.Array) -> Latents:
+        """Latents on the constrained scale at the unconstrained vector `u` (D,)."""
+        values = self.unravel(u)
+        if any(site.support is None for site in self.spec.latents):
+            args, kwargs = self.arguments
+            return constrain_fn(self.at(params), args, kwargs, values)
+        return {
+            site.name: biject_to(site.support.value)(values[site.name])
+            for site in self.spec.latents
+            if site.support is not None
+        }
+
+    def log_factors(self, params: Params, latents: Latents) -> Any:
+        """The log-joint as tables over discrete sites, see `elimination.LogFactors`."""
+        self._check(params, latents)
+        args, kwargs = self.arguments
+        return _elimination().log_factors(
+            self.spec.model,
+            self.spec.first_available_dim,
+            args,
+            kwargs,
+            {**params, **self.fixed, **latents},
+        )
+
+    def log_normalizer(self, factors: Any) -> jax.Array:
+        """log Z of `log_factors`; a scalar. Its gradient in a table is that factor's marginal."""
+        return _elimination().log_normalizer(factors)
+
+    def discrete_probs(self, params: Params, latents: Latents) -> dict[str, jax.Array]:
+        """Conditional probabilities of every discrete site, each (*plates, size of support)."""
+        factors = self.log_factors(params, latents)
+        elimination = _elimination()
+        marginals = jax.grad(
+            lambda tables: elimination.log_normalizer(factors._replace(tables=tables))
+        )(factors.tables)
+        return {
+            site.name: elimination.site_marginal(factors, marginals, site.name)
+            for site in self.spec.discrete
+        }
+
+    def sample_discrete(
+        self, rng_key: jax.Array, params: Params, latents: Latents
+    ) -> dict[str, jax.Array]:
+        """Draw the discrete sites given data, parameters and continuous latents."""
+        args, kwargs = self.arguments
+        return _elimination().sample_discrete(
+            handlers.substitute(self.at(params), data=latents),
+            self.spec.first_available_dim,
+            rng_key,
+            tuple(site.name for site in self.spec.discrete),
+            args,
+            kwargs,
+        )
+
+    def _log_jacobian_at_zero(self) -> jax.Array:
+        """log |dz/du| at u = 0 for latents with an elementwise transform, 0 for others; (D,)."""
+        terms = {}
+        for site in self.spec.latents:
+            zeros = jnp.zeros(site.shape_u)
+            transform = None if site.support is None else biject_to(site.support.value)
+            if transform is not None and transform.domain.event_dim == 0:
+                terms[site.name] = transform.log_abs_det_jacobian(zeros, transform(zeros))
+            else:
+                terms[site.name] = zeros
+        return self.ravel(terms)
+
+    def _check(self, params: Params, latents: dict[str, Any]) -> None:
+        for what, found, expected in (
+            ("parameter", {**params, **self.fixed}, {*self.spec.space.names, *self.fixed}),
+            ("latent", latents, {site.name for site in self.spec.latents}),
+        ):
+            missing, unknown = sorted(expected - set(found)), sorted(set(found) - expected)
+            if missing or unknown:
+                raise ModelError(
+                    f"Site '{(missing or unknown)[0]}': "
+                    f"{f'no value for this {what}' if missing else f'not a {what} of the model'}. "
+                    f"Pass exactly: {', '.join(sorted(expected)) or 'nothing'}."
+                )
+
+
+def _elimination() -> Any:
+    """Import funsor only for models that need it: the import selects its JAX backend."""
+    import ppl_em.elimination as elimination
+
+    return elimination

@@ -1,0 +1,138 @@
+"""When to stop: the status of a run, and the rules that decide it. Pure functions of the history."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Status(Enum):
+    """How a run ended; the value is the sentence shown to the user."""
+
+    CONVERGED = "Converged: the estimated remaining gain in log-likelihood is below the tolerance."
+    MAX_STEPS = (
+        "Not converged: the step budget is spent. Raise `max_steps`, or continue from "
+        "`init_params=result.params`."
+    )
+    MAX_SECONDS = (
+        "Not converged: the time budget is spent. Raise `Stopping(max_seconds=...)`, or continue "
+        "from `init_params=result.params`."
+    )
+    DECREASED = (
+        "Stopped: a step lowered the objective beyond rounding. The last good parameters are "
+        "returned; try another E-step, or float64 (`numpyro.enable_x64()`)."
+    )
+    NON_FINITE = (
+        "Stopped: a step gave a value that is not finite. The last good parameters are returned; "
+        "constrain the parameters with `constraints`, or start elsewhere with `init_params`."
+    )
+    NOISE_LIMITED = (
+        "Not converged: Monte Carlo noise hides whether the maximum is reached. Allow more draws "
+        "(`Stopping(max_draws=...)`) or a larger error (`Stopping(mcse_fraction=...)`)."
+    )
+    INTERRUPTED = "Interrupted by the user. The last good parameters are returned."
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """Tolerances, in units that mean something.
+
+    Attributes
+    ----------
+    gap
+        Estimated log-likelihood still to gain. A gap g leaves parameters within sqrt(2 g)
+        standard errors of the maximum. Default: 1e-12 where the E-step is deterministic, 0.005
+        where it is Monte Carlo.
+    mcse_fraction
+        Monte Carlo E-steps: largest Monte Carlo error of a parameter, as a fraction of its
+        standard error.
+    max_draws
+        Monte Carlo E-steps: draws that one confirmation may use.
+    max_seconds
+        Wall time after which no further step is started.
+    """
+
+    gap: float | None = None
+    mcse_fraction: float = 0.03
+    max_draws: int = 200_000
+    max_seconds: float | None = None
+
+    def gap_for(self, stochastic: bool) -> float:
+        """The tolerance on the remaining gain."""
+        if self.gap is not None:
+            return self.gap
+        return 0.005 if stochastic else 1e-12
+
+
+class Step(NamedTuple):
+    """What the rules look at: one EM step, taken from `x` (p,) to its result.
+
+    `objective` belongs to the parameters after the step (a path estimate if stochastic), `change`
+    is its gain, `error` the Monte Carlo error of the gain, `length` the Euclidean length of the
+    step.
+    """
+
+    objective: float
+    change: float
+    error: float
+    length: float
+
+
+def rounding(objective: float, dtype: np.dtype) -> float:
+    """Size of rounding errors in an objective of this size."""
+    return float(8 * np.finfo(dtype).eps * (1 + abs(objective)))
+
+
+def remaining_gap(steps: Sequence[Step]) -> float:
+    """Estimate the log-likelihood that EM has still to gain.
+
+    EM converges linearly with some rate rho, seen as the ratio of step lengths; the gains then
+    shrink by rho^2, and the rest of that geometric series is gain * rho^2 / (1 - rho^2). The
+    largest of the last three ratios is used.
+
+    References
+    ----------
+    Dempster, Laird & Rubin (1977), section 3 (rate of convergence).
+    """
+    if len(steps) < 3:
+        return np.inf
+    rate = observed_rate(steps)
+    return abs(steps[-1].change) * rate**2 / (1 - rate**2)
+
+
+def observed_rate(steps: Sequence[Step]) -> float:
+    """Ratio of successive step lengths, the largest of the last three; at most 1 - 1e-6."""
+    lengths = np.array([step.length for step in steps[-4:]])
+    if len(lengths) < 2:
+        return 1 - 1e-6
+    ratios = lengths[1:] / np.maximum(lengths[:-1], np.finfo(float).tiny)
+    return float(np.clip(np.max(ratios), 0.0, 1 - 1e-6))
+
+
+def has_converged(steps: Sequence[Step], gap: float, dtype: np.dtype) -> bool:
+    """Deterministic E-steps: is what remains below `gap`, or lost in rounding?"""
+    if not steps:
+        return False
+    last = steps[-1]
+    if last.length == 0:
+        return True
+    floor = rounding(last.objective, dtype)
+    if len(steps) >= 3 and all(abs(step.change) <= floor for step in steps[-3:]):
+        return True
+    return remaining_gap(steps) < max(gap, floor)
+
+
+def has_decreased(step: Step, dtype: np.dtype) -> bool:
+    """Deterministic E-steps: did the objective fall by more than rounding?"""
+    return step.change < -100 * rounding(step.objective, dtype)
+
+
+def has_settled(steps: Sequence[Step]) -> bool:
+    """Monte Carlo E-steps: are the last gains within twice their errors?
+
+    The end of the moving phase only: convergence is decided on fresh draws.
+    """
+    recent = steps[-3:]
+    return len(steps) >= 5 and all(abs(step.change) <= 2 * step.error for step in recent)

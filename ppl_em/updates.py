@@ -1,0 +1,66 @@
+"""The two halves of one EM step, each compiled once and shared by every phase of a run."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl_em.e_step import EStep
+from ppl_em.m_step import MStep
+from ppl_em.posterior import Posterior, WeightedDraws
+from ppl_em.problem import Problem
+
+
+class Maximized(NamedTuple):
+    """What an M-step reports: the new `x` (p,), its state and info, and Monte Carlo gains.
+
+    `forward` and `backward` are mean and error of the change in log-joint over the E-step's
+    draws, from `x` to the new one and from the one before to `x`; zeros if deterministic.
+    """
+
+    x: jax.Array
+    state: Any
+    info: Any
+    forward: jax.Array
+    backward: jax.Array
+
+
+@jax.jit(static_argnums=0)
+def expectation(e_step: EStep, problem: Problem, x: jax.Array, state: Any) -> tuple:
+    """E-step: posterior, state and info at `x`; compiled once per problem and configuration."""
+    return e_step.step(problem, problem.constrain(x), state)
+
+
+@jax.jit(static_argnums=0)
+def maximization(
+    m_step: MStep,
+    problem: Problem,
+    x: jax.Array,
+    x_before: jax.Array,
+    posterior: Posterior,
+    state: Any,
+) -> Maximized:
+    """M-step on Q under `posterior`; compiled once per problem and configuration."""
+
+    def q_function(x: jax.Array) -> jax.Array:
+        return posterior.expected_log_joint(problem, problem.constrain(x))
+
+    new_x, state, info = m_step.step(q_function, x, state)
+    forward = backward = jnp.zeros(2, x.dtype)
+    if isinstance(posterior, WeightedDraws):
+        before, here, after = (
+            posterior.log_joints(problem, problem.constrain(point))
+            for point in (x_before, x, new_x)
+        )
+        forward, backward = _mean_and_error(after - here), _mean_and_error(here - before)
+    return Maximized(new_x, state, info, forward, backward)
+
+
+def _mean_and_error(values: jax.Array) -> jax.Array:
+    """Mean of `values` (chain, draw) and its standard error by batch means, shape (2,)."""
+    chains, draws = values.shape
+    batches = max(2, min(5, draws // 5))
+    length = draws // batches
+    means = values[:, : batches * length].reshape(chains * batches, length).mean(axis=1)
+    return jnp.stack([jnp.mean(values), jnp.std(means, ddof=1) / np.sqrt(chains * batches)])

@@ -1,0 +1,87 @@
+"""Messages for everything a user can get wrong: "Site 'z': fact. Remedy."."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+class ModelError(ValueError):
+    """The model, its arguments or the options cannot be used as given; the text says why."""
+
+
+def site_error(name: str, fact: str, remedy: str) -> ModelError:
+    """Build the error for one site: what is wrong there, and what to do about it."""
+    return ModelError(f"Site '{name}': {fact}. {remedy}.")
+
+
+def check_known(option: str, names: Iterable[str], valid: Iterable[str], what: str) -> None:
+    """Raise if `option` names a site that is not one of `valid`.
+
+    Raises
+    ------
+    ModelError
+        Naming the unknown site, the valid ones, and the nearest match.
+    """
+    known = sorted(valid)
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            raise site_error(
+                name,
+                f"`{option}` names it, but the model has no such {what}",
+                f"{hint}Valid names: {', '.join(known) or 'none'}",
+            )
+
+
+def check_choice(option: str, value: str, valid: Iterable[str]) -> None:
+    """Raise if the flag `value` is not one of `valid`."""
+    choices = list(valid)
+    if value not in choices:
+        raise ModelError(
+            f"Option `{option}`: found '{value}'. Valid flags: {', '.join(map(repr, choices))}."
+        )
+
+
+def check_shape(name: str, option: str, found: tuple, expected: tuple) -> None:
+    """Raise if a value supplied for a site has another shape than the model gives it."""
+    if tuple(found) != tuple(expected):
+        raise site_error(
+            name,
+            f"`{option}` has shape {tuple(found)}, the model's site has shape {tuple(expected)}",
+            f"Pass an array of shape {tuple(expected)}",
+        )
+
+
+def check_option_names(model: Callable, options: Iterable[str], given: Iterable[str] = ()) -> None:
+    """Raise if a model argument has the name of one of `run`'s own options.
+
+    Such an argument could never reach the model.
+    """
+    try:
+        signature = inspect.signature(model)
+    except (TypeError, ValueError):
+        return
+    for option in options:
+        if option in signature.parameters and option not in given:
+            raise ModelError(
+                f"Model argument '{option}': `run` has an option of the same name, so the "
+                f"model would never receive it. Rename the argument of the model."
+            )
+
+
+def check_call(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Raise one clear line if `args` and `kwargs` do not fit the model's signature."""
+    try:
+        signature = inspect.signature(model)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        name = getattr(model, "__name__", type(model).__name__)
+        raise ModelError(
+            f"Model '{name}': {error}. Its arguments are {signature}; pass them to `run` "
+            f"after the random key."
+        ) from None

@@ -1,0 +1,42 @@
+"""Shared set-up: double precision, a persistent compilation cache, the models folder."""
+
+import importlib.util
+import json
+import os
+import pathlib
+from types import ModuleType
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpyro
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+numpyro.enable_x64()
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+SEED = int(os.environ.get("PPL_EM_TEST_SEED", "0"))
+"""Base of every random key in the tests; set the variable to sweep it."""
+
+
+@pytest.fixture
+def rng_key() -> jax.Array:
+    """A new-style random key."""
+    return jax.random.key(SEED)
+
+
+def load_model(name: str) -> ModuleType:
+    """Load `models/NAME.py` from the checkout."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "models" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_reference(name: str) -> dict:
+    """Read `tests/reference/NAME.json`."""
+    return json.loads((ROOT / "tests" / "reference" / f"{name}.json").read_text())
