@@ -3,7 +3,7 @@
 from ppl_em import e_step, m_step
 from ppl_em.em import EM
 from ppl_em.likelihood import LogLikelihood
-from ppl_em.result import EMResult
+from ppl_em.result import EMResult, load
 from ppl_em.stopping import Status, Stopping
 from ppl_em.validation import ModelError
 
@@ -17,5 +17,6 @@ __all__ = [
     "Status",
     "Stopping",
     "e_step",
+    "load",
     "m_step",
 ]

@@ -21,6 +21,7 @@ from ppl_em.params import Params, flat_labels
 from ppl_em.posterior import Factorized, WeightedDraws
 from ppl_em.problem import Problem
 from ppl_em.stopping import Status
+from ppl_em.uncertainty import Uncertainty
 from ppl_em.updates import expectation
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class EMResult:
     posterior: Any
     e_step: str
     seconds: dict[str, float]
-    parts: Any = field(repr=False)
+    parts: "Parts | arviz.StoredParts" = field(repr=False)
 
     @property
     def converged(self) -> bool:
@@ -131,7 +132,7 @@ class EMResult:
         Groups: `posterior` (latents at the fitted parameters, chain x draw), `sample_stats`,
         `em_trace` (dim `iteration`), `log_likelihood` (pointwise), `observed_data`, `params`.
         """
-        return arviz.to_datatree(self)
+        return self.parts.datatree(self)
 
     def save(self, path: Any) -> None:
         """Write the fit to a netCDF file; `ppl_em.load` reads it back, ArviZ opens it."""
@@ -160,20 +161,6 @@ class EMResult:
 
 
 @dataclass(frozen=True)
-class Uncertainty:
-    """Errors of all P flattened parameters on their own scale.
-
-    `covariance` (P, P) is statistical, `mcse` (P,) is Monte Carlo error; `reason` says why the
-    covariance is NaN, and is empty otherwise.
-    """
-
-    covariance: np.ndarray
-    mcse: np.ndarray
-    method: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Parts:
     """What a result computes from on request: the problem and the end of the run."""
 
@@ -183,6 +170,10 @@ class Parts:
     e_state: Any
     information: Information | None
     mcse_x: np.ndarray | None
+
+    def datatree(self, result: EMResult) -> "xarray.DataTree":
+        """Build the result's DataTree."""
+        return arviz.to_datatree(result, self.problem)
 
     def uncertainty(self) -> Uncertainty:
         """Invert the observed information; carry it to the model's own scale."""
@@ -201,6 +192,31 @@ class Parts:
         return Uncertainty(
             covariance, np.sqrt(np.diag(mcse)), information.method, information.problem_text
         )
+
+
+def load(path: Any) -> EMResult:
+    """Read a fit back from a file written by `EMResult.save`.
+
+    Everything but the model itself comes back: `posterior.sample` resamples the stored draws.
+
+    Raises
+    ------
+    ModelError
+        If the file is not a saved fit.
+    """
+    tree, header, log_likelihood, params = arviz.read(path)
+    trace = tree["em_trace"].data_vars
+    return EMResult(
+        params=params,
+        log_likelihood=log_likelihood,
+        status=Status[header["status"]],
+        num_steps=header["num_steps"],
+        history={str(name): values.values for name, values in trace.items()},
+        posterior=arviz.StoredPosterior(tree),
+        e_step=header["e_step"],
+        seconds=header["seconds"],
+        parts=arviz.StoredParts(tree),
+    )
 
 
 def make_result(
@@ -247,12 +263,16 @@ def _more_draws(
     e_step: EStep, problem: Problem, x: jax.Array, state: Any, num_steps: int = 10
 ) -> tuple[WeightedDraws, Any]:
     """Draws at the returned parameters, for the reader and for fitting proposals."""
-    parts = []
+    parts: list[WeightedDraws] = []
     for _ in range(num_steps):
         posterior, state, _ = expectation(e_step, problem, x, state)
-        parts.append(posterior.draws)
-    draws = jnp.concatenate(parts, axis=1)
-    return WeightedDraws(draws, jnp.full(draws.shape[:2], 1 / draws[..., 0].size)), state
+        parts.append(posterior)
+    draws = jnp.concatenate([part.draws for part in parts], axis=1)
+    stats = {
+        name: jnp.concatenate([part.stats[name] for part in parts], axis=1)
+        for name in parts[0].stats
+    }
+    return WeightedDraws(draws, jnp.full(draws.shape[:2], 1 / draws[..., 0].size), stats), state
 
 
 def _flag(e_step: EStep) -> str:

@@ -110,7 +110,8 @@ class NUTS:
             draws[:, -1], state.step_size * nudge, state.inverse_mass_matrix, rng_key
         )
         count = self.num_chains * self.num_samples
-        return WeightedDraws(draws, jnp.full(draws.shape[:2], 1 / count)), state, info
+        stats = {"acceptance_rate": accept, "diverging": diverging, "n_steps": steps}
+        return WeightedDraws(draws, jnp.full(draws.shape[:2], 1 / count), stats), state, info
 
     def describe(self, info: NUTSInfo) -> str:
         """Acceptance and divergences."""

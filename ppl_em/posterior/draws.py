@@ -1,6 +1,6 @@
 """Weighted draws: one representation for Monte Carlo EM, stochastic approximation, reweighting."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,13 @@ from ppl_em.problem import Latents, Problem
 class WeightedDraws:
     """Draws of the unconstrained latents, (chain, draw, D), with weights (chain, draw) summing to 1.
 
-    Plain Monte Carlo EM has equal weights.
+    Plain Monte Carlo EM has equal weights. `stats` holds what the sampler says of each draw, arrays
+    (chain, draw) under ArviZ's names.
     """
 
     draws: jax.Array
     weights: jax.Array
+    stats: dict[str, jax.Array] = field(default_factory=dict)
 
     def log_joints(self, problem: Problem, params: Params) -> jax.Array:
         """The log-joint at `params` of every draw, shape (chain, draw)."""

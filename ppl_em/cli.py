@@ -1,0 +1,236 @@
+"""The command line: `ppl-em fit | compare | models`."""
+
+import argparse
+import json
+import logging
+import os
+import pathlib
+import sys
+import traceback
+from typing import Any
+
+import jax
+import numpy as np
+import numpyro
+from jax.flatten_util import ravel_pytree
+
+from ppl_em import catalog, e_step, m_step
+from ppl_em.em import EM
+from ppl_em.params import flat_labels
+from ppl_em.plots import plot_fit
+from ppl_em.result import EMResult
+from ppl_em.validation import ModelError
+
+OK, NOT_CONVERGED, UNUSABLE = 0, 1, 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status.
+
+    0 converged, 1 ran but not converged, 2 unusable input (one line on stderr).
+    """
+    options = _parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    if getattr(options, "verbose", False):
+        logging.getLogger("ppl_em").setLevel(logging.INFO)
+    _configure_jax()
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("ppl-em: interrupted before the first step", file=sys.stderr)
+        return NOT_CONVERGED
+    except Exception as error:
+        if getattr(options, "verbose", False) and not isinstance(error, ModelError):
+            traceback.print_exc()
+        kind = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
+        print(f"ppl-em: {kind}{' '.join(str(error).split())[:600]}", file=sys.stderr)
+        return UNUSABLE
+
+
+def _configure_jax() -> None:
+    """Double precision, and compiled programs kept between runs."""
+    numpyro.enable_x64()
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "ppl-em"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ppl-em", description="Fit NumPyro models by Expectation-Maximization."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    fit = commands.add_parser("fit", help="fit a model and print its estimates")
+    _add_model(fit)
+    fit.add_argument("--e-step", default="auto", choices=list(e_step.FLAGS))
+    fit.add_argument("--algorithm", default="em", choices=["em", "direct", "hybrid"])
+    fit.add_argument("--out", metavar="FILE.nc", help="save the fit (netCDF, for ArviZ)")
+    fit.add_argument("--plot", metavar="FILE.png", help="save a picture of the fit")
+    fit.add_argument("--reference", action="store_true", help="show the model's reference answer")
+    fit.set_defaults(run=_fit)
+
+    compare = commands.add_parser("compare", help="fit a model under several E-steps")
+    _add_model(compare)
+    compare.add_argument(
+        "--e-steps", default="mean_field,nuts", metavar="A,B,...", help="flags, comma-separated"
+    )
+    compare.set_defaults(run=_compare)
+
+    models = commands.add_parser("models", help="list the models that come with ppl-em")
+    models.set_defaults(run=_models)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a name, file.py or file.py:function")
+    parser.add_argument("--data", metavar="CSV", help="columns go to the arguments of that name")
+    parser.add_argument("--m-step", default="auto", choices=list(m_step.FLAGS))
+    parser.add_argument("--map-sites", default="", metavar="A,B,...", help="sample sites to maximise")
+    parser.add_argument("--max-steps", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--verbose", action="store_true", help="say what was decided, and why")
+    parser.add_argument("--no-progress", action="store_true", help="hide the progress bar")
+
+
+def _run(options: argparse.Namespace, entry: catalog.Entry, flag: str) -> EMResult:
+    data = catalog.read_csv(options.data, entry.model) if options.data else entry.load()
+    em = EM(
+        entry.model,
+        e_step=flag,
+        m_step=options.m_step,
+        map_sites=tuple(filter(None, options.map_sites.split(","))),
+        max_steps=options.max_steps,
+    )
+    bar = not options.no_progress and sys.stderr.isatty()
+    return em.run(jax.random.key(options.seed), progress_bar=bar, **data)
+
+
+def _fit(options: argparse.Namespace) -> int:
+    if options.algorithm != "em":
+        raise ModelError(
+            f"Option --algorithm: '{options.algorithm}' is not available in this version. Use 'em'."
+        )
+    entry = catalog.find(options.model)
+    reference = entry.reference if options.reference and not options.data else None
+    result = _run(options, entry, options.e_step)
+    if options.json:
+        print(json.dumps(as_json(result)))
+    else:
+        print(_report(result, entry, reference))
+    for path, write in ((options.out, result.save), (options.plot, None)):
+        if not path:
+            continue
+        if write is None:
+            plot_fit(result, reference).savefig(path, dpi=110)
+        else:
+            write(path)
+        print(f"{'Picture' if write is None else 'Fit'} saved in {path}", file=sys.stderr)
+    return OK if result.converged else NOT_CONVERGED
+
+
+def _compare(options: argparse.Namespace) -> int:
+    entry = catalog.find(options.model)
+    flags = [flag.strip() for flag in options.e_steps.split(",") if flag.strip()]
+    for flag in flags:
+        e_step.from_flag(flag)
+    results: dict[str, EMResult] = {}
+    refused: dict[str, str] = {}
+    for flag in flags:
+        try:
+            results[flag] = _run(options, entry, flag)
+        except ModelError as error:
+            refused[flag] = str(error)
+    if not results:
+        raise ModelError(next(iter(refused.values())))
+    if options.json:
+        report: dict[str, Any] = {flag: as_json(result) for flag, result in results.items()}
+        print(json.dumps(report | {flag: {"error": text} for flag, text in refused.items()}))
+    else:
+        print(_comparison(results))
+        for flag, text in refused.items():
+            print(f"{flag}: not run. {text}")
+    converged = not refused and all(result.converged for result in results.values())
+    return OK if converged else NOT_CONVERGED
+
+
+def _models(options: argparse.Namespace) -> int:
+    for name in catalog.names():
+        print(f"{name:16s} {catalog.find(name).title}")
+    return OK
+
+
+def as_json(result: EMResult) -> dict[str, Any]:
+    """The fit as plain numbers; what is not available is null."""
+    likelihood = result.log_likelihood
+    return {
+        "params": _plain(result.params),
+        "standard_errors": _plain(result.standard_errors()),
+        "mcse": _plain(result.mcse()),
+        "log_likelihood": _plain(likelihood._asdict()),
+        "converged": result.converged,
+        "status": result.status.value,
+        "num_steps": result.num_steps,
+        "e_step": result.e_step,
+        "seconds": result.seconds,
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(child) for child in value]
+    if isinstance(value, float | np.ndarray | np.generic | jax.Array):
+        array = np.asarray(value)
+        if array.ndim:
+            return [_plain(child) for child in array]
+        number = array.item()
+        return number if not isinstance(number, float) or np.isfinite(number) else None
+    return value
+
+
+def _report(result: EMResult, entry: catalog.Entry, reference: dict[str, Any] | None) -> str:
+    table = result.summary()
+    lines = [f"{entry.name}: {entry.title}", ""]
+    if reference is not None:
+        labels = flat_labels(reference["params"])
+        table.loc[labels, "reference"] = np.asarray(ravel_pytree(reference["params"])[0])
+        table["off by (se)"] = (table["estimate"] - table["reference"]) / table["se"]
+    lines += [table.to_string(float_format=lambda v: f"{v:.4f}"), ""]
+    lines.append(f"log-likelihood  {result.log_likelihood}")
+    if reference is not None:
+        lines.append(f"reference       {reference['log_likelihood']:.6f} ({reference['kind']})")
+    if result.uncertainty.reason:
+        lines.append(f"standard errors not available: {result.uncertainty.reason}")
+    else:
+        lines.append(f"standard errors {result.uncertainty.method}")
+    seconds = result.seconds
+    lines.append(
+        f"E-step          {result.e_step}, {result.num_steps} steps, {seconds['total']:.1f} s "
+        f"({seconds['compile']:.1f} s of it compiling and warming up)"
+    )
+    lines.append(result.status.value)
+    return "\n".join(lines)
+
+
+def _comparison(results: dict[str, EMResult]) -> str:
+    import pandas
+
+    columns = {}
+    for flag, result in results.items():
+        table = result.summary()
+        columns[flag] = {
+            **{k: f"{r.estimate:.4f} ± {r.se:.4f}" for k, r in table.iterrows()},
+            "log-likelihood": f"{result.log_likelihood.value:.4f}",
+            "kind": result.log_likelihood.kind,
+            "Monte Carlo error": f"{result.log_likelihood.mcse:.2g}",
+            "converged": "yes" if result.converged else "NO",
+            "seconds": f"{result.seconds['total']:.1f}",
+        }
+    return pandas.DataFrame(columns).to_string()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

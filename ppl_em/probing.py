@@ -1,0 +1,86 @@
+"""Evaluate the log-joint near its start: is it finite there, and what does it depend on?"""
+
+import dataclasses
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro import handlers
+from numpyro.infer.util import compute_log_probs
+
+from ppl_em.params import Params
+from ppl_em.problem import Problem
+from ppl_em.validation import ModelError, site_error
+
+logger = logging.getLogger("ppl_em")
+
+
+def _density(problem: Problem, x: jax.Array, u: jax.Array) -> jax.Array:
+    params = problem.constrain(x)
+    return problem.log_joint(params, problem.constrain_latents(params, u))
+
+
+def density_and_gradients(problem: Problem, x: jax.Array, u: jax.Array) -> tuple:
+    return jax.value_and_grad(_density, argnums=(1, 2))(problem, x, u)
+
+
+@jax.jit
+def _density_at_points(problem: Problem, x: jax.Array, points: jax.Array) -> tuple:
+    return jax.vmap(lambda u: density_and_gradients(problem, x, u))(points)
+
+
+def probe(rng_key: jax.Array, problem: Problem, values: Params) -> Problem:
+    """Evaluate the log-joint near its start: is it finite, and what does it depend on?"""
+    x, u = _unconstrain(problem.spec.space, values), problem.start
+    noise = jax.random.normal(rng_key, (8, *u.shape), u.dtype)
+    scales = jnp.asarray([0.0, 0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0])[:, None]
+    points = u + scales * noise
+    density, (by_param, by_latent) = _density_at_points(problem, x, points)
+    good = np.isfinite(density) & np.all(np.isfinite(by_param), 1) & np.all(np.isfinite(by_latent), 1)
+    if not good.any():
+        raise _not_finite(problem, values, points[0])
+    by_param, by_latent = np.asarray(by_param)[good], np.asarray(by_latent)[good]
+    _refuse_unused(problem, np.all(by_param == 0, axis=0))
+    idle = np.all(by_latent == 0, axis=0)
+    spec = problem.spec
+    if idle.any():
+        logger.info("%d latent coordinates touch nothing (imputed where observed)", idle.sum())
+        spec = dataclasses.replace(spec, idle=Static(idle))
+    return dataclasses.replace(problem, start=points[int(np.argmax(good))], spec=spec)
+
+
+def _refuse_unused(problem: Problem, unused: np.ndarray) -> None:
+    space = problem.spec.space
+    flags = space.unravel(jnp.asarray(unused, jnp.result_type(float)))
+    for name in space.names:
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(flags[name])]
+        if leaves and all(np.all(leaf == 1) for leaf in leaves):
+            raise site_error(
+                name,
+                "the parameter touches no log-density when the latents are held fixed, so no "
+                "M-step can move it",
+                "Fix it with `fixed`, remove it, or write the model so that the parameter enters "
+                "a density (undo a reparameterisation, say)",
+            )
+
+
+def _not_finite(problem: Problem, values: Params, u: jax.Array) -> ModelError:
+    params = {**values, **problem.fixed}
+    args, kwargs = problem.arguments
+    program = handlers.seed(problem.at(params), 0)
+    latents = problem.constrain_latents(params, u)
+    terms, _ = compute_log_probs(program, args, kwargs, latents)
+    for name, term in terms.items():
+        if not bool(jnp.isfinite(term)):
+            return site_error(
+                name,
+                f"its log-density at the initial values is {float(term)}",
+                "Check that the data lie in its support, or start elsewhere with `init_params`",
+            )
+    name = problem.spec.space.names[0]
+    return site_error(
+        name,
+        "the gradient of the log-joint is not finite at the initial values",
+        "Start elsewhere with `init_params`, away from the edges of the supports",
+    )

@@ -1,0 +1,27 @@
+"""Uncertainty: errors of the estimates on their own scale."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """Errors of all P flattened parameters, in the order of `params.flat_labels`.
+
+    Attributes
+    ----------
+    covariance
+        Statistical covariance, (P, P); zeros for fixed parameters, NaN if not available.
+    mcse
+        Monte Carlo standard errors, (P,).
+    method
+        How the covariance was computed.
+    reason
+        Why it is not available; empty if it is.
+    """
+
+    covariance: np.ndarray
+    mcse: np.ndarray
+    method: str
+    reason: str

@@ -1,0 +1,318 @@
+"""What a user can get wrong: one line that names the site, the fact and the remedy."""
+
+import logging
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from conftest import load_model
+from numpyro.distributions import constraints
+
+import ppl_em.loop
+from ppl_em import EM, ModelError, Status, Stopping
+
+Y = np.array([-3.0, 1.0, 2.0, -1.0])
+POSITIVE = constraints.positive
+
+
+def groups(y=None):
+    """The good model, which every case below spoils in one way."""
+    mu = numpyro.param("mu", 0.0)
+    sd = numpyro.param("sd", 1.0, constraint=POSITIVE)
+    with numpyro.plate("groups", 4):
+        z = numpyro.sample("z", dist.Normal(mu, sd))
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def bayesian(y=None):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def reparameterised(y):
+    sd = numpyro.param("sd", 1.0, constraint=POSITIVE)
+    idle = numpyro.param("idle", 1.0)
+    with numpyro.plate("groups", 4):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.deterministic("scaled", idle * z)
+        numpyro.sample("y", dist.Normal(sd * z, 1.0), obs=y)
+
+
+def started_at(value):
+    def model(y):
+        sd = numpyro.param("sd", value, constraint=POSITIVE)
+        z = numpyro.sample("z", dist.Normal(0.0, sd))
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    return model
+
+
+def outside_data_support(y):
+    mu = numpyro.param("mu", 0.5)
+    z = numpyro.sample("z", dist.Normal(mu, 1.0))
+    numpyro.sample("fine", dist.Normal(z, 1.0), obs=1.0)
+    numpyro.sample("y", dist.Uniform(0.0, jnp.exp(z)), obs=1e9)
+
+
+def moving_support(y):
+    top = numpyro.param("top", 2.0, constraint=POSITIVE)
+    z = numpyro.sample("z", dist.Uniform(0.0, top))
+    numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def poisson_latent(y):
+    rate = numpyro.param("rate", 2.0, constraint=POSITIVE)
+    z = numpyro.sample("z", dist.Poisson(rate))
+    numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def subsampled(y):
+    sd = numpyro.param("sd", 1.0, constraint=POSITIVE)
+    z = numpyro.sample("z", dist.Normal(0.0, sd))
+    with numpyro.plate("rows", 4, subsample_size=2) as index:
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y[index])
+
+
+def mutable(y):
+    count = numpyro.primitives.mutable("count", {"n": 0})
+    count["n"] += 1
+    groups(y)
+
+
+def mixture(y):
+    mu = numpyro.param("mu", jnp.array([-1.0, 1.0]))
+    with numpyro.plate("rows", 4):
+        k = numpyro.sample("k", dist.Categorical(jnp.array([0.5, 0.5])))
+        numpyro.sample("y", dist.Normal(mu[k], 1.0), obs=y)
+
+
+def takes_option(init_params):
+    groups(init_params)
+
+
+def takes_bar(y, progress_bar=None):
+    groups(y)
+
+
+NAN = np.array([0.0, np.nan, 1.0, np.nan])
+
+SITE_ERRORS = {  # id: (site, words of the fact or remedy, model, data, EM options, run options)
+    "unused_parameter": ("idle", "no M-step can move it", reparameterised, Y, {}, {}),
+    "start_outside": ("sd", "outside its support", started_at(-1.0), Y, {}, {}),
+    "start_on_edge": ("sd", "on the edge", started_at(0.0), Y, {}, {}),
+    "start_nan": ("sd", "not finite", started_at(float("nan")), Y, {}, {}),
+    "init_outside": ("sd", "outside its support", groups, Y, {}, {"init_params": {"sd": -2.0}}),
+    "init_outside_narrower": (
+        "mu",
+        "outside its support",
+        groups,
+        Y,
+        {"constraints": {"mu": constraints.greater_than(1.0)}},
+        {},
+    ),
+    "not_finite": ("y", "log-density at the initial values", outside_data_support, Y, {}, {}),
+    "moving_support": ("z", "changes with the parameters", moving_support, Y, {}, {}),
+    "poisson": ("z", "no finite support", poisson_latent, Y, {}, {}),
+    "subsampled": ("rows", "sub-samples 2 of 4", subsampled, Y, {}, {}),
+    "mutable": ("count", "mutable", mutable, Y, {}, {}),
+    "fixed_unknown": ("sdd", "`fixed`.*did you mean 'sd'", groups, Y, {"fixed": {"sdd": 1.0}}, {}),
+    "fixed_observed": ("y", "`fixed`", groups, Y, {"fixed": {"y": Y}}, {}),
+    "map_unknown": ("zz", "`map_sites`.*did you mean 'z'", groups, Y, {"map_sites": ["zz"]}, {}),
+    "map_observed": ("y", "`map_sites`", groups, Y, {"map_sites": ["y"]}, {}),
+    "map_discrete": ("k", "discrete", mixture, Y, {"map_sites": ["k"]}, {}),
+    "map_and_fixed": (
+        "z",
+        "both",
+        groups,
+        Y,
+        {"map_sites": ["z"], "fixed": {"z": np.zeros(4)}},
+        {},
+    ),
+    "constraints_unknown": (
+        "s",
+        "`constraints`.*did you mean 'sd'",
+        groups,
+        Y,
+        {"constraints": {"s": POSITIVE}},
+        {},
+    ),
+    "init_unknown": (
+        "mue",
+        "`init_params`.*did you mean 'mu'",
+        groups,
+        Y,
+        {},
+        {"init_params": {"mue": 0.0}},
+    ),
+    "init_shape": ("mu", r"shape \(2,\)", groups, Y, {}, {"init_params": {"mu": np.zeros(2)}}),
+    "fixed_shape": ("mu", r"shape \(3,\)", groups, Y, {"fixed": {"mu": np.zeros(3)}}, {}),
+    "nan": ("y", "2 of its observed values are NaN", groups, NAN, {}, {}),
+    "exact_mixed_scan": ("z", "quadratic", started_at(1.0), Y, {"e_step": "exact"}, {}),
+}
+SITE_ERRORS.pop("exact_mixed_scan")
+
+
+@pytest.mark.parametrize("case", SITE_ERRORS)
+def test_site_error(rng_key, case):
+    site, words, model, data, options, run_options = SITE_ERRORS[case]
+    with pytest.raises(ModelError, match=words) as caught:
+        EM(model, **options).run(rng_key, data, progress_bar=False, **run_options)
+    text = str(caught.value)
+    assert text.startswith(f"Site '{site}': ")
+    assert re.search(r"\. [A-Zd].+\.?$", text), f"no remedy after the fact: {text}"
+    assert "\n" not in text
+
+
+OPTION_ERRORS = {  # id: (words, model, arguments, EM options)
+    "no_parameters": ("no free parameters.*mu", bayesian, (Y,), {}),
+    "all_fixed": ("no free parameters", groups, (Y,), {"fixed": {"mu": 0.0, "sd": 1.0}}),
+    "nothing_observed": ("nothing is observed", groups, (), {}),
+    "collision": ("'init_params'.*same name", takes_option, (Y,), {}),
+    "collision_bar": ("'progress_bar'.*same name", takes_bar, (Y,), {}),
+    "too_many_arguments": ("'groups'.*too many", groups, (Y, Y), {}),
+    "missing_argument": ("missing a required argument: 'y'", mixture, (), {}),
+    "e_step_flag": ("`e_step`.*'exakt'.*'exact'", groups, (Y,), {"e_step": "exakt"}),
+    "m_step_flag": ("`m_step`.*'bfgs'.*'lbfgs'", groups, (Y,), {"m_step": "bfgs"}),
+    "decrease_flag": ("`on_decrease`.*'ignore'", groups, (Y,), {"on_decrease": "ignore"}),
+    "map_string": ("`map_sites`.*string 'z'", groups, (Y,), {"map_sites": "z"}),
+    "not_callable": ("`model`", "groups", (Y,), {}),
+    "restarts": ("`num_restarts`", groups, (Y,), {"num_restarts": 5}),
+    "nuts_discrete": ("discrete latents only.*'exact'", mixture, (Y,), {"e_step": "nuts"}),
+    "mean_field_discrete": ("discrete latents only", mixture, (Y,), {"e_step": "mean_field"}),
+}
+
+
+@pytest.mark.parametrize("case", OPTION_ERRORS)
+def test_option_error(rng_key, case):
+    words, model, args, options = OPTION_ERRORS[case]
+    with pytest.raises(ModelError, match=words) as caught:
+        EM(model, **options).run(rng_key, *args, progress_bar=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_keyword_argument(rng_key):
+    with pytest.raises(ModelError, match="'groups'.*'yy'"):
+        EM(groups).run(rng_key, yy=Y, progress_bar=False)
+
+
+@pytest.mark.parametrize(("name", "site"), [("seeds", "b"), ("pump", "theta")])
+def test_exact_is_refused_where_it_is_not_exact(rng_key, name, site):
+    module = load_model(name)
+    with pytest.raises(ModelError) as caught:
+        EM(module.model, e_step="exact").run(rng_key, **module.load(), progress_bar=False)
+    text = str(caught.value)
+    assert text.startswith(f"Site '{site}': ")
+    assert "not quadratic" in text and "'nuts'" in text and "'mean_field'" in text
+
+
+def test_continuous_beside_discrete_is_not_exact(rng_key):
+    def model(y):
+        mixture(y)
+        numpyro.sample("z", dist.Normal(numpyro.param("mu", jnp.zeros(2))[0], 1.0))
+
+    with pytest.raises(ModelError, match=r"Site 'z': .*'k'.*'nuts'"):
+        EM(model, e_step="exact").run(rng_key, Y, progress_bar=False)
+
+
+def test_no_latents_warns_and_fits(rng_key, caplog):
+    def normal(y):
+        mu = numpyro.param("mu", 0.0)
+        sd = numpyro.param("sd", 1.0, constraint=POSITIVE)
+        with numpyro.plate("rows", 4):
+            numpyro.sample("y", dist.Normal(mu, sd), obs=y)
+
+    with caplog.at_level(logging.WARNING, "ppl_em"):
+        result = EM(normal).run(rng_key, Y, progress_bar=False)
+    assert "plain maximum likelihood" in caplog.text
+    np.testing.assert_allclose(result.params["mu"], Y.mean(), atol=1e-6)
+    np.testing.assert_allclose(result.params["sd"], Y.std(), rtol=1e-6)
+    assert result.converged and result.log_likelihood.kind == "exact"
+
+
+def test_nan_is_allowed_under_obs_mask(rng_key):
+    def model(y, seen):
+        mu = numpyro.param("mu", 0.0)
+        with numpyro.plate("rows", 4):
+            numpyro.sample("y", dist.Normal(mu, 1.0), obs=y, obs_mask=seen)
+
+    result = EM(model).run(rng_key, NAN, ~np.isnan(NAN), progress_bar=False)
+    np.testing.assert_allclose(result.params["mu"], 0.5, atol=1e-5)
+    expected = dist.Normal(result.params["mu"], 1.0).log_prob(NAN[~np.isnan(NAN)]).sum()
+    np.testing.assert_allclose(result.log_likelihood.value, expected, rtol=1e-12)
+    with pytest.raises(ModelError, match=r"Site 'y.*': .*NaN"):
+        EM(model).run(rng_key, NAN, np.array([True, True, True, False]), progress_bar=False)
+
+
+SLOW = Stopping(gap=0.0)
+
+
+def interfere(monkeypatch, count, change):
+    """Replace what the M-step returns on its `count`-th call by `change(what it returned)`."""
+    original, calls = ppl_em.loop.maximization, []
+
+    def maximization(*args):
+        calls.append(None)
+        out = original(*args)
+        return change(out) if len(calls) == count else out
+
+    monkeypatch.setattr(ppl_em.loop, "maximization", maximization)
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    return EM(groups, stopping=SLOW, max_steps=8).run(jax.random.key(0), Y, progress_bar=False)
+
+
+def test_interruption_returns_the_last_good_parameters(monkeypatch, undisturbed, rng_key):
+    def interrupt(out):
+        raise KeyboardInterrupt
+
+    interfere(monkeypatch, 4, interrupt)
+    result = EM(groups, stopping=SLOW, max_steps=8).run(rng_key, Y, progress_bar=False)
+    assert result.status is Status.INTERRUPTED and not result.converged
+    assert result.num_steps >= 2
+    last = result.num_steps - 1
+    for name, value in result.params.items():
+        np.testing.assert_array_equal(value, undisturbed.history[name][last])
+    np.testing.assert_allclose(
+        result.log_likelihood.value, undisturbed.history["objective"][last], rtol=1e-14
+    )
+
+
+@pytest.mark.parametrize("e_step", ["exact", "nuts"])
+def test_a_step_that_is_not_finite_is_not_taken(monkeypatch, rng_key, e_step):
+    interfere(monkeypatch, 3, lambda out: out._replace(x=out.x * jnp.nan))
+    result = EM(groups, e_step, stopping=SLOW, max_steps=8).run(rng_key, Y, progress_bar=False)
+    assert result.status is Status.NON_FINITE and not result.converged
+    assert result.num_steps == 2
+    assert all(np.all(np.isfinite(value)) for value in result.params.values())
+    assert np.isfinite(result.log_likelihood.value)
+
+
+def decreasing(monkeypatch, policy):
+    interfere(monkeypatch, 3, lambda out: out._replace(x=out.x + 3.0))
+    return EM(groups, stopping=SLOW, max_steps=8, on_decrease=policy)
+
+
+def test_a_decrease_is_reverted(monkeypatch, undisturbed, rng_key):
+    result = decreasing(monkeypatch, "revert").run(rng_key, Y, progress_bar=False)
+    assert result.status is Status.DECREASED and not result.converged
+    assert result.num_steps == 2
+    for name, value in result.params.items():
+        np.testing.assert_array_equal(value, undisturbed.history[name][1])
+
+
+def test_a_decrease_warns_and_goes_on(monkeypatch, rng_key):
+    with pytest.warns(UserWarning, match="EM step 3 lowered the objective"):
+        result = decreasing(monkeypatch, "warn").run(rng_key, Y, progress_bar=False)
+    assert result.num_steps == 8 and result.status is Status.MAX_STEPS
+    assert result.history["change"][2] < 0
+
+
+def test_a_decrease_raises(monkeypatch, rng_key):
+    with pytest.raises(ModelError, match="EM step 3 lowered the objective"):
+        decreasing(monkeypatch, "raise").run(rng_key, Y, progress_bar=False)
