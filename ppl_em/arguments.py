@@ -70,20 +70,33 @@ def split_arguments(
     possible = [array is not None for array in arrays]
     if not any(possible) or works(possible):
         return candidate(possible)
-    single = [
-        is_possible and works([i == j for j in range(len(leaves))])
-        for i, is_possible in enumerate(possible)
-    ]
-    if not any(single) or not works(single):
-        single = [False] * len(leaves)
-    closed = sum(a and not b for a, b in zip(possible, single, strict=True))
+    traced = _without_one(possible, works) or _one_by_one(possible, works)
+    closed = sum(a and not b for a, b in zip(possible, traced, strict=True))
     logger.info(
         "%d of %d array arguments are closed over as constants, because the model computes with "
         "their concrete values",
         closed,
         sum(possible),
     )
-    return candidate(single)
+    return candidate(traced)
+
+
+def _without_one(possible: list[bool], works: Callable[[list[bool]], bool]) -> list[bool] | None:
+    """Close over a single argument, the usual case: an index of groups."""
+    for i, is_possible in enumerate(possible):
+        traced = [p and i != j for j, p in enumerate(possible)]
+        if is_possible and any(traced) and works(traced):
+            return traced
+    return None
+
+
+def _one_by_one(possible: list[bool], works: Callable[[list[bool]], bool]) -> list[bool]:
+    """Trace those arguments that can be traced alone, or none."""
+    traced = [
+        is_possible and works([i == j for j in range(len(possible))])
+        for i, is_possible in enumerate(possible)
+    ]
+    return traced if any(traced) and works(traced) else [False] * len(possible)
 
 
 def _is_frame(leaf: Any) -> bool:

@@ -1,6 +1,7 @@
 """A fit as an xarray.DataTree for ArviZ, and to disk and back."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,7 @@ class StoredParts:
 
     def uncertainty(self) -> Uncertainty:
         """The covariance and Monte Carlo errors that were saved."""
-        group = self.tree["params"]
+        group = self.tree["params"].to_dataset()
         return Uncertainty(
             group["covariance"].values,
             group["mcse"].values,
@@ -136,7 +137,8 @@ def read(path: Any) -> tuple["xarray.DataTree", dict[str, Any], LogLikelihood, P
     if "ppl_em" not in tree.attrs:
         raise ModelError(f"File '{path}': not a fit saved by ppl_em. Write one with `save`.")
     header = json.loads(tree.attrs["ppl_em"])
-    leaves = [tree["params"][name].values for name in header["leaves"]]
+    stored = tree["params"].to_dataset()
+    leaves = [stored[name].values for name in header["leaves"]]
     params = _decode(header["params"], leaves)
     return tree, header, LogLikelihood(*header["log_likelihood"]), params
 
@@ -153,7 +155,8 @@ def _draws(result: "EMResult", problem: Problem) -> tuple[Arrays, Arrays]:
     """Draws of all latents, (chain, draw, *site_shape), and of the sampler's statistics."""
     latents = result.posterior
     key_draws, key_discrete = jax.random.split(latents.rng_key)
-    width = sum(int(np.prod(s.shape)) for s in (*problem.spec.latents, *problem.spec.discrete))
+    shapes = [s.shape for s in problem.spec.latents] + [s.shape for s in problem.spec.discrete]
+    width = sum(int(np.prod(shape)) for shape in shapes)
     if isinstance(latents.inner, WeightedDraws):
         chains, draws = latents.inner.draws.shape[:2]
         step = max(1, chains * draws * width // BUDGET)
@@ -184,7 +187,7 @@ def _log_joints(problem: Problem, params: Params, u: jax.Array) -> jax.Array:
 def _replay(problem: Problem, params: Params, draws: Arrays) -> _Replayed:
     """Run the model at every draw: deterministic sites and pointwise log-likelihoods."""
 
-    def trace(problem: Problem, latents: Arrays) -> dict[str, Any]:
+    def trace(problem: Problem, latents: dict[str, Any]) -> dict[str, Any]:
         program = handlers.substitute(problem.at(params), data=latents)
         arguments = problem.arguments
         return handlers.trace(handlers.seed(program, 0)).get_trace(*arguments[0], **arguments[1])
@@ -199,7 +202,7 @@ def _replay(problem: Problem, params: Params, draws: Arrays) -> _Replayed:
 
     @jax.jit
     def replay(problem: Problem, latents: Arrays) -> tuple[Arrays, Arrays]:
-        def one(latents: Arrays) -> tuple[dict, dict]:
+        def one(latents: dict[str, Any]) -> tuple[dict, dict]:
             sites = trace(problem, latents)
             terms = {k: sites[k]["fn"].log_prob(sites[k]["value"]) for k in pointwise}
             return {k: sites[k]["value"] for k in deterministic}, terms
@@ -319,6 +322,6 @@ def _decode(node: Any, leaves: list[np.ndarray]) -> Any:
 
 def _known(
     dims: dict[str, list[str]], arrays: Arrays, leading: int = 2
-) -> dict[str, list[str]]:
+) -> dict[Any, Sequence[Any]]:
     """Names of the dimensions after `leading` sample dimensions, where they are known."""
     return {k: dims[k][: np.ndim(v) - leading] for k, v in arrays.items() if k in dims}

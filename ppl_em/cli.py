@@ -86,7 +86,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a name, file.py or file.py:function")
     parser.add_argument("--data", metavar="CSV", help="columns go to the arguments of that name")
     parser.add_argument("--m-step", default="auto", choices=list(m_step.FLAGS))
-    parser.add_argument("--map-sites", default="", metavar="A,B,...", help="sample sites to maximise")
+    parser.add_argument(
+        "--map-sites", default="", metavar="A,B,...", help="sample sites to maximise"
+    )
     parser.add_argument("--max-steps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -57,18 +57,20 @@ def log_factors(
     inputs: dict[str, OrderedDict[str, int]] = {}
     site_plates: dict[str, tuple[str, ...]] = {}
     sum_vars: frozenset[str] = frozenset()
-    plates: frozenset[str] = frozenset()
-    for name, site in sites.items():
-        if site["type"] != "sample":
-            continue
+    samples = {name: site for name, site in sites.items() if site["type"] == "sample"}
+    frames = [frame for site in samples.values() for frame in site["cond_indep_stack"]]
+    plates = frozenset(frame.name for frame in frames if frame.dim is not None)
+    for name, site in samples.items():
         table = _as_funsor(site)
+        # Batch dimensions in no plate have no name of ours: they are summed here.
+        unnamed = frozenset(table.inputs) - plates - samples.keys()
+        table = table.reduce(funsor.ops.add, unnamed)
         tables[name] = jnp.maximum(table.data, LOG_ZERO)
         inputs[name] = OrderedDict((k, v.size) for k, v in table.inputs.items())
         if site["infer"].get("enumerate") == "parallel" and not site["is_observed"]:
             sum_vars |= {name}
             frames = [f for f in site["cond_indep_stack"] if f.dim is not None]
             site_plates[name] = tuple(f.name for f in sorted(frames, key=lambda f: f.dim))
-        plates |= frozenset(f.name for f in site["cond_indep_stack"] if f.dim is not None)
     return LogFactors(tables, inputs, sum_vars, plates, site_plates)
 
 

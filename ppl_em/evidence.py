@@ -91,9 +91,7 @@ def pareto_khat(log_ratios: np.ndarray) -> float:
 @jax.jit
 def _log_joints(problem: Problem, x: jax.Array, points: jax.Array) -> jax.Array:
     params = problem.constrain(x)
-    return jax.lax.map(
-        lambda u: problem.log_joint_unconstrained(params, u), points, batch_size=256
-    )
+    return jax.lax.map(lambda u: problem.log_joint_unconstrained(params, u), points, batch_size=256)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
@@ -144,8 +142,13 @@ def _log_target(
         nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
         pieces = np.asarray(
             _line_integrals(
-                problem, x, center, points, jnp.asarray((nodes + 1) / 2),
-                jnp.asarray(weights / 2), blocks,
+                problem,
+                x,
+                center,
+                points,
+                jnp.asarray((nodes + 1) / 2),
+                jnp.asarray(weights / 2),
+                blocks,
             )
         )
         if np.max(np.abs(pieces.sum(axis=1) - total)) < 1e-3:

@@ -1,5 +1,6 @@
 """Observed information and the covariance of the parameters."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from ppl_em.e_step import EStep
+from ppl_em.e_step import DeterministicEStep
 from ppl_em.params import flat_labels
 from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import Problem
@@ -73,7 +74,9 @@ class Information:
 
 
 @jax.jit(static_argnums=0)
-def _score_and_hessian(e_step: EStep, problem: Problem, x: jax.Array, state: Any) -> tuple:
+def _score_and_hessian(
+    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
+) -> tuple:
     def objective(x: jax.Array) -> jax.Array:
         return e_step.log_likelihood(problem, problem.constrain(x), state)
 
@@ -81,7 +84,7 @@ def _score_and_hessian(e_step: EStep, problem: Problem, x: jax.Array, state: Any
 
 
 def marginal_information(
-    e_step: EStep, problem: Problem, x: jax.Array, state: Any
+    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
 ) -> Information:
     """Information of a deterministic E-step's objective, by automatic differentiation."""
     gradient, hessian = jax.device_get(_score_and_hessian(e_step, problem, x, state))
@@ -121,7 +124,9 @@ def score_moments(problem: Problem, x: jax.Array, posterior: WeightedDraws) -> S
     )
 
 
-def louis_information(problem: Problem, x: jax.Array, moments: ScoreMoments) -> Information:
+def louis_information(
+    problem: Problem, x: jax.Array, moments: Sequence[ScoreMoments]
+) -> Information:
     """Complete minus missing information from accumulated moments.
 
     Parameters
@@ -129,16 +134,16 @@ def louis_information(problem: Problem, x: jax.Array, moments: ScoreMoments) -> 
     problem, x
         Where the draws were taken, x of shape (p,).
     moments
-        With a leading axis of E-steps: scores (step, chain, p), outer and hessian (step, p, p).
+        One entry per E-step, all at `x`.
 
     References
     ----------
     Louis (1982), Finding the observed information matrix when using the EM algorithm, JRSS B 44.
     """
-    batches = np.asarray(moments.scores).reshape(-1, x.size)
+    batches = np.concatenate([step.scores for step in moments])
     score = batches.mean(axis=0)
-    missing = np.mean(moments.outer, axis=0) - np.outer(score, score)
-    complete = -np.mean(moments.hessian, axis=0)
+    missing = np.mean([step.outer for step in moments], axis=0) - np.outer(score, score)
+    complete = -np.mean([step.hessian for step in moments], axis=0)
     error = np.atleast_2d(np.cov(batches.T)) / len(batches)
     return _checked(problem, x, score, complete - missing, "Louis's identity", error)
 

@@ -1,7 +1,7 @@
 """Build a Problem: run the model, give every site its role, and refuse what cannot be fitted."""
 
+import contextlib
 import dataclasses
-import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,26 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
+from numpyro.distributions.distribution import validation_enabled
 from numpyro.infer import init_to_median
-from numpyro.infer.util import compute_log_probs
 
 from ppl_em import params as params_module
 from ppl_em.arguments import Arguments, split_arguments
+from ppl_em.checks import (
+    Site,
+    Trace,
+    check_model,
+    check_observations,
+    check_options,
+    is_latent,
+    param_constraint,
+    unusable,
+)
 from ppl_em.params import Params, ParamSpace
+from ppl_em.probing import density_and_gradients, probe
 from ppl_em.problem import DiscreteSite, LatentSite, Problem, ProblemSpec
 from ppl_em.static import Static, content_key
-from ppl_em.validation import (
-    ModelError,
-    check_call,
-    check_known,
-    check_shape,
-    site_error,
-)
-
-logger = logging.getLogger("ppl_em")
-
-Site = dict[str, Any]
-Trace = dict[str, Site]
+from ppl_em.validation import ModelError, check_call, check_mapping, site_error
 
 
 def build_problem(
@@ -64,14 +64,15 @@ def build_problem(
     ModelError
         One line per cause, naming the site, the fact and the remedy.
     """
-    map_sites, fixed = tuple(map_sites), dict(fixed or {})
-    narrower, init_params = dict(constraints or {}), dict(init_params or {})
+    map_sites, fixed = tuple(map_sites), check_mapping("fixed", fixed)
+    narrower = check_mapping("constraints", constraints)
+    init_params = check_mapping("init_params", init_params)
     check_call(model, args, kwargs)
     raw = _run(model, rng_key, args, kwargs, {})
     check_model(raw, model)
     fixed, init_params = check_options(raw, map_sites, fixed, narrower, init_params)
 
-    trace = _run(model, rng_key, args, kwargs, {**init_params, **fixed})
+    trace = _run(model, rng_key, args, kwargs, {**init_params, **fixed}, validate=True)
     check_observations(trace)
     space, values = _parameters(trace, map_sites, fixed, narrower, model)
     latents = {
@@ -101,13 +102,27 @@ def build_problem(
 
 
 def _run(
-    model: Callable, rng_key: jax.Array, args: tuple, kwargs: dict, values: Params, median=True
+    model: Callable,
+    rng_key: jax.Array,
+    args: tuple,
+    kwargs: dict,
+    values: Params,
+    median: bool = True,
+    validate: bool = False,
 ) -> Trace:
     program = handlers.seed(model, rng_key)
     if median:
         program = handlers.substitute(program, substitute_fn=_continuous(init_to_median()))
     program = handlers.substitute(program, data=values)
-    return handlers.trace(program).get_trace(*args, **kwargs)
+    tracer = handlers.trace(program)
+    with contextlib.nullcontext() if validate else validation_enabled(False):
+        try:
+            return tracer.get_trace(*args, **kwargs)
+        except (ValueError, AssertionError) as error:
+            reason = unusable(model, tracer.trace, error)
+            if reason is None:
+                raise
+            raise reason from error
 
 
 def _continuous(strategy: Callable) -> Callable:
@@ -129,8 +144,7 @@ def _parameters(
         if name in fixed or not (site["type"] == "param" or is_sample):
             continue
         values[name] = params_module.as_value(site["value"])
-        own = site["fn"].support if is_sample else site["kwargs"].get("constraint")
-        own = constraints.real if own is None else own
+        own = site["fn"].support if is_sample else param_constraint(site)
         own_sites.append(params_module.make_site(name, values[name], own, is_sample))
         support = narrower.get(name, own)
         sites.append(params_module.make_site(name, values[name], support, is_sample))
@@ -168,7 +182,7 @@ def _support_key(site: Site) -> Any:
 def _moving_supports(
     model, rng_key, args, kwargs, trace, space: ParamSpace, values: Params, fixed, continuous
 ) -> set[str]:
-    """Names of latents whose support moves with other latents; raise if it moves with parameters."""
+    """Latents whose support moves with other latents; raise if it moves with parameters."""
     shifted = _shifted(space, values)
     at_same_latents = {k: s["value"] for k, s in trace.items() if is_latent(s) and k not in values}
     other = _run(model, rng_key, args, kwargs, {**at_same_latents, **shifted, **fixed})

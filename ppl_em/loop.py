@@ -184,9 +184,7 @@ def _monte_carlo(
             trail.record(step, x, "moving", seconds, e_info, m_info)
             moving += 1
             bar.update(1)
-            bar.set_postfix_str(
-                f"gain {change:.1e} ± {error:.0e}, {e_step.describe(e_info)}"
-            )
+            bar.set_postfix_str(f"gain {change:.1e} ± {error:.0e}, {e_step.describe(e_info)}")
         trail.x, trail.e_state = x, e_state
         if not bool(jnp.all(jnp.isfinite(out.x))):
             return Status.NON_FINITE, last, compile_seconds

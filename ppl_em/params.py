@@ -42,9 +42,7 @@ class ParamSite:
         return jax.tree.map(transform, value)
 
 
-def make_site(
-    name: str, value: Any, support: constraints.Constraint, is_sample: bool
-) -> ParamSite:
+def make_site(name: str, value: Any, support: constraints.Constraint, is_sample: bool) -> ParamSite:
     """Describe a parameter from its initial value and constraint."""
     leaves, treedef = jax.tree.flatten(value)
     return ParamSite(
@@ -70,7 +68,7 @@ def check_start(space: "ParamSpace", values: Params) -> None:
         finite, inside, interior = flags[site.name]
         if finite and inside and interior:
             continue
-        start = f"its initial value {_brief(values[site.name])}"
+        start = f"its initial value {brief(values[site.name])}"
         if not finite:
             fact = f"{start} is not finite"
         else:
@@ -98,18 +96,28 @@ def _start_flags(space: "ParamSpace", values: Params) -> dict[str, jax.Array]:
 
 
 def as_value(value: Any) -> Any:
-    """Convert the leaves of a parameter value to floating-point JAX arrays."""
+    """Convert the leaves of a parameter value to floating-point JAX arrays.
+
+    Weakly typed ones (from Python scalars) become strongly typed: the result of a step is, and a
+    change of type would compile the step again.
+    """
 
     def convert(leaf: ArrayLike) -> jax.Array:
-        array = jnp.asarray(leaf)
-        return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
+        dtype = jnp.result_type(leaf)
+        return jnp.asarray(leaf, dtype if jnp.issubdtype(dtype, jnp.floating) else float)
 
     return jax.tree.map(convert, value)
 
 
+def is_inside(value: Any, constraint: constraints.Constraint) -> bool:
+    """Whether every leaf of a site's value satisfies the constraint; its edge counts."""
+    return all(bool(jnp.all(constraint(jnp.asarray(leaf)))) for leaf in jax.tree.leaves(value))
+
+
 def check_value(name: str, option: str, value: Any, prototype: Any) -> Any:
     """Convert a user's value for a site, or raise if its structure or shape is another."""
-    if jax.tree.structure(value) != jax.tree.structure(prototype):
+    found: Any = jax.tree.structure(value)
+    if found != jax.tree.structure(prototype):
         raise site_error(
             name,
             f"`{option}` has another tree structure than the model's parameter",
@@ -170,7 +178,8 @@ def flat_labels(params: Params) -> list[str]:
         name = str(path[0].key) + "".join(f".{_key(entry)}" for entry in path[1:])
         shape = np.shape(leaf)
         labels += [
-            name + (f"[{','.join(map(str, index))}]" if shape else "") for index in np.ndindex(shape)
+            name + (f"[{','.join(map(str, index))}]" if shape else "")
+            for index in np.ndindex(shape)
         ]
     return labels
 
@@ -179,6 +188,7 @@ def _key(entry: Any) -> str:
     return str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry))))
 
 
-def _brief(value: Any) -> str:
+def brief(value: Any) -> str:
+    """A value in a few characters, for messages."""
     text = np.array2string(np.asarray(jax.tree.leaves(value)[0]), precision=4, threshold=6)
     return " ".join(text.split())

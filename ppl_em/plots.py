@@ -23,7 +23,8 @@ def plot_fit(result: "EMResult", reference: dict[str, Any] | None = None) -> "Fi
     """Draw a fit in three panels.
 
     The objective by step; every parameter's distance from the estimate in standard errors (and a
-    reference answer, if given); the posterior of the first continuous latent site, or the probabilities of the first discrete.
+    reference answer, if given); the posterior of the first continuous latent site, or the
+    probabilities of the first discrete one.
 
     Parameters
     ----------
@@ -79,10 +80,13 @@ def _plot_paths(axes: Any, result: "EMResult", reference: dict[str, Any] | None)
         labels = flat_labels(reference["params"])
         leaves = jax.tree.leaves(reference["params"])
         values = np.concatenate([np.ravel(leaf) for leaf in leaves])
-        rows = table.index.get_indexer(labels)
+        rows = np.array([list(table.index).index(label) for label in labels])
         axes.plot(
-            np.full(len(rows), steps[-1]), (values - table["estimate"].to_numpy()[rows]) / scale[rows],
-            "kx", label="reference", clip_on=False,
+            np.full(len(rows), steps[-1]),
+            (values - table["estimate"].to_numpy()[rows]) / scale[rows],
+            "kx",
+            label="reference",
+            clip_on=False,
         )
     limit = np.clip(np.max(np.abs(offsets), initial=1.5), 1.5, 6)
     axes.set(
@@ -117,6 +121,4 @@ def _plot_latents(axes: Any, result: "EMResult") -> None:
     rows = np.arange(len(order))
     axes.hlines(rows, low[order], high[order], color="C0", lw=1.5)
     axes.plot(middle[order], rows, "o", color="C0", ms=4)
-    axes.set(
-        xlabel=name, ylabel="index, sorted", title=f"{name} given the data (90 %)"
-    )
+    axes.set(xlabel=name, ylabel="index, sorted", title=f"{name} given the data (90 %)")

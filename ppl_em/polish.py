@@ -18,13 +18,12 @@ from ppl_em.e_step import EStep
 from ppl_em.information import (
     Information,
     ScoreMoments,
-    constrained_covariance,
     louis_information,
     score_moments,
 )
 from ppl_em.problem import Problem
-from ppl_em.updates import expectation
 from ppl_em.stopping import Stopping
+from ppl_em.updates import expectation
 
 
 @dataclass(frozen=True)
@@ -68,19 +67,19 @@ def polish(
         while len(rows) < target:
             posterior, state, info = expectation(e_step, problem, x, state)
             rows.append(jax.device_get(_moments(problem, x, posterior)))
-            num_draws += e_step.num_chains * e_step.num_samples
+            num_draws += posterior.weights.size
             bar.set_postfix_str(f"confirming on {num_draws} draws, {e_step.describe(info)}")
             bar.update(0)
-        stacked = ScoreMoments(*(np.stack(part) for part in zip(*rows, strict=True)))
-        information = louis_information(problem, x, stacked)
+        information = louis_information(problem, x, rows)
         precise = information.usable and _precise(problem, x, information, stopping)
         spent = num_draws >= stopping.max_draws or time.monotonic() > deadline
         if precise or spent or (not information.usable and len(rows) >= 40):
             break
         target *= 2
     if not information.usable:
-        return Polish(x, information, np.full_like(information.matrix, np.nan), False, False,
-                      state, num_draws)
+        return Polish(
+            x, information, np.full_like(information.matrix, np.nan), False, False, state, num_draws
+        )
     noise = information.gap_noise
     confirmed = precise and information.gap <= stopping.gap_for(True) + 4 * noise
     step = information.newton_step
@@ -90,9 +89,7 @@ def polish(
     return Polish(x, information, information.newton_error, precise, confirmed, state, num_draws)
 
 
-def _precise(
-    problem: Problem, x: jax.Array, information: Information, stopping: Stopping
-) -> bool:
+def _precise(problem: Problem, x: jax.Array, information: Information, stopping: Stopping) -> bool:
     error = np.sqrt(np.diag(information.newton_error))
     se = np.sqrt(np.diag(information.covariance))
     return bool(np.all(error <= stopping.mcse_fraction * se))

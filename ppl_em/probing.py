@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from numpyro.infer.util import compute_log_probs
 
 from ppl_em.params import Params
 from ppl_em.problem import Problem
+from ppl_em.static import Static
 from ppl_em.validation import ModelError, site_error
 
 logger = logging.getLogger("ppl_em")
@@ -22,6 +24,7 @@ def _density(problem: Problem, x: jax.Array, u: jax.Array) -> jax.Array:
 
 
 def density_and_gradients(problem: Problem, x: jax.Array, u: jax.Array) -> tuple:
+    """The log-joint at `x` (p,) and `u` (D,), and its gradients in both."""
     return jax.value_and_grad(_density, argnums=(1, 2))(problem, x, u)
 
 
@@ -30,18 +33,38 @@ def _density_at_points(problem: Problem, x: jax.Array, points: jax.Array) -> tup
     return jax.vmap(lambda u: density_and_gradients(problem, x, u))(points)
 
 
+@jax.jit
+def _unconstrain(problem: Problem, values: Params) -> jax.Array:
+    return problem.unconstrain(values)
+
+
 def probe(rng_key: jax.Array, problem: Problem, values: Params) -> Problem:
-    """Evaluate the log-joint near its start: is it finite, and what does it depend on?"""
-    x, u = _unconstrain(problem.spec.space, values), problem.start
-    noise = jax.random.normal(rng_key, (8, *u.shape), u.dtype)
+    """Move the problem's start to a point of finite log-joint, and mark idle latents.
+
+    Raises
+    ------
+    ModelError
+        If no point near the start is finite, or a parameter touches no log-density.
+    """
+    x, u = _unconstrain(problem, values), problem.start
+    key_latents, key_params = jax.random.split(rng_key)
+    noise = jax.random.normal(key_latents, (8, *u.shape), u.dtype)
     scales = jnp.asarray([0.0, 0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0])[:, None]
     points = u + scales * noise
     density, (by_param, by_latent) = _density_at_points(problem, x, points)
-    good = np.isfinite(density) & np.all(np.isfinite(by_param), 1) & np.all(np.isfinite(by_latent), 1)
+    good = (
+        np.isfinite(density) & np.all(np.isfinite(by_param), 1) & np.all(np.isfinite(by_latent), 1)
+    )
     if not good.any():
         raise _not_finite(problem, values, points[0])
     by_param, by_latent = np.asarray(by_param)[good], np.asarray(by_latent)[good]
-    _refuse_unused(problem, np.all(by_param == 0, axis=0))
+    unused = np.all(by_param == 0, axis=0)
+    if unused.any():  # the start may be a stationary point
+        elsewhere = x + 0.1 * jax.random.normal(key_params, x.shape, x.dtype)
+        unused &= np.all(
+            np.asarray(_density_at_points(problem, elsewhere, points)[1][0]) == 0, axis=0
+        )
+        _refuse_unused(problem, unused)
     idle = np.all(by_latent == 0, axis=0)
     spec = problem.spec
     if idle.any():
@@ -70,7 +93,9 @@ def _not_finite(problem: Problem, values: Params, u: jax.Array) -> ModelError:
     args, kwargs = problem.arguments
     program = handlers.seed(problem.at(params), 0)
     latents = problem.constrain_latents(params, u)
-    terms, _ = compute_log_probs(program, args, kwargs, latents)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPyro's own words for the error below
+        terms, _ = compute_log_probs(program, args, kwargs, latents)
     for name, term in terms.items():
         if not bool(jnp.isfinite(term)):
             return site_error(

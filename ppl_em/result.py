@@ -4,7 +4,7 @@ import time
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from ppl_em import arviz, evidence
-from ppl_em.e_step import EStep
+from ppl_em.e_step import DeterministicEStep, EStep
 from ppl_em.information import Information, constrained_covariance, marginal_information
 from ppl_em.latents import LatentPosterior
 from ppl_em.likelihood import LogLikelihood
@@ -179,7 +179,9 @@ class Parts:
         """Invert the observed information; carry it to the model's own scale."""
         information = self.information
         if information is None and not self.e_step.stochastic:
-            information = marginal_information(self.e_step, self.problem, self.x, self.e_state)
+            information = marginal_information(
+                cast(DeterministicEStep, self.e_step), self.problem, self.x, self.e_state
+            )
         size = len(flat_labels(self.problem.constrain(self.x)))
         if information is None:
             reason = "the run ended before they were computed"
@@ -219,9 +221,7 @@ def load(path: Any) -> EMResult:
     )
 
 
-def make_result(
-    rng_key: jax.Array, problem: Problem, e_step: EStep, outcome: Outcome
-) -> EMResult:
+def make_result(rng_key: jax.Array, problem: Problem, e_step: EStep, outcome: Outcome) -> EMResult:
     """End a run: an E-step at the returned parameters, and the log-likelihood there."""
     key_posterior, key_evidence = jax.random.split(rng_key)
     x, state = outcome.x, outcome.e_state
@@ -232,9 +232,7 @@ def make_result(
             key_evidence, problem, x, posterior, EVIDENCE_SAMPLES
         )
     elif isinstance(posterior, Factorized):
-        log_likelihood = evidence.lower_bound(
-            key_evidence, problem, x, posterior, EVIDENCE_SAMPLES
-        )
+        log_likelihood = evidence.lower_bound(key_evidence, problem, x, posterior, EVIDENCE_SAMPLES)
     else:
         log_likelihood = LogLikelihood(float(info.objective), e_step.kind)
     params = problem.constrain(x)

@@ -1,4 +1,4 @@
-"""When to stop: the status of a run, and the rules that decide it. Pure functions of the history."""
+"""When to stop: the status of a run, and the rules that decide it, functions of the history."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -102,7 +102,9 @@ def _candidates(problem: Problem) -> Iterator[Blocks]:
     if shared:
         columns = []
         for site in sites:
-            axes = [len(site.shape_u) + axis for name, axis in sorted(site.plates) if name in shared]
+            axes = [
+                len(site.shape_u) + axis for name, axis in sorted(site.plates) if name in shared
+            ]
             moved = np.moveaxis(np.asarray(positions[site.name]), axes, range(len(axes)))
             groups = int(np.prod(moved.shape[: len(axes)]))
             columns.append(moved.reshape(groups, -1))

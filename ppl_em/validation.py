@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
@@ -42,6 +42,16 @@ def check_choice(option: str, value: str, valid: Iterable[str]) -> None:
         raise ModelError(
             f"Option `{option}`: found '{value}'. Valid flags: {', '.join(map(repr, choices))}."
         )
+
+
+def check_mapping(option: str, value: Any) -> dict[str, Any]:
+    """Return a copy of a `{site: value}` option, or raise if it is something else."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ModelError(
+            f"Option `{option}`: found a {type(value).__name__}. Pass a dictionary, site name to "
+            f"value."
+        )
+    return dict(value or {})
 
 
 def check_shape(name: str, option: str, found: tuple, expected: tuple) -> None:

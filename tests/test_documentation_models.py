@@ -6,8 +6,6 @@ of the sites that `map_sites` names. At a maximum its gradient is zero, so the N
 the error of the estimate, and its inverse Hessian is the covariance.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,10 +18,10 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.special import betaln, gammaln, logsumexp
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
-from numpyro.ops.indexing import Vindex
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import AffineTransform, ExpTransform
 from numpyro.infer.reparam import LocScaleReparam, TransformReparam
+from numpyro.ops.indexing import Vindex
 
 import ppl_em
 from ppl_em import EM
@@ -37,43 +35,53 @@ def rng(seed=0):
     return np.random.default_rng(20240 + seed)
 
 
-def fit(model, e_step, *args, stopping=None, map_sites=(), init_params=None, **kwargs):
+def fit(
+    model, e_step, *args, stopping=None, map_sites=(), init_params=None, max_steps=500, **kwargs
+):
     """Fit without a progress bar; Monte Carlo E-steps to a coarse tolerance."""
     if e_step == "nuts":
         e_step, stopping = NUTS, stopping or COARSE
-    em = EM(model, e_step=e_step, map_sites=map_sites, stopping=stopping)
+    em = EM(model, e_step=e_step, map_sites=map_sites, stopping=stopping, max_steps=max_steps)
     key = jax.random.key(SEED)
     return em.run(key, *args, init_params=init_params, progress_bar=False, **kwargs)
 
 
 def newton(marginal, params):
     """Value, Newton step and standard errors of `marginal` at `params`, the latter two flat."""
-    flat, unravel = ravel_pytree({k: jnp.asarray(v, float) for k, v in params.items()})
-    objective = jax.jit(lambda x: marginal(unravel(x)))
-    gradient, hessian = jax.grad(objective)(flat), jax.hessian(objective)(flat)
-    covariance = np.linalg.inv(-np.asarray(hessian))
-    return float(objective(flat)), covariance @ gradient, np.sqrt(np.diag(covariance))
+    x, unravel = ravel_pytree(params)
+
+    @jax.jit
+    def derivatives(x):
+        objective = lambda x: marginal(unravel(x))  # noqa: E731
+        return objective(x), jax.grad(objective)(x), jax.hessian(objective)(x)
+
+    value, gradient, hessian = jax.device_get(derivatives(x))
+    covariance = np.linalg.inv(-hessian)
+    return float(value), covariance @ gradient, np.sqrt(np.diag(covariance))
 
 
-def check_exact(result, marginal):
-    """The fit is the maximum of `marginal`, and reports its value and curvature."""
-    value, step, errors = newton(marginal, result.params)
+def check_exact(result, marginal, free=dict):
+    """The fit is the maximum of `marginal`, and reports its value and curvature.
+
+    `free` picks the free numbers of the parameters, where their sites hold dependent ones.
+    """
+    value, step, errors = newton(marginal, free(result.params))
     assert result.converged, result.status
     assert result.log_likelihood.kind == "exact"
     assert result.log_likelihood.value == pytest.approx(value, rel=1e-9)
     assert np.max(np.abs(step) / errors) < 1e-4
-    np.testing.assert_allclose(flat(result.standard_errors()), errors, rtol=1e-4)
+    np.testing.assert_allclose(flat(free(result.standard_errors())), errors, rtol=1e-4)
 
 
-def check_monte_carlo(result, marginal):
+def check_monte_carlo(result, marginal, free=dict):
     """The fit is within Monte Carlo error of the maximum of `marginal`, as is its value."""
-    value, step, errors = newton(marginal, result.params)
+    value, step, errors = newton(marginal, free(result.params))
     assert result.converged, result.status
     assert result.log_likelihood.kind == "estimate"
-    mcse = flat(result.mcse())
+    mcse = flat(free(result.mcse()))
     assert np.all(mcse < 0.2 * errors)
     assert np.max(np.abs(step) / mcse) < 5
-    np.testing.assert_allclose(flat(result.standard_errors()), errors, rtol=0.25)
+    np.testing.assert_allclose(flat(free(result.standard_errors())), errors, rtol=0.25)
     assert result.log_likelihood.mcse < 0.1
     assert abs(result.log_likelihood.value - value) < 5 * result.log_likelihood.mcse + 1e-6
 
@@ -146,13 +154,30 @@ def fvc_marginal(params):
     return value + sum(dist.HalfNormal(10).log_prob(params[k]) for k in ("sigma_a", "sigma"))
 
 
-@pytest.mark.parametrize("convert", [lambda c: c, lambda c: c.values, lambda c: jnp.asarray(c)])
-def test_hierarchical_regression_exact(convert):
-    data = fvc_data()
-    args = convert(data["patient"]), convert(data["weeks"])
-    result = fit(fvc_model, "exact", *args, fvc=convert(data["fvc"]), map_sites=FVC_SITES)
+def fvc_frame_model(data):
+    fvc_model(data["patient"].to_numpy(), data["weeks"].to_numpy(), data["fvc"].to_numpy())
+
+
+def as_arrays(data):
+    return (data["patient"].values, data["weeks"].values), {"fvc": data["fvc"].values}
+
+
+def as_columns(data):
+    """Data frame columns wherever JAX takes them; it cannot index by one."""
+    return (data["patient"].values, data["weeks"]), {"fvc": data["fvc"]}
+
+
+@pytest.mark.parametrize("give", [as_arrays, as_columns])
+def test_hierarchical_regression_exact(give):
+    args, kwargs = give(fvc_data())
+    result = fit(fvc_model, "exact", *args, **kwargs, map_sites=FVC_SITES)
     check_exact(result, fvc_marginal)
     check_draws(result, {"a": (12,), "b": (12,)})
+
+
+def test_hierarchical_regression_on_a_data_frame():
+    result = fit(fvc_frame_model, "exact", fvc_data(), map_sites=FVC_SITES)
+    check_exact(result, fvc_marginal)
 
 
 @pytest.mark.slow
@@ -213,9 +238,15 @@ def test_eight_schools_does_not_depend_on_the_parameterisation(model, latent):
 
 
 def test_eight_schools_with_a_learned_centering():
+    """The likelihood does not depend on how far theta is centred: no standard errors."""
     centering = handlers.reparam(eight_schools, config={"theta": LocScaleReparam()})
-    with pytest.raises(ppl_em.ModelError, match="theta_centered"):
-        fit(centering, "exact", 8, ERRORS, y=EFFECTS, map_sites=["mu", "tau"])
+    result = fit(centering, "exact", 8, ERRORS, y=EFFECTS, map_sites=["mu", "tau"])
+    assert result.converged, result.status
+    value, step, errors = newton(schools_marginal, {k: result.params[k] for k in ("mu", "tau")})
+    assert result.log_likelihood.value == pytest.approx(value, rel=1e-9)
+    assert np.max(np.abs(step) / errors) < 1e-4
+    with pytest.warns(UserWarning, match="theta_centered: not identified"):
+        assert np.all(np.isnan(flat(result.standard_errors())))
 
 
 # --- Baseball: binomial successes with beta, and with logit-normal, chances
@@ -275,6 +306,7 @@ def test_baseball_nuts(model, sites, marginal, latent):
     check_draws(result, {latent: (18,)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "sites", "marginal", "latent"), BASEBALL)
 def test_baseball_mean_field_bounds_the_likelihood(model, sites, marginal, latent):
     result = fit(model, "mean_field", AT_BATS, hits=HITS, map_sites=sites)
@@ -283,7 +315,9 @@ def test_baseball_mean_field_bounds_the_likelihood(model, sites, marginal, laten
     assert result.log_likelihood.kind == "lower_bound"
     gap = value - result.log_likelihood.value
     assert -5 * result.log_likelihood.mcse < gap < 2
-    assert np.max(np.abs(step) / errors) < 1  # biased, but one-dimensional posteriors bias it little
+    assert (
+        np.max(np.abs(step) / errors) < 1
+    )  # biased, but one-dimensional posteriors bias it little
     assert np.all(np.isfinite(flat(result.standard_errors())))
     check_draws(result, {latent: (18,)})
 
@@ -318,17 +352,12 @@ def gmm_marginal(params):
 def test_gaussian_mixture(start):
     sites = ["weights", "scale", "locs"]
     result = fit(gmm, "exact", MIXTURE, K=2, map_sites=sites, init_params=start)
-    free = {**result.params, "weights": result.params["weights"][0]}
-    value, step, errors = newton(gmm_marginal, free)
-    assert result.converged, result.status
-    assert result.log_likelihood.value == pytest.approx(value, rel=1e-9)
-    assert np.max(np.abs(step) / errors) < 1e-4
-    found = result.standard_errors()
-    assert found["weights"][0] == pytest.approx(found["weights"][1])
-    found["weights"] = found["weights"][0]
-    np.testing.assert_allclose(flat(found), errors, rtol=1e-4)
+    check_exact(result, gmm_marginal, lambda p: {**p, "weights": p["weights"][0]})
+    errors = result.standard_errors()["weights"]
+    assert errors[0] == pytest.approx(errors[1])
     check_draws(result, {"assignment": (9,)})
-    terms = dist.Normal(free["locs"], free["scale"]).log_prob(MIXTURE[:, None])
+    locs, scale = result.params["locs"], result.params["scale"]
+    terms = dist.Normal(locs, scale).log_prob(MIXTURE[:, None])
     expected = jax.nn.softmax(terms + jnp.log(result.params["weights"]), axis=1)
     np.testing.assert_allclose(result.posterior.probs()["assignment"], expected, rtol=1e-6)
 
@@ -411,16 +440,16 @@ def dawid_skene(positions, annotations):
     num_annotators = int(np.max(positions)) + 1
     num_classes = int(np.max(annotations)) + 1
     num_items, num_positions = annotations.shape
-    with numpyro.plate("annotator", num_annotators, dim=-2):
-        with numpyro.plate("class", num_classes):
-            beta = numpyro.sample("beta", dist.Dirichlet(2 * jnp.ones(num_classes)))
+    with (
+        numpyro.plate("annotator", num_annotators, dim=-2),
+        numpyro.plate("class", num_classes),
+    ):
+        beta = numpyro.sample("beta", dist.Dirichlet(2 * jnp.ones(num_classes)))
     pi = numpyro.sample("pi", dist.Dirichlet(2 * jnp.ones(num_classes)))
     with numpyro.plate("item", num_items, dim=-2):
         c = numpyro.sample("c", dist.Categorical(pi), infer={"enumerate": "parallel"})
         with numpyro.plate("position", num_positions):
-            numpyro.sample(
-                "y", dist.Categorical(Vindex(beta)[positions, c, :]), obs=annotations
-            )
+            numpyro.sample("y", dist.Categorical(Vindex(beta)[positions, c, :]), obs=annotations)
 
 
 def annotations(num_items=60):
@@ -519,6 +548,7 @@ def level_marginal(params):
     return log_normal_density(y, 0.0, covariance)
 
 
+@pytest.mark.slow
 def test_latent_autoregression_in_scan():
     result = fit(latent_ar, "exact", jnp.asarray(ar_data()), num_steps=60)
     check_exact(result, ar_marginal)
@@ -624,12 +654,8 @@ def test_neural_network_parameters():
     result = fit(neural_random_effects, "exact", x, group, y=y)
     (w1, _), (w2, _) = result.params["net$params"]
     assert w1.shape == (1, 1) and w2.shape == (1,)
-    check_exact_tree(result, neural_marginal)
+    check_exact(result, neural_marginal)
     check_draws(result, {"b": (8,)})
-
-
-def check_exact_tree(result, marginal):
-    check_exact(result, marginal)
 
 
 # --- Vector latents and crossed plates
@@ -640,9 +666,9 @@ def vector_effects(group, x, y=None, *, num_groups):
     tau = numpyro.param("tau", jnp.ones(2), constraint=constraints.positive)
     sigma = numpyro.param("sigma", 1.0, constraint=constraints.positive)
     with numpyro.plate("groups", num_groups):
-        b = numpyro.sample("b", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        b = numpyro.sample("b", dist.Normal(0.0, tau).expand([2]).to_event(1))
     design = jnp.stack([jnp.ones_like(x), x], axis=-1)
-    eta = jnp.sum(design * (beta + tau * b[group]), axis=-1)
+    eta = jnp.sum(design * (beta + b[group]), axis=-1)
     numpyro.sample("y", dist.Normal(eta, sigma).to_event(1), obs=y)
 
 
@@ -658,7 +684,8 @@ def vector_marginal(params):
 def test_vector_latents():
     data = fvc_data()
     group, x, y = (data[k].values for k in ("patient", "weeks", "fvc"))
-    result = fit(vector_effects, "exact", group, x, y, num_groups=12)
+    # beta outside the latents' density makes plain EM slow: its rate here is about 0.98.
+    result = fit(vector_effects, "exact", group, x, y, num_groups=12, max_steps=3000)
     check_exact(result, vector_marginal)
     check_draws(result, {"b": (12, 2)})
 
@@ -708,18 +735,16 @@ def zero_inflated(group, y=None):
     with numpyro.plate("groups", len(np.unique(group))):
         b = numpyro.sample("b", dist.Normal(0.0, sd))
     with numpyro.plate("data", len(group)):
-        present = numpyro.sample(
-            "present", dist.Bernoulli(psi), infer={"enumerate": "parallel"}
-        )
+        present = numpyro.sample("present", dist.Bernoulli(psi), infer={"enumerate": "parallel"})
         rate = jnp.where(present == 1, jnp.exp(mu + b[group]), 1e-8)
         numpyro.sample("y", dist.Poisson(rate), obs=y)
 
 
 def zero_inflated_data():
     draw = rng(9)
-    group = np.repeat(np.arange(15), 6)
-    rate = np.exp(1.2 + draw.normal(0, 0.6, 15))[group]
-    return group, np.where(draw.random(90) < 0.7, draw.poisson(rate), 0)
+    group = np.repeat(np.arange(12), 6)
+    rate = np.exp(1.2 + draw.normal(0, 0.6, 12))[group]
+    return group, np.where(draw.random(72) < 0.7, draw.poisson(rate), 0)
 
 
 def zero_inflated_marginal(params):
@@ -728,7 +753,7 @@ def zero_inflated_marginal(params):
     rate = jnp.exp(params["mu"] + params["sd"] * nodes)
     present = jnp.log(params["psi"]) + dist.Poisson(rate).log_prob(y[:, None])
     absent = jnp.log1p(-params["psi"]) + dist.Poisson(1e-8).log_prob(y[:, None])
-    by_group = jnp.logaddexp(present, absent).reshape(15, 6, -1).sum(1)
+    by_group = jnp.logaddexp(present, absent).reshape(12, 6, -1).sum(1)
     return logsumexp(by_group + log_weights, axis=1).sum()
 
 
@@ -737,7 +762,7 @@ def test_zero_inflation_with_random_effects_nuts():
     group, y = zero_inflated_data()
     result = fit(zero_inflated, "nuts", group, y=y)
     check_monte_carlo(result, zero_inflated_marginal)
-    check_draws(result, {"b": (15,), "present": (90,)})
+    check_draws(result, {"b": (12,), "present": (72,)})
     probs = result.posterior.probs()["present"]
     np.testing.assert_allclose(probs[y > 0, 1], 1.0, atol=1e-5)
     assert np.all(probs[y == 0, 1] < 0.9)
@@ -753,7 +778,8 @@ ADMIT = np.array([512, 89, 353, 17, 120, 202, 138, 131, 53, 94, 22, 24])
 
 def glmm(dept, male, applications, admit=None):
     v_mu = numpyro.sample("v_mu", dist.Normal(0, jnp.array([4.0, 1.0])))
-    sigma = numpyro.sample("sigma", dist.HalfNormal(jnp.ones(2)))
+    # The example's HalfNormal prior would let the mode of sigma[1] run to 0 on these few data.
+    sigma = numpyro.sample("sigma", dist.Gamma(2.0 * jnp.ones(2), 1.0))
     L_Rho = numpyro.sample("L_Rho", dist.LKJCholesky(2, concentration=2))
     scale_tril = sigma[..., jnp.newaxis] * L_Rho
     num_dept = len(np.unique(dept))
@@ -767,6 +793,96 @@ def glmm(dept, male, applications, admit=None):
         numpyro.sample("admit", dist.Binomial(applications, logits=logits), obs=admit)
 
 
+def few_admissions():
+    """A tenth of the real counts, so that a coarse grid integrates well."""
+    return {
+        "dept": DEPT,
+        "male": MALE,
+        "applications": np.round(APPLICATIONS / 10).astype(int),
+        "admit": np.round(ADMIT / 10).astype(int),
+    }
+
+
+def glmm_marginal(params):
+    data = few_admissions()
+    grid = jnp.linspace(-6, 6, 97)
+    log_weight = dist.Normal(0, 1).log_prob(grid) + jnp.log(grid[1] - grid[0])
+    factor = jnp.stack(
+        [jnp.array([1.0, 0.0]), jnp.stack([params["rho"], jnp.sqrt(1 - params["rho"] ** 2)])]
+    )
+    scale_tril = params["sigma"][:, None] * factor
+    v = jnp.einsum("ij,jab->iab", scale_tril, jnp.stack(jnp.meshgrid(grid, grid, indexing="ij")))
+    male = data["male"][:, None, None]
+    logits = params["v_mu"][0] + v[0] + (params["v_mu"][1] + v[1]) * male
+    binomial = dist.Binomial(data["applications"][:, None, None], logits=logits)
+    by_dept = binomial.log_prob(data["admit"][:, None, None]).reshape(6, 2, 97, 97).sum(1)
+    value = logsumexp(by_dept + log_weight[:, None] + log_weight, axis=(1, 2)).sum()
+    value += dist.Normal(0, jnp.array([4.0, 1.0])).log_prob(params["v_mu"]).sum()
+    value += dist.Gamma(2.0, 1.0).log_prob(params["sigma"]).sum()
+    return value + dist.LKJCholesky(2, concentration=2).log_prob(factor)
+
+
+@pytest.mark.slow
+def test_admissions_nuts():
+    data = few_admissions()
+    # Much is missing here: at a coarse tolerance Louis's standard error of v_mu[0] is 40 % off.
+    result = fit(
+        glmm,
+        "nuts",
+        **data,
+        map_sites=["v_mu", "sigma", "L_Rho"],
+        stopping=ppl_em.Stopping(),
+    )
+    check_monte_carlo(
+        result,
+        glmm_marginal,
+        lambda p: {"v_mu": p["v_mu"], "sigma": p["sigma"], "rho": p["L_Rho"][1, 0]},
+    )
+    check_draws(result, {"z": (6, 2)})
+
+
+# --- Stochastic volatility
+
+
+def volatility(returns):
+    step_size = numpyro.sample("sigma", dist.Exponential(5.0))
+    s = numpyro.sample(
+        "s", dist.GaussianRandomWalk(scale=step_size, num_steps=jnp.shape(returns)[0])
+    )
+    nu = numpyro.sample("nu", dist.Exponential(0.1))
+    return numpyro.sample("r", dist.StudentT(df=nu, loc=0.0, scale=jnp.exp(s)), obs=returns)
+
+
+def returns_data(length=50):
+    draw = rng(10)
+    return np.exp(np.cumsum(draw.normal(0, 0.35, length))) * draw.standard_t(8, length)
+
+
+def volatility_marginal(params):
+    """The forward recursion on a grid of log-volatilities."""
+    grid = jnp.linspace(-7, 7, 281)
+    move = dist.Normal(grid, params["sigma"]).log_prob(grid[:, None]) + jnp.log(grid[1] - grid[0])
+
+    def forward(log_alpha, r):
+        density = dist.StudentT(params["nu"], 0.0, jnp.exp(grid)).log_prob(r)
+        return logsumexp(move + log_alpha, axis=1) + density, None
+
+    returns = jnp.asarray(returns_data())
+    first = dist.Normal(0, params["sigma"]).log_prob(grid)
+    first += dist.StudentT(params["nu"], 0.0, jnp.exp(grid)).log_prob(returns[0])
+    last, _ = jax.lax.scan(forward, first, returns[1:])
+    value = logsumexp(last) + jnp.log(grid[1] - grid[0])
+    value += dist.Exponential(5.0).log_prob(params["sigma"])
+    return value + dist.Exponential(0.1).log_prob(params["nu"])
+
+
+@pytest.mark.slow
+def test_stochastic_volatility_nuts():
+    result = fit(volatility, "nuts", returns_data(), map_sites=["sigma", "nu"])
+    check_monte_carlo(result, volatility_marginal)
+    check_draws(result, {"s": (50,)})
+
+
 # --- Plain MAP: no latent data at all
 
 
@@ -774,3 +890,17 @@ def logistic_regression(features, labels):
     coefs = numpyro.sample("coefs", dist.Normal(jnp.zeros(features.shape[-1]), 2.0))
     logits = jnp.dot(features, coefs)
     return numpyro.sample("obs", dist.Bernoulli(logits=logits), obs=labels)
+
+
+def test_logistic_regression_by_map_alone():
+    draw = rng(11)
+    features = draw.normal(size=(80, 3))
+    labels = draw.random(80) < 1 / (1 + np.exp(-features @ np.array([1.0, -0.5, 0.2])))
+
+    def posterior(params):
+        value = dist.Bernoulli(logits=features @ params["coefs"]).log_prob(labels).sum()
+        return value + dist.Normal(0, 2).log_prob(params["coefs"]).sum()
+
+    result = fit(logistic_regression, "auto", features, labels, map_sites=["coefs"])
+    check_exact(result, posterior)
+    check_draws(result, {})

@@ -42,9 +42,9 @@ def reparameterised(y):
         numpyro.sample("y", dist.Normal(sd * z, 1.0), obs=y)
 
 
-def started_at(value):
+def started_at(value, constraint=POSITIVE):
     def model(y):
-        sd = numpyro.param("sd", value, constraint=POSITIVE)
+        sd = numpyro.param("sd", value, constraint=constraint)
         z = numpyro.sample("z", dist.Normal(0.0, sd))
         numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
@@ -55,7 +55,7 @@ def outside_data_support(y):
     mu = numpyro.param("mu", 0.5)
     z = numpyro.sample("z", dist.Normal(mu, 1.0))
     numpyro.sample("fine", dist.Normal(z, 1.0), obs=1.0)
-    numpyro.sample("y", dist.Uniform(0.0, jnp.exp(z)), obs=1e9)
+    numpyro.sample("y", dist.Uniform(0.0, jnp.exp(z)), obs=jnp.array(1e9))
 
 
 def moving_support(y):
@@ -90,6 +90,23 @@ def mixture(y):
         numpyro.sample("y", dist.Normal(mu[k], 1.0), obs=y)
 
 
+def unplated(y):
+    mu = numpyro.param("mu", 0.0)
+    k = numpyro.sample("k", dist.Bernoulli(0.5))
+    numpyro.sample("y", dist.Normal(mu + k, 1.0), obs=y)
+
+
+def bad_scale(y):
+    mu = numpyro.param("mu", 0.0)
+    z = numpyro.sample("z", dist.Normal(mu, 1.0))
+    numpyro.sample("y", dist.Normal(z, -1.0), obs=y)
+
+
+def duplicated(y):
+    groups(y)
+    groups(y)
+
+
 def takes_option(init_params):
     groups(init_params)
 
@@ -103,7 +120,7 @@ NAN = np.array([0.0, np.nan, 1.0, np.nan])
 SITE_ERRORS = {  # id: (site, words of the fact or remedy, model, data, EM options, run options)
     "unused_parameter": ("idle", "no M-step can move it", reparameterised, Y, {}, {}),
     "start_outside": ("sd", "outside its support", started_at(-1.0), Y, {}, {}),
-    "start_on_edge": ("sd", "on the edge", started_at(0.0), Y, {}, {}),
+    "start_on_edge": ("sd", "on the edge", started_at(0.0, constraints.nonnegative), Y, {}, {}),
     "start_nan": ("sd", "not finite", started_at(float("nan")), Y, {}, {}),
     "init_outside": ("sd", "outside its support", groups, Y, {}, {"init_params": {"sd": -2.0}}),
     "init_outside_narrower": (
@@ -151,9 +168,19 @@ SITE_ERRORS = {  # id: (site, words of the fact or remedy, model, data, EM optio
     "init_shape": ("mu", r"shape \(2,\)", groups, Y, {}, {"init_params": {"mu": np.zeros(2)}}),
     "fixed_shape": ("mu", r"shape \(3,\)", groups, Y, {"fixed": {"mu": np.zeros(3)}}, {}),
     "nan": ("y", "2 of its observed values are NaN", groups, NAN, {}, {}),
-    "exact_mixed_scan": ("z", "quadratic", started_at(1.0), Y, {"e_step": "exact"}, {}),
+    "init_and_fixed": (
+        "mu",
+        "both",
+        groups,
+        Y,
+        {"fixed": {"mu": 0.0}},
+        {"init_params": {"mu": 1.0}},
+    ),
+    "fixed_outside": ("sd", "outside its support", groups, Y, {"fixed": {"sd": -1.0}}, {}),
+    "fixed_nan": ("z", "outside its support", groups, Y, {"fixed": {"z": NAN}}, {}),
+    "not_a_constraint": ("sd", "a float", groups, Y, {"constraints": {"sd": 3.0}}, {}),
+    "no_plate": ("y", "axis -1 is in no plate", unplated, Y, {}, {}),
 }
-SITE_ERRORS.pop("exact_mixed_scan")
 
 
 @pytest.mark.parametrize("case", SITE_ERRORS)
@@ -173,6 +200,9 @@ OPTION_ERRORS = {  # id: (words, model, arguments, EM options)
     "nothing_observed": ("nothing is observed", groups, (), {}),
     "collision": ("'init_params'.*same name", takes_option, (Y,), {}),
     "collision_bar": ("'progress_bar'.*same name", takes_bar, (Y,), {}),
+    "fixed_list": ("`fixed`.*list", groups, (Y,), {"fixed": ["mu"]}),
+    "bad_scale": ("invalid scale.*after site 'z'", bad_scale, (Y,), {}),
+    "duplicated": ("'duplicated'.*unique.*Rename", duplicated, (Y,), {}),
     "too_many_arguments": ("'groups'.*too many", groups, (Y, Y), {}),
     "missing_argument": ("missing a required argument: 'y'", mixture, (), {}),
     "e_step_flag": ("`e_step`.*'exakt'.*'exact'", groups, (Y,), {"e_step": "exakt"}),
@@ -195,7 +225,7 @@ def test_option_error(rng_key, case):
 
 
 def test_unknown_keyword_argument(rng_key):
-    with pytest.raises(ModelError, match="'groups'.*'yy'"):
+    with pytest.raises(ModelError, match=r"'groups'.*'yy'"):
         EM(groups).run(rng_key, yy=Y, progress_bar=False)
 
 
@@ -231,6 +261,18 @@ def test_no_latents_warns_and_fits(rng_key, caplog):
     np.testing.assert_allclose(result.params["mu"], Y.mean(), atol=1e-6)
     np.testing.assert_allclose(result.params["sd"], Y.std(), rtol=1e-6)
     assert result.converged and result.log_likelihood.kind == "exact"
+
+
+def test_the_options_replace_unusable_initial_values(rng_key):
+    model = started_at(-1.0)
+    result = EM(model, max_steps=2).run(
+        rng_key, Y[:, None].sum(0), init_params={"sd": 1.0}, progress_bar=False
+    )
+    assert result.params["sd"] > 0
+    fixed = EM(groups, fixed={"z": np.zeros(4)}).run(
+        rng_key, Y, progress_bar=False, init_params={"sd": 2.0}
+    )
+    assert fixed.params["mu"] == 0.0
 
 
 def test_nan_is_allowed_under_obs_mask(rng_key):

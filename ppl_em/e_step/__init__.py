@@ -1,7 +1,7 @@
 """E-steps: one file per method, one flag each. `EM(model, e_step=...)` takes either."""
 
 from ppl_em.e_step.auto import Auto
-from ppl_em.e_step.base import EStep
+from ppl_em.e_step.base import DeterministicEStep, EStep
 from ppl_em.e_step.exact import Exact
 from ppl_em.e_step.mean_field import MeanField
 from ppl_em.e_step.nuts import NUTS
@@ -23,4 +23,13 @@ def from_flag(e_step: "str | EStep") -> EStep:
     return e_step
 
 
-__all__ = ["FLAGS", "NUTS", "Auto", "EStep", "Exact", "MeanField", "from_flag"]
+__all__ = [
+    "FLAGS",
+    "NUTS",
+    "Auto",
+    "DeterministicEStep",
+    "EStep",
+    "Exact",
+    "MeanField",
+    "from_flag",
+]

@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -19,8 +19,8 @@ logger = logging.getLogger("ppl_em")
 class Auto:
     """`Exact` if the model is found to be exact, else `NUTS`; never an approximation with bias."""
 
-    stochastic: bool = False
-    kind: str = "exact"
+    stochastic: ClassVar[bool] = False
+    kind: ClassVar[str] = "exact"
 
     def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> EStep:
         """Try `Exact` and fall back to `NUTS`; the log says which, and why."""

@@ -1,6 +1,6 @@
 """The contract of an E-step. A new one is a new file, an import line and a row in the tests."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 
@@ -24,8 +24,8 @@ class EStep(Protocol):
         What that objective is, one of `likelihood.KINDS`.
     """
 
-    stochastic: bool
-    kind: str
+    stochastic: ClassVar[bool]
+    kind: ClassVar[str]
 
     def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "EStep":
         """Check on the host, once, that the method applies; return what to run.
@@ -45,15 +45,16 @@ class EStep(Protocol):
         """Pure and traceable: the posterior at `params`, the next state, and info."""
         ...
 
-    def log_likelihood(self, problem: Problem, params: Params, state: Any) -> jax.Array:
-        """The objective as a function of the parameters, twice differentiable; a scalar.
-
-        Deterministic E-steps only.
-        """
-        ...
-
     def describe(self, info: Any) -> str:
         """A few words for the progress bar."""
+        ...
+
+
+class DeterministicEStep(EStep, Protocol):
+    """An E-step whose objective is a function of the parameters alone, without noise."""
+
+    def log_likelihood(self, problem: Problem, params: Params, state: Any) -> jax.Array:
+        """The objective as a function of the parameters, twice differentiable; a scalar."""
         ...
 
 

@@ -1,6 +1,7 @@
 """Exact E-step for discrete latents: sum them out, keep the marginals of every factor."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 
@@ -17,8 +18,8 @@ class Enumeration:
     A model without any latent site is the trivial case: Q is its log-likelihood.
     """
 
-    stochastic: bool = False
-    kind: str = "exact"
+    stochastic: ClassVar[bool] = False
+    kind: ClassVar[str] = "exact"
 
     def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "Enumeration":
         """Nothing to check: `Exact` has."""

@@ -1,7 +1,7 @@
 """The `"exact"` flag: prove that the posterior has a closed form, and pick the engine for it."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,8 @@ class Exact:
     """
 
     max_dense: int = 2000
-    stochastic: bool = False
-    kind: str = "exact"
+    stochastic: ClassVar[bool] = False
+    kind: ClassVar[str] = "exact"
 
     def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> EStep:
         """Return `Enumeration` or `GaussianLatents`.

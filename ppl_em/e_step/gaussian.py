@@ -1,6 +1,7 @@
 """Exact E-step for latents in which the log-joint is quadratic."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +29,8 @@ class GaussianLatents:
     """
 
     blocks: Blocks
-    stochastic: bool = False
-    kind: str = "exact"
+    stochastic: ClassVar[bool] = False
+    kind: ClassVar[str] = "exact"
 
     def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "GaussianLatents":
         """Nothing to check: `Exact` has."""

@@ -1,7 +1,7 @@
 """Mean-field variational E-step: `AutoNormal`'s family, optimised on fixed base draws."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +54,8 @@ class MeanField:
     num_particles: int = 256
     max_steps: int = 100
     tol: float = 1e-9
-    stochastic: bool = False
-    kind: str = "lower_bound"
+    stochastic: ClassVar[bool] = False
+    kind: ClassVar[str] = "lower_bound"
 
     def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "MeanField":
         """Refuse models without continuous latents.
@@ -88,9 +88,7 @@ class MeanField:
         state = state._replace(guide=best.x.reshape(2, -1))
         return posterior, state, MeanFieldInfo(best.value, best.gradient_norm, best.num_steps)
 
-    def log_likelihood(
-        self, problem: Problem, params: Params, state: MeanFieldState
-    ) -> jax.Array:
+    def log_likelihood(self, problem: Problem, params: Params, state: MeanFieldState) -> jax.Array:
         """The bound as a function of the parameters, q following by linear response; a scalar.
 
         q moves with the parameters by one Newton step, which leaves the value right to fourth

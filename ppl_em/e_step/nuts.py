@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,8 +55,8 @@ class NUTS:
     max_tree_depth: int = 8
     target_accept_prob: float = 0.8
     dense_mass: bool = False
-    stochastic: bool = True
-    kind: str = "estimate"
+    stochastic: ClassVar[bool] = True
+    kind: ClassVar[str] = "estimate"
 
     def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "NUTS":
         """Refuse models without continuous latents.
@@ -106,9 +106,7 @@ class NUTS:
         info = NUTSInfo(
             jnp.mean(accept), jnp.sum(diverging), jnp.mean(steps), jnp.mean(state.step_size)
         )
-        state = NUTSState(
-            draws[:, -1], state.step_size * nudge, state.inverse_mass_matrix, rng_key
-        )
+        state = NUTSState(draws[:, -1], state.step_size * nudge, state.inverse_mass_matrix, rng_key)
         count = self.num_chains * self.num_samples
         stats = {"acceptance_rate": accept, "diverging": diverging, "n_steps": steps}
         return WeightedDraws(draws, jnp.full(draws.shape[:2], 1 / count), stats), state, info

@@ -36,6 +36,4 @@ class MStep(Protocol):
 
 def report(maximum: Maximum) -> MStepInfo:
     """The info of a maximiser's result."""
-    return MStepInfo(
-        maximum.start_value, maximum.value, maximum.gradient_norm, maximum.num_steps
-    )
+    return MStepInfo(maximum.start_value, maximum.value, maximum.gradient_norm, maximum.num_steps)

@@ -13,10 +13,10 @@ from ppl_em.problem import Latents, Problem
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class WeightedDraws:
-    """Draws of the unconstrained latents, (chain, draw, D), with weights (chain, draw) summing to 1.
+    """Draws of the unconstrained latents, (chain, draw, D), and weights (chain, draw).
 
-    Plain Monte Carlo EM has equal weights. `stats` holds what the sampler says of each draw, arrays
-    (chain, draw) under ArviZ's names.
+    Weights sum to one; plain Monte Carlo EM has equal weights. `stats` holds what the sampler says
+    of each draw, arrays (chain, draw) under ArviZ's names.
     """
 
     draws: jax.Array

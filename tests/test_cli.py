@@ -1,0 +1,118 @@
+"""The command line, in a subprocess, as users run it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, load_reference
+
+from ppl_em import cli
+
+MODEL = '''
+import numpyro, jax.numpy as jnp, numpyro.distributions as dist
+from numpyro.distributions import constraints
+
+def intercepts(y, sd_known=1.0):
+    """Normal means, as many as data."""
+    sd = numpyro.param("sd", 1.0, constraint=constraints.positive)
+    with numpyro.plate("rows", len(y)):
+        z = numpyro.sample("z", dist.Normal(0.0, sd))
+        numpyro.sample("y", dist.Normal(z, sd_known), obs=y)
+'''
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def ppl_em(*arguments, cwd, cache):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu"}
+    environment["PYTHONPATH"] = str(ROOT)
+    return subprocess.run(
+        [sys.executable, "-m", "ppl_em", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        timeout=300,
+    )
+
+
+def test_fit_from_any_folder_as_json(tmp_path, cache):
+    done = ppl_em("fit", "linkage", "--e-step", "exact", "--json", cwd=tmp_path, cache=cache)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    reference = load_reference("linkage")["reference"]
+    # A remaining gain of 1e-12 leaves 1.4e-6 standard errors.
+    assert abs(report["params"]["pi"] - reference["mle"]["pi"]) < 1.5e-6 * 0.0515
+    assert abs(report["standard_errors"]["pi"] - reference["se"]["pi"]) < 1e-6
+    assert abs(report["log_likelihood"]["value"] - reference["loglik"]) < 1e-9
+    assert report["log_likelihood"]["kind"] == "exact" and report["converged"] is True
+    assert set(report["seconds"]) == {"total", "compile"}
+    assert {"status", "num_steps"} <= set(report)
+
+
+def test_a_model_file_with_data_and_outputs(tmp_path, cache):
+    (tmp_path / "mine.py").write_text(MODEL)
+    (tmp_path / "my.csv").write_text("label,y\na,-3\nb,1\nc,2\nd,-1\n")
+    arguments = ["fit", "mine.py:intercepts", "--data", "my.csv", "--e-step", "exact"]
+    done = ppl_em(*arguments, "--out", "fit.nc", "--plot", "fit.png", cwd=tmp_path, cache=cache)
+    assert done.returncode == 0, done.stderr
+    assert "1.6583" in done.stdout  # sqrt(mean(y^2) - 1)
+    assert (tmp_path / "fit.nc").stat().st_size > 1000
+    assert (tmp_path / "fit.png").read_bytes()[:4] == b"\x89PNG"
+    short = ppl_em(*arguments, "--max-steps", "1", cwd=tmp_path, cache=cache)
+    assert short.returncode == 1
+    assert "Not converged" in short.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["fit", "nothing"], "not known"),
+        (["fit", "missing.py"], "no such file"),
+        (["fit", "mine.py"], "no function `model`"),
+        (["fit", "mine.py:intercepts"], "no `load()`"),
+        (["fit", "mine.py:intercepts", "--data", "none.csv"], "cannot be read"),
+        (["fit", "mine.py:intercepts", "--data", "wrong.csv"], "no column"),
+        (["fit", "mine.py:intercepts", "--data", "nan.csv"], "NaN"),
+        (["fit", "seeds", "--e-step", "exact"], "Site 'b'"),
+        (["fit", "linkage", "--algorithm", "direct"], "not available"),
+        (["compare", "linkage", "--e-steps", "exact,magic"], "Valid flags"),
+        (["fit", "seeds", "--e-step", "magic"], "invalid choice"),
+    ],
+)
+def test_unusable_input_is_one_line(arguments, text, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(MODEL)
+    (tmp_path / "wrong.csv").write_text("x\n1\n")
+    (tmp_path / "nan.csv").write_text("y\n1\n\n \nnan\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_configure_jax", lambda: None)
+    try:
+        status = cli.main(arguments)
+    except SystemExit as leaving:
+        status = leaving.code
+    printed = capsys.readouterr()
+    assert status == 2
+    assert text in printed.err
+    assert printed.out == "" and "Traceback" not in printed.err
+
+
+def test_exit_status_of_the_process(tmp_path, cache):
+    done = ppl_em("fit", "nothing", cwd=tmp_path, cache=cache)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+
+
+def test_models_and_compare(tmp_path, cache):
+    listed = ppl_em("models", cwd=tmp_path, cache=cache)
+    assert listed.returncode == 0
+    assert {"faithful", "linkage", "pump", "seeds", "sleepstudy"} <= {
+        line.split()[0] for line in listed.stdout.splitlines()
+    }
+    both = ppl_em("compare", "linkage", "--e-steps", "exact,auto", cwd=tmp_path, cache=cache)
+    assert both.returncode == 0, both.stderr
+    assert both.stdout.count("0.6268 ± 0.0515") == 2

@@ -1,0 +1,82 @@
+"""Reference answers on real data, computed by independent software (see tests/reference)."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import SEED, load_model
+from jax.flatten_util import ravel_pytree
+
+from ppl_em import EM, EMResult
+from ppl_em.likelihood import LogLikelihood
+
+
+def flat(tree: dict) -> np.ndarray:
+    return np.asarray(ravel_pytree(tree)[0])
+
+
+def fit(name: str, flag: str, seed: int = SEED) -> tuple[EMResult, dict]:
+    module = load_model(name)
+    result = EM(module.model, e_step=flag).run(
+        jax.random.key(seed), progress_bar=False, **module.load()
+    )
+    return result, module.REFERENCE
+
+
+def off_by(result: EMResult, reference: dict) -> np.ndarray:
+    """Distance from the reference in standard errors, per scalar parameter."""
+    gap = flat(result.params) - flat(reference["params"])
+    return np.abs(gap) / flat(reference["standard_errors"])
+
+
+@pytest.mark.parametrize("name", ["linkage", "faithful", "sleepstudy"])
+def test_exact_reaches_the_reference(name):
+    result, reference = fit(name, "exact")
+    assert result.converged
+    assert result.log_likelihood.kind == "exact"
+    assert abs(result.log_likelihood.value - reference["log_likelihood"]) < 1e-9 * (
+        1 + abs(reference["log_likelihood"])
+    )
+    assert off_by(result, reference).max() < 1e-4
+    np.testing.assert_allclose(
+        flat(result.standard_errors()), flat(reference["standard_errors"]), rtol=1e-4
+    )
+    assert np.min(result.history["change"]) > -1e-9
+    assert result.history["objective"][-1] == result.log_likelihood.value
+
+
+def test_linkage_digits():
+    result, _ = fit("linkage", "exact")
+    assert abs(float(result.params["pi"]) - 0.6268214978710) < 1.5e-6 * 0.0515
+    assert abs(float(result.standard_errors()["pi"]) - 0.0514673) < 1e-7
+    # Dempster, Laird & Rubin (1977), table 1, from 0.5.
+    printed = [0.608247423, 0.624321051, 0.626488879, 0.626777323]
+    np.testing.assert_allclose(result.history["pi"][:4], printed, atol=2e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["seeds", "pump"])
+def test_monte_carlo_within_its_errors(name):
+    """At least 9 of 10 seeds within 0.1 standard error, and within 15 % on standard errors."""
+    near, likelihood, spread = 0, 0, 0
+    for seed in range(SEED, SEED + 10):
+        result, reference = fit(name, "nuts", seed)
+        assert result.converged
+        near += off_by(result, reference).max() < 0.1
+        value, kind, mcse, khat = result.log_likelihood
+        assert kind == "estimate" and mcse > 0 and khat < 0.7
+        likelihood += abs(value - reference["log_likelihood"]) < 4 * mcse
+        ratio = flat(result.standard_errors()) / flat(reference["standard_errors"])
+        spread += np.max(np.abs(ratio - 1)) < 0.15
+    assert (near >= 9, likelihood >= 9, spread >= 9) == (True, True, True)
+
+
+def test_mean_field_is_a_bound_and_says_so():
+    result, reference = fit("pump", "mean_field")
+    assert result.converged
+    likelihood: LogLikelihood = result.log_likelihood
+    assert likelihood.kind == "lower_bound"
+    assert likelihood.value + 3 * likelihood.mcse < reference["log_likelihood"]
+    assert np.isfinite(likelihood.pareto_khat)
+    assert "lower bound" in str(result) and "k-hat" in str(result)
+    distance = off_by(result, reference)
+    assert 0.01 < distance.max() < 0.2  # close to the maximum, and visibly not there
