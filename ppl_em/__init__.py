@@ -3,8 +3,9 @@
 from ppl_em import e_step, m_step
 from ppl_em.em import EM
 from ppl_em.likelihood import LogLikelihood
-from ppl_em.result import EMResult, load
+from ppl_em.result import EMResult
 from ppl_em.stopping import Status, Stopping
+from ppl_em.storage import load
 from ppl_em.validation import ModelError
 
 __version__ = "0.1.0"

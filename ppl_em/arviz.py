@@ -1,8 +1,8 @@
-"""A fit as an xarray.DataTree for ArviZ, and to disk and back."""
+"""A fit as an xarray.DataTree for ArviZ."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -12,17 +12,14 @@ from numpyro import distributions as dist
 from numpyro import handlers
 
 from ppl_em.inspection import site_dims
-from ppl_em.likelihood import LogLikelihood
 from ppl_em.params import Params
 from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import Problem
-from ppl_em.uncertainty import Uncertainty
-from ppl_em.validation import ModelError
+from ppl_em.result import EMResult
+from ppl_em.storage import header, leaves
 
 if TYPE_CHECKING:
     import xarray
-
-    from ppl_em.result import EMResult
 
 CHAINS, DRAWS = 4, 500
 """Shape of the exported draws where the posterior is sampled afresh."""
@@ -33,12 +30,12 @@ BUDGET = 20_000_000
 Arrays = dict[str, np.ndarray]
 
 
-def to_datatree(result: "EMResult", problem: Problem) -> "xarray.DataTree":
+def to_datatree(result: EMResult, problem: Problem) -> "xarray.DataTree":
     """Export a fit.
 
     Groups: `posterior` (latent and deterministic sites, chain x draw), `sample_stats`,
     `log_likelihood` (pointwise, given the latents), `observed_data`, `em_trace` (dim
-    `iteration`), `params` (estimates, standard errors, Monte Carlo errors, covariance), and
+    `iteration`), `params`, `uncertainty` (covariance, standard and Monte Carlo errors), and
     `responsibilities` where there are discrete latents.
     """
     import xarray
@@ -60,87 +57,12 @@ def to_datatree(result: "EMResult", problem: Problem) -> "xarray.DataTree":
     )
     groups["em_trace"] = _trace_dataset(result)
     groups["params"] = _params_dataset(result)
+    groups["uncertainty"] = _uncertainty_dataset(result)
     if problem.spec.discrete:
         groups["responsibilities"] = _responsibilities(result, problem)
     groups["posterior"].attrs["latents"] = ",".join(draws)
-    groups["/"] = xarray.Dataset(attrs={"ppl_em": json.dumps(_header(result))})
+    groups["/"] = xarray.Dataset(attrs={"ppl_em": json.dumps(header(result))})
     return xarray.DataTree.from_dict(groups)
-
-
-def save(result: "EMResult", path: Any) -> None:
-    """Write the DataTree of `result` to a netCDF file."""
-    result.to_datatree().to_netcdf(path, engine="h5netcdf")
-
-
-@dataclass(frozen=True)
-class StoredParts:
-    """What a loaded result computes from: its file."""
-
-    tree: "xarray.DataTree" = field(repr=False)
-
-    def datatree(self, result: "EMResult") -> "xarray.DataTree":
-        """The tree that was saved."""
-        return self.tree
-
-    def uncertainty(self) -> Uncertainty:
-        """The covariance and Monte Carlo errors that were saved."""
-        group = self.tree["params"].to_dataset()
-        return Uncertainty(
-            group["covariance"].values,
-            group["mcse"].values,
-            group.attrs["method"],
-            group.attrs["reason"],
-        )
-
-
-@dataclass(frozen=True)
-class StoredPosterior:
-    """The latents' stored draws, (chain, draw, ...), and probabilities, of a loaded result."""
-
-    tree: "xarray.DataTree" = field(repr=False)
-
-    def sample(self, rng_key: jax.Array, num_samples: int) -> Arrays:
-        """Resample the stored draws; each site has shape (num_samples, *site_shape)."""
-        draws = self._flat()
-        count = len(next(iter(draws.values()))) if draws else 0
-        picked = np.asarray(jax.random.choice(rng_key, count, (num_samples,)))
-        return {name: values[picked] for name, values in draws.items()}
-
-    def mean(self) -> Arrays:
-        """Means of the stored draws, each of the site's shape."""
-        return {name: values.mean(axis=0) for name, values in self._flat().items()}
-
-    def probs(self) -> Arrays:
-        """Stored probabilities of discrete sites, (*plates, size of the support)."""
-        if "responsibilities" not in self.tree:
-            raise ModelError("`posterior.probs()`: the model has no discrete latents.")
-        return {str(k): v.values for k, v in self.tree["responsibilities"].data_vars.items()}
-
-    def _flat(self) -> Arrays:
-        latents = self.tree["posterior"].attrs["latents"].split(",")
-        group = self.tree["posterior"].data_vars
-        return {n: group[n].values.reshape(-1, *group[n].shape[2:]) for n in latents if n in group}
-
-
-def read(path: Any) -> tuple["xarray.DataTree", dict[str, Any], LogLikelihood, Params]:
-    """Read a file written by `save`: its tree, header, log-likelihood and parameters.
-
-    Raises
-    ------
-    ModelError
-        If the file is not a saved fit.
-    """
-    import xarray
-
-    with xarray.open_datatree(path, engine="h5netcdf") as opened:
-        tree = opened.load()
-    if "ppl_em" not in tree.attrs:
-        raise ModelError(f"File '{path}': not a fit saved by ppl_em. Write one with `save`.")
-    header = json.loads(tree.attrs["ppl_em"])
-    stored = tree["params"].to_dataset()
-    leaves = [stored[name].values for name in header["leaves"]]
-    params = _decode(header["params"], leaves)
-    return tree, header, LogLikelihood(*header["log_likelihood"]), params
 
 
 @dataclass(frozen=True)
@@ -151,7 +73,7 @@ class _Replayed:
     dims: dict[str, list[str]]
 
 
-def _draws(result: "EMResult", problem: Problem) -> tuple[Arrays, Arrays]:
+def _draws(result: EMResult, problem: Problem) -> tuple[Arrays, Arrays]:
     """Draws of all latents, (chain, draw, *site_shape), and of the sampler's statistics."""
     latents = result.posterior
     key_draws, key_discrete = jax.random.split(latents.rng_key)
@@ -237,7 +159,7 @@ def _hide_idle(problem: Problem, draws: Arrays) -> Arrays:
     return hidden
 
 
-def _trace_dataset(result: "EMResult") -> Any:
+def _trace_dataset(result: EMResult) -> Any:
     import xarray
 
     iterations = np.arange(1, result.num_steps + 1)
@@ -248,16 +170,23 @@ def _trace_dataset(result: "EMResult") -> Any:
     return xarray.Dataset(variables, coords={"iteration": iterations})
 
 
-def _params_dataset(result: "EMResult") -> Any:
+def _params_dataset(result: EMResult) -> Any:
     import xarray
 
-    leaves, names = _leaves(result.params)
+    arrays, names = leaves(result.params)
     variables: dict[str, Any] = {
         name: ([f"{name}_dim_{i}" for i in range(np.ndim(leaf))], np.asarray(leaf))
-        for name, leaf in zip(names, leaves, strict=True)
+        for name, leaf in zip(names, arrays, strict=True)
     }
+    return xarray.Dataset(variables)
+
+
+def _uncertainty_dataset(result: EMResult) -> Any:
+    import xarray
+
     uncertainty = result.uncertainty
     pair = ["parameter", "parameter_"]
+    variables: dict[str, Any] = {}
     variables["covariance"] = (pair, uncertainty.covariance)
     variables["se"] = (["parameter"], np.sqrt(np.diag(uncertainty.covariance)))
     variables["mcse"] = (["parameter"], uncertainty.mcse)
@@ -268,7 +197,7 @@ def _params_dataset(result: "EMResult") -> Any:
     )
 
 
-def _responsibilities(result: "EMResult", problem: Problem) -> Any:
+def _responsibilities(result: EMResult, problem: Problem) -> Any:
     import xarray
 
     variables, coords = {}, {}
@@ -279,45 +208,6 @@ def _responsibilities(result: "EMResult", problem: Problem) -> Any:
         if site.values.value.ndim == 1:
             coords[f"{site.name}_state"] = site.values.value
     return xarray.Dataset(variables, coords=coords)
-
-
-def _header(result: "EMResult") -> dict[str, Any]:
-    return {
-        "version": 1,
-        "log_likelihood": list(result.log_likelihood),
-        "status": result.status.name,
-        "num_steps": result.num_steps,
-        "e_step": result.e_step,
-        "seconds": result.seconds,
-        "leaves": _leaves(result.params)[1],
-        "params": _encode(result.params, iter(range(10**9))),
-    }
-
-
-def _leaves(params: Params) -> tuple[list[Any], list[str]]:
-    flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    names = [
-        ".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path) for path, _ in flat
-    ]
-    return [leaf for _, leaf in flat], names
-
-
-def _encode(value: Any, counter: Any) -> Any:
-    """The structure of nested dicts, lists and tuples, leaves numbered in flattening order."""
-    if isinstance(value, dict):
-        return {"dict": [[k, _encode(value[k], counter)] for k in sorted(value)]}
-    if isinstance(value, list | tuple):
-        return {"seq": [_encode(v, counter) for v in value], "tuple": isinstance(value, tuple)}
-    return next(counter)
-
-
-def _decode(node: Any, leaves: list[np.ndarray]) -> Any:
-    if isinstance(node, int):
-        return leaves[node]
-    if "dict" in node:
-        return {key: _decode(child, leaves) for key, child in node["dict"]}
-    items = [_decode(child, leaves) for child in node["seq"]]
-    return tuple(items) if node["tuple"] else items
 
 
 def _known(

@@ -62,8 +62,8 @@ def log_factors(
     plates = frozenset(frame.name for frame in frames if frame.dim is not None)
     for name, site in samples.items():
         table = _as_funsor(site)
-        # Batch dimensions in no plate have no name of ours: they are summed here.
-        unnamed = frozenset(table.inputs) - plates - samples.keys()
+        # Batch dimensions in no plate get a name of this form: they are summed here.
+        unnamed = frozenset(k for k in table.inputs if k.startswith("_pyro_dim_"))
         table = table.reduce(funsor.ops.add, unnamed)
         tables[name] = jnp.maximum(table.data, LOG_ZERO)
         inputs[name] = OrderedDict((k, v.size) for k, v in table.inputs.items())

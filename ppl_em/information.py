@@ -1,7 +1,7 @@
 """Observed information and the covariance of the parameters."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,8 @@ class Information:
         How they were computed.
     score_error
         Monte Carlo covariance of the score, shape (p, p); zero if deterministic.
+    se_noise
+        Largest relative Monte Carlo error of a standard error; zero if deterministic.
     problem_text
         Empty if the matrix is positive definite; else which direction is not, and what to do.
     """
@@ -38,6 +40,7 @@ class Information:
     method: str
     score_error: np.ndarray
     problem_text: str
+    se_noise: float = 0.0
 
     @property
     def usable(self) -> bool:
@@ -106,6 +109,7 @@ class ScoreMoments(NamedTuple):
     hessian: jax.Array
 
 
+@jax.jit
 def score_moments(problem: Problem, x: jax.Array, posterior: WeightedDraws) -> ScoreMoments:
     """Complete-data scores and Hessian at `x` (p,) over draws of the latents."""
 
@@ -142,10 +146,35 @@ def louis_information(
     """
     batches = np.concatenate([step.scores for step in moments])
     score = batches.mean(axis=0)
-    missing = np.mean([step.outer for step in moments], axis=0) - np.outer(score, score)
-    complete = -np.mean([step.hessian for step in moments], axis=0)
     error = np.atleast_2d(np.cov(batches.T)) / len(batches)
-    return _checked(problem, x, score, complete - missing, "Louis's identity", error)
+    information = _checked(problem, x, score, _louis_matrix(moments), "Louis's identity", error)
+    return replace(information, se_noise=_jackknife(moments))
+
+
+def _louis_matrix(moments: Sequence[ScoreMoments]) -> np.ndarray:
+    """Complete minus missing information, (p, p)."""
+    score = np.concatenate([step.scores for step in moments]).mean(axis=0)
+    missing = np.mean([step.outer for step in moments], axis=0) - np.outer(score, score)
+    return -np.mean([step.hessian for step in moments], axis=0) - missing
+
+
+def _jackknife(moments: Sequence[ScoreMoments], num_groups: int = 10) -> float:
+    """Largest relative error of a standard error, by leaving out groups of E-steps.
+
+    References
+    ----------
+    Efron & Tibshirani (1993), An Introduction to the Bootstrap, chapter 11.
+    """
+    rest = [
+        [step for i, step in enumerate(moments) if i * num_groups // len(moments) != group]
+        for group in range(min(num_groups, len(moments)))
+    ]
+    variances = [np.diag(np.linalg.pinv(_louis_matrix(steps))) for steps in rest if steps]
+    if len(variances) < 2 or np.min(variances) <= 0:
+        return np.inf
+    errors = np.sqrt(variances)
+    spread = np.sqrt((len(errors) - 1) * np.var(errors, axis=0))
+    return float(np.max(spread / errors.mean(axis=0)))
 
 
 def _checked(

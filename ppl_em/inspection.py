@@ -11,7 +11,6 @@ import numpy as np
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.distribution import validation_enabled
-from numpyro.infer import init_to_median
 
 from ppl_em import params as params_module
 from ppl_em.arguments import Arguments, split_arguments
@@ -25,6 +24,7 @@ from ppl_em.checks import (
     param_constraint,
     unusable,
 )
+from ppl_em.initial import init_near_mean
 from ppl_em.params import Params, ParamSpace
 from ppl_em.probing import density_and_gradients, probe
 from ppl_em.problem import DiscreteSite, LatentSite, Problem, ProblemSpec
@@ -72,7 +72,8 @@ def build_problem(
     check_model(raw, model)
     fixed, init_params = check_options(raw, map_sites, fixed, narrower, init_params)
 
-    trace = _run(model, rng_key, args, kwargs, {**init_params, **fixed}, validate=True)
+    start = {**init_params, **fixed}
+    trace = _run(model, rng_key, args, kwargs, start, spread=map_sites, validate=True)
     check_observations(trace)
     space, values = _parameters(trace, map_sites, fixed, narrower, model)
     latents = {
@@ -94,8 +95,8 @@ def build_problem(
         tuple(k for k, s in trace.items() if s["type"] == "sample" and s["is_observed"]),
         min([f.dim for f in frames if f.dim is not None], default=0) - 1,
     )
-    start = [_unconstrained_start(continuous[site.name]) for site in sites]
-    u = jnp.concatenate(start) if start else jnp.zeros((0,))
+    parts = [_unconstrained_start(continuous[site.name]) for site in sites]
+    u = jnp.concatenate(parts) if parts else jnp.zeros((0,))
     problem = _with_arguments(spec, args, kwargs, fixed, values, u)
     problem = probe(rng_key, problem, values)
     return problem, {**values, **fixed}
@@ -107,12 +108,12 @@ def _run(
     args: tuple,
     kwargs: dict,
     values: Params,
-    median: bool = True,
+    spread: tuple[str, ...] = (),
     validate: bool = False,
 ) -> Trace:
-    program = handlers.seed(model, rng_key)
-    if median:
-        program = handlers.substitute(program, substitute_fn=_continuous(init_to_median()))
+    program = handlers.substitute(
+        handlers.seed(model, rng_key), substitute_fn=init_near_mean(spread)
+    )
     program = handlers.substitute(program, data=values)
     tracer = handlers.trace(program)
     with contextlib.nullcontext() if validate else validation_enabled(False):
@@ -123,15 +124,6 @@ def _run(
             if reason is None:
                 raise
             raise reason from error
-
-
-def _continuous(strategy: Callable) -> Callable:
-    def substitute_fn(site: Site) -> Any:
-        if site["type"] == "sample" and not site["is_observed"] and site["fn"].support.is_discrete:
-            return None
-        return strategy(site)
-
-    return substitute_fn
 
 
 def _parameters(
@@ -186,7 +178,8 @@ def _moving_supports(
     shifted = _shifted(space, values)
     at_same_latents = {k: s["value"] for k, s in trace.items() if is_latent(s) and k not in values}
     other = _run(model, rng_key, args, kwargs, {**at_same_latents, **shifted, **fixed})
-    drawn = _run(model, rng_key, args, kwargs, {**values, **fixed}, median=False)
+    moved = {k: _moved(s) for k, s in continuous.items()}
+    drawn = _run(model, rng_key, args, kwargs, {**at_same_latents, **moved, **values, **fixed})
     moving = set()
     for name in [*continuous, *(s.name for s in space.sites if s.is_sample)]:
         key = _support_key(trace[name])
@@ -206,6 +199,12 @@ def _moving_supports(
                 )
             moving.add(name)
     return moving
+
+
+def _moved(site: Site) -> jax.Array:
+    """Another value of a continuous site, inside its support."""
+    transform = biject_to(site["fn"].support)
+    return transform(transform.inv(jnp.asarray(site["value"])) + 0.3)
 
 
 def _latent_site(site: Site, fixed_support: bool) -> LatentSite:

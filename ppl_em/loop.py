@@ -77,7 +77,7 @@ class _Trail:
         row: dict[str, Any] = {"params": jax.device_get(self.problem.constrain(x))}
         row |= {"objective": step.objective, "change": step.change, "change_mcse": step.error}
         rate = observed_rate([*self.steps, step]) if phase == "em" else np.nan
-        row |= {"rate": rate, "phase": phase, "seconds": seconds}
+        row |= {"em_rate": rate, "phase": phase, "seconds": seconds}
         for info in infos:
             row |= {name: float(value) for name, value in info._asdict().items()}
         self.steps.append(step)
@@ -206,7 +206,9 @@ def _monte_carlo(
                 if not last.precise:
                     return Status.NOISE_LIMITED, last, compile_seconds
             if polishes >= MAX_POLISHES:
-                return Status.NOISE_LIMITED, last, compile_seconds
+                usable = last is not None and last.information.usable
+                status = Status.NOISE_LIMITED if usable else Status.SINGULAR
+                return status, last, compile_seconds
             moving, m_info = 0, None
     return Status.MAX_STEPS, last, compile_seconds
 

@@ -29,6 +29,7 @@ class ParamSite:
 
     @property
     def constraint(self) -> constraints.Constraint:
+        """Where its values lie."""
         return self.support.value
 
     def unconstrain(self, value: Any) -> Any:
@@ -140,6 +141,7 @@ class ParamSpace:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Names of the free parameters, in the order of the model."""
         return tuple(site.name for site in self.sites)
 
     def unconstrain(self, params: Params) -> jax.Array:

@@ -25,6 +25,9 @@ from ppl_em.problem import Problem
 from ppl_em.stopping import Stopping
 from ppl_em.updates import expectation
 
+SE_NOISE = 0.07
+"""Relative Monte Carlo error that standard errors may have."""
+
 
 @dataclass(frozen=True)
 class Polish:
@@ -44,9 +47,6 @@ class Polish:
     num_draws: int
 
 
-_moments = jax.jit(score_moments)
-
-
 def polish(
     e_step: EStep,
     problem: Problem,
@@ -59,14 +59,14 @@ def polish(
     """Draw at `x` until the Newton step is precise, take it, and test whether it was needed.
 
     The number of draws doubles until every parameter's Monte Carlo error is below
-    `stopping.mcse_fraction` of its standard error.
+    `stopping.mcse_fraction` of its standard error, and standard errors are within `SE_NOISE`.
     """
     rows: list[ScoreMoments] = []
     target, num_draws = 10, 0
     while True:
         while len(rows) < target:
             posterior, state, info = expectation(e_step, problem, x, state)
-            rows.append(jax.device_get(_moments(problem, x, posterior)))
+            rows.append(jax.device_get(score_moments(problem, x, posterior)))
             num_draws += posterior.weights.size
             bar.set_postfix_str(f"confirming on {num_draws} draws, {e_step.describe(info)}")
             bar.update(0)
@@ -90,6 +90,8 @@ def polish(
 
 
 def _precise(problem: Problem, x: jax.Array, information: Information, stopping: Stopping) -> bool:
+    if information.se_noise > SE_NOISE:
+        return False
     error = np.sqrt(np.diag(information.newton_error))
     se = np.sqrt(np.diag(information.covariance))
     return bool(np.all(error <= stopping.mcse_fraction * se))

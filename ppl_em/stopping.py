@@ -32,6 +32,11 @@ class Status(Enum):
         "Not converged: Monte Carlo noise hides whether the maximum is reached. Allow more draws "
         "(`Stopping(max_draws=...)`) or a larger error (`Stopping(mcse_fraction=...)`)."
     )
+    SINGULAR = (
+        "Stopped: the likelihood is flat, or not concave, in some direction, which "
+        "`standard_errors()` names. A parameter is at a boundary or not identified: fix it with "
+        "`fixed`, or constrain it."
+    )
     INTERRUPTED = "Interrupted by the user. The last good parameters are returned."
 
 

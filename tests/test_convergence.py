@@ -127,7 +127,7 @@ def test_rate(name):
     observed = -np.asarray(jax.jit(jax.hessian(log_likelihood))(fit(name).x))
     rate = np.linalg.eigvals(np.linalg.solve(complete, complete - observed)).real.max()
     assert 0.05 < rate < 0.98
-    np.testing.assert_allclose(result.history["rate"][-1], rate, atol=1e-2)
+    np.testing.assert_allclose(result.history["em_rate"][-1], rate, atol=1e-2)
 
 
 def refit(model, *args, **options):

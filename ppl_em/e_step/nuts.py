@@ -107,9 +107,8 @@ class NUTS:
             jnp.mean(accept), jnp.sum(diverging), jnp.mean(steps), jnp.mean(state.step_size)
         )
         state = NUTSState(draws[:, -1], state.step_size * nudge, state.inverse_mass_matrix, rng_key)
-        count = self.num_chains * self.num_samples
         stats = {"acceptance_rate": accept, "diverging": diverging, "n_steps": steps}
-        return WeightedDraws(draws, jnp.full(draws.shape[:2], 1 / count), stats), state, info
+        return WeightedDraws.equal(draws, stats), state, info
 
     def describe(self, info: NUTSInfo) -> str:
         """Acceptance and divergences."""

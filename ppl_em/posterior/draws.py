@@ -23,6 +23,12 @@ class WeightedDraws:
     weights: jax.Array
     stats: dict[str, jax.Array] = field(default_factory=dict)
 
+    @staticmethod
+    def equal(draws: jax.Array, stats: dict[str, jax.Array] | None = None) -> "WeightedDraws":
+        """Equally weighted `draws`, (chain, draw, D)."""
+        count = draws.shape[0] * draws.shape[1]
+        return WeightedDraws(draws, jnp.full(draws.shape[:2], 1 / count, draws.dtype), stats or {})
+
     def log_joints(self, problem: Problem, params: Params) -> jax.Array:
         """The log-joint at `params` of every draw, shape (chain, draw)."""
 

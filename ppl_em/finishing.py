@@ -1,0 +1,164 @@
+"""The end of a run: from the loop's outcome to a result."""
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl_em import arviz, evidence
+from ppl_em.e_step import DeterministicEStep, EStep
+from ppl_em.information import (
+    Information,
+    constrained_covariance,
+    louis_information,
+    marginal_information,
+    score_moments,
+)
+from ppl_em.latents import LatentPosterior
+from ppl_em.likelihood import LogLikelihood
+from ppl_em.loop import Outcome
+from ppl_em.params import Params
+from ppl_em.posterior import Factorized, Posterior, WeightedDraws
+from ppl_em.problem import Problem
+from ppl_em.result import EMResult
+from ppl_em.uncertainty import Uncertainty
+from ppl_em.updates import expectation
+
+if TYPE_CHECKING:
+    import xarray
+
+EVIDENCE_SAMPLES = 4000
+"""Draws behind a lower bound, or per block of an importance-sampling estimate."""
+
+MAX_SE_NOISE = 0.2
+"""Standard errors with a larger relative Monte Carlo error are withheld."""
+
+
+@dataclass(frozen=True)
+class FittedParts:
+    """What a result computes from on request: the problem and the end of the run."""
+
+    problem: Problem
+    e_step: EStep
+    x: jax.Array
+    e_state: Any
+    posterior: Posterior
+    information: Information | None
+    mcse_x: np.ndarray | None
+
+    def datatree(self, result: EMResult) -> "xarray.DataTree":
+        """Build the result's DataTree."""
+        return arviz.to_datatree(result, self.problem)
+
+    def uncertainty(self) -> Uncertainty:
+        """Invert the observed information; carry it to the model's own scale."""
+        information = self.information or self._information()
+        reason = information.problem_text
+        if not reason and information.se_noise > MAX_SE_NOISE:
+            reason = (
+                f"their Monte Carlo error is {100 * information.se_noise:.0f} %; let the run "
+                f"converge, or allow more draws with `Stopping(max_draws=...)`"
+            )
+        covariance_x = (
+            np.full_like(information.matrix, np.nan) if reason else information.covariance
+        )
+        covariance = constrained_covariance(self.problem, self.x, jnp.asarray(covariance_x))
+        mcse_x = self.mcse_x
+        if mcse_x is None:
+            mcse_x = np.full_like(covariance_x, np.nan if self.e_step.stochastic else 0.0)
+        mcse = constrained_covariance(self.problem, self.x, jnp.asarray(mcse_x))
+        return Uncertainty(
+            np.asarray(covariance), np.sqrt(np.diag(mcse)), information.method, reason
+        )
+
+    def _information(self) -> Information:
+        """From the objective, or from the draws at the end of a run that did not converge."""
+        if not isinstance(self.posterior, WeightedDraws):
+            e_step = cast(DeterministicEStep, self.e_step)
+            return marginal_information(e_step, self.problem, self.x, self.e_state)
+        pieces = jnp.array_split(self.posterior.draws, 10, axis=1)
+        moments = [
+            jax.device_get(score_moments(self.problem, self.x, WeightedDraws.equal(piece)))
+            for piece in pieces
+        ]
+        return louis_information(self.problem, self.x, moments)
+
+
+def make_result(rng_key: jax.Array, problem: Problem, e_step: EStep, outcome: Outcome) -> EMResult:
+    """End a run: an E-step at the returned parameters, and the log-likelihood there."""
+    key_posterior, key_evidence = jax.random.split(rng_key)
+    x, state = outcome.x, outcome.e_state
+    posterior, state, info = expectation(e_step, problem, x, state)
+    if isinstance(posterior, WeightedDraws):
+        posterior, state = _more_draws(e_step, problem, x, state)
+        log_likelihood = evidence.importance_sampled(
+            key_evidence, problem, x, posterior, EVIDENCE_SAMPLES
+        )
+    elif isinstance(posterior, Factorized):
+        log_likelihood = evidence.lower_bound(key_evidence, problem, x, posterior, EVIDENCE_SAMPLES)
+    else:
+        log_likelihood = LogLikelihood(float(info.objective), e_step.kind)
+    params = problem.constrain(x)
+    last = outcome.polish
+    return EMResult(
+        params=params,
+        log_likelihood=log_likelihood,
+        status=outcome.status,
+        num_steps=len(outcome.rows),
+        history=_history(outcome.rows, params, e_step, log_likelihood),
+        posterior=LatentPosterior(problem, params, posterior, key_posterior),
+        e_step=_flag(e_step),
+        seconds={"total": time.monotonic() - outcome.begin, "compile": outcome.compile_seconds},
+        parts=FittedParts(
+            problem,
+            e_step,
+            x,
+            state,
+            posterior,
+            last.information if last is not None else None,
+            last.mcse_x if last is not None else None,
+        ),
+    )
+
+
+def _more_draws(
+    e_step: EStep, problem: Problem, x: jax.Array, state: Any, num_steps: int = 10
+) -> tuple[WeightedDraws, Any]:
+    """Draws at the returned parameters, for the reader and for fitting proposals."""
+    parts: list[WeightedDraws] = []
+    for _ in range(num_steps):
+        posterior, state, _ = expectation(e_step, problem, x, state)
+        parts.append(posterior)
+    draws = jnp.concatenate([part.draws for part in parts], axis=1)
+    stats = {
+        name: jnp.concatenate([part.stats[name] for part in parts], axis=1)
+        for name in parts[0].stats
+    }
+    return WeightedDraws.equal(draws, stats), state
+
+
+def _flag(e_step: EStep) -> str:
+    names = {"Enumeration": "exact", "GaussianLatents": "exact", "MeanField": "mean_field"}
+    return names.get(type(e_step).__name__, type(e_step).__name__.lower())
+
+
+def _history(
+    rows: list[dict[str, Any]], params: Params, e_step: EStep, final: LogLikelihood
+) -> dict[str, np.ndarray]:
+    history: dict[str, np.ndarray] = {}
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "params"))
+    for name in names:
+        missing = "" if name == "phase" else np.nan
+        history[name] = np.array([row.get(name, missing) for row in rows])
+    if e_step.stochastic and rows:
+        history["objective"] = history["objective"] + final.value - history["objective"][-1]
+    for name in params:
+        leaves = [jax.tree.leaves(row["params"][name]) for row in rows]
+        if len(jax.tree.leaves(params[name])) == 1:
+            history[name] = np.array([leaf[0] for leaf in leaves])
+        else:
+            history[name] = np.array([np.concatenate([np.ravel(v) for v in vs]) for vs in leaves])
+    return history

@@ -1,0 +1,80 @@
+"""Runs that go wrong half-way return the last good parameters, and say so."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_errors import Y, groups
+
+import ppl_em.loop
+from ppl_em import EM, ModelError, Status, Stopping
+
+SLOW = Stopping(gap=0.0)
+
+
+def interfere(monkeypatch, count, change):
+    """Replace what the M-step returns on its `count`-th call by `change(what it returned)`."""
+    original, calls = ppl_em.loop.maximization, []
+
+    def maximization(*args):
+        calls.append(None)
+        out = original(*args)
+        return change(out) if len(calls) == count else out
+
+    monkeypatch.setattr(ppl_em.loop, "maximization", maximization)
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    return EM(groups, stopping=SLOW, max_steps=8).run(jax.random.key(0), Y, progress_bar=False)
+
+
+def test_interruption_returns_the_last_good_parameters(monkeypatch, undisturbed, rng_key):
+    def interrupt(out):
+        raise KeyboardInterrupt
+
+    interfere(monkeypatch, 4, interrupt)
+    result = EM(groups, stopping=SLOW, max_steps=8).run(rng_key, Y, progress_bar=False)
+    assert result.status is Status.INTERRUPTED and not result.converged
+    assert result.num_steps >= 2
+    last = result.num_steps - 1
+    for name, value in result.params.items():
+        np.testing.assert_array_equal(value, undisturbed.history[name][last])
+    np.testing.assert_allclose(
+        result.log_likelihood.value, undisturbed.history["objective"][last], rtol=1e-14
+    )
+
+
+@pytest.mark.parametrize("e_step", ["exact", "nuts"])
+def test_a_step_that_is_not_finite_is_not_taken(monkeypatch, rng_key, e_step):
+    interfere(monkeypatch, 3, lambda out: out._replace(x=out.x * jnp.nan))
+    result = EM(groups, e_step, stopping=SLOW, max_steps=8).run(rng_key, Y, progress_bar=False)
+    assert result.status is Status.NON_FINITE and not result.converged
+    assert result.num_steps == 2
+    assert all(np.all(np.isfinite(value)) for value in result.params.values())
+    assert np.isfinite(result.log_likelihood.value)
+
+
+def decreasing(monkeypatch, policy):
+    interfere(monkeypatch, 3, lambda out: out._replace(x=out.x + 3.0))
+    return EM(groups, stopping=SLOW, max_steps=8, on_decrease=policy)
+
+
+def test_a_decrease_is_reverted(monkeypatch, undisturbed, rng_key):
+    result = decreasing(monkeypatch, "revert").run(rng_key, Y, progress_bar=False)
+    assert result.status is Status.DECREASED and not result.converged
+    assert result.num_steps == 2
+    for name, value in result.params.items():
+        np.testing.assert_array_equal(value, undisturbed.history[name][1])
+
+
+def test_a_decrease_warns_and_goes_on(monkeypatch, rng_key):
+    with pytest.warns(UserWarning, match="EM step 3 lowered the objective"):
+        result = decreasing(monkeypatch, "warn").run(rng_key, Y, progress_bar=False)
+    assert result.num_steps == 8 and result.status is Status.MAX_STEPS
+    assert result.history["change"][2] < 0
+
+
+def test_a_decrease_raises(monkeypatch, rng_key):
+    with pytest.raises(ModelError, match="EM step 3 lowered the objective"):
+        decreasing(monkeypatch, "raise").run(rng_key, Y, progress_bar=False)
