@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+from scipy.special import ndtri
 
 from ppl_em.optimize import lbfgs
 from ppl_em.params import Params
@@ -110,9 +110,9 @@ class MeanField:
 def base_draws(rng_key: jax.Array, num_particles: int, size: int) -> np.ndarray:
     """Fixed standard-normal points, (num_particles, size): stratified, antithetic, standardised."""
     half = num_particles // 2
-    seed = int(jax.random.randint(rng_key, (), 0, np.iinfo(np.int32).max))
-    strata = scipy.stats.qmc.LatinHypercube(size, scramble=False, rng=seed).random(half)
-    upper = scipy.stats.norm.ppf(strata)
+    seed = np.asarray(jax.random.key_data(rng_key)).ravel()
+    order = np.random.default_rng(seed).permuted(np.tile(np.arange(half), (size, 1)), axis=1).T
+    upper = ndtri((order + 0.5) / half)
     points = np.concatenate([upper, -upper])
     covariance = points.T @ points / len(points)
     if size < half // 2:

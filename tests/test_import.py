@@ -1,0 +1,36 @@
+"""Importing ppl_em is cheap and changes nothing."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+def python(code: str) -> str:
+    """Run code in a fresh interpreter at the top folder."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    return done.stdout
+
+
+def test_import_touches_no_configuration_and_allocates_nothing():
+    code = (
+        "import jax, numpyro, warnings; before = dict(jax.config.values); import ppl_em;"
+        "assert dict(jax.config.values) == before; assert not jax.live_arrays();"
+        "import sys; heavy = {'funsor', 'pandas', 'xarray', 'arviz_base', 'matplotlib', 'optax'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert python(code).strip() == "[]"
+
+
+@pytest.mark.slow
+def test_import_costs_little_more_than_numpyro():
+    def seconds(module: str) -> float:
+        code = (
+            f"import time; s = time.perf_counter(); import {module}; print(time.perf_counter() - s)"
+        )
+        return min(float(python(code)) for _ in range(7))
+
+    assert seconds("ppl_em") < 1.2 * seconds("numpyro")
