@@ -11,6 +11,7 @@ import numpy as np
 from ppl_em import arviz, evidence
 from ppl_em.e_step import DeterministicEStep, EStep
 from ppl_em.information import (
+    MAX_SE_NOISE,
     Information,
     constrained_covariance,
     louis_information,
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
 EVIDENCE_SAMPLES = 4000
 """Draws behind a lower bound, or per block of an importance-sampling estimate."""
-
-MAX_SE_NOISE = 0.2
-"""Standard errors with a larger relative Monte Carlo error are withheld."""
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from ppl_em import optimize
 from ppl_em.e_step import DeterministicEStep
 from ppl_em.params import flat_labels
 from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import Problem
+
+MAX_SE_NOISE = 0.2
+"""Standard errors with a larger relative Monte Carlo error are withheld."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,23 @@ def _score_and_hessian(
     return jax.grad(objective)(x), jax.hessian(objective)(x)
 
 
+@jax.jit(static_argnums=0)
+def _differenced_hessian(
+    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
+) -> jax.Array:
+    def objective(x: jax.Array) -> jax.Array:
+        return e_step.log_likelihood(problem, problem.constrain(x), state)
+
+    return optimize.hessian(jax.grad(objective), x)
+
+
 def marginal_information(
     e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
 ) -> Information:
     """Information of a deterministic E-step's objective, by automatic differentiation."""
     gradient, hessian = jax.device_get(_score_and_hessian(e_step, problem, x, state))
+    if not np.all(np.isfinite(hessian)):
+        hessian = np.asarray(_differenced_hessian(e_step, problem, x, state))
     method = "Hessian of the exact log-likelihood"
     if e_step.kind != "exact":
         method = f"Hessian of the {e_step.kind.replace('_', ' ')}"
@@ -123,9 +139,8 @@ def score_moments(problem: Problem, x: jax.Array, posterior: WeightedDraws) -> S
     def q_function(x: jax.Array) -> jax.Array:
         return posterior.expected_log_joint(problem, problem.constrain(x))
 
-    return ScoreMoments(
-        jnp.mean(scores, axis=1), flat.T @ flat / len(flat), jax.hessian(q_function)(x)
-    )
+    mean_hessian = optimize.hessian(jax.grad(q_function), x)
+    return ScoreMoments(jnp.mean(scores, axis=1), flat.T @ flat / len(flat), mean_hessian)
 
 
 def louis_information(

@@ -5,6 +5,16 @@ from typing import NamedTuple
 KINDS = ("exact", "quadrature", "laplace", "lower_bound", "estimate")
 """Every kind of marginal log-likelihood; only `"exact"` is free of approximation."""
 
+RELIABLE_KHAT = 0.7
+"""Importance weights with a larger Pareto k-hat cannot be trusted (Vehtari et al. 2024)."""
+
+WARNINGS = {
+    "estimate": ": too large, so neither the value nor its error can be trusted; draw more per "
+    "step with NUTS(num_samples=...), or reparameterise the latents",
+    "lower_bound": ": the approximation is far from the posterior; compare with e_step='nuts'",
+}
+"""What a bad k-hat means for each kind of likelihood."""
+
 
 class LogLikelihood(NamedTuple):
     """Marginal log-likelihood at the returned parameters, with all constants.
@@ -33,4 +43,6 @@ class LogLikelihood(NamedTuple):
             text += f", Monte Carlo error {self.mcse:.2g}"
         if self.pareto_khat is not None:
             text += f", Pareto k-hat {self.pareto_khat:.2f}"
+        if self.pareto_khat is not None and self.pareto_khat > RELIABLE_KHAT:
+            text += WARNINGS.get(self.kind, "")
         return text + ")"

@@ -23,6 +23,7 @@ from ppl_em.stopping import (
     has_converged,
     has_decreased,
     has_settled,
+    is_stationary,
     observed_rate,
 )
 from ppl_em.updates import expectation, maximization
@@ -153,8 +154,11 @@ def _deterministic(
         trail.x, trail.e_state = x, e_state
         if not bool(jnp.all(jnp.isfinite(out.x))):
             return Status.NON_FINITE, None, compile_seconds
-        if has_converged(trail.steps, gap, x.dtype) or bool(jnp.all(out.x == x)):
+        if has_converged(trail.steps, gap, x.dtype):
             return Status.CONVERGED, None, compile_seconds
+        if bool(jnp.all(out.x == x)):
+            fine = is_stationary(objective, float(out.info.m_promised), x.dtype)
+            return Status.CONVERGED if fine else Status.STALLED, None, compile_seconds
         if time.monotonic() > limits.deadline:
             return Status.MAX_SECONDS, None, compile_seconds
         before, x, m_state, m_info = x, out.x, out.state, out.info

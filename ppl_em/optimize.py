@@ -14,14 +14,30 @@ class Maximum(NamedTuple):
     """Where a maximiser stopped.
 
     `value` is the objective at `x`, `start_value` that at the starting point, `gradient_norm`
-    the Euclidean norm of the gradient at `x`, `num_steps` the accepted and refused steps.
+    the Euclidean norm of the gradient at `x`, `promised` the gain that the next step would
+    promise there, `num_steps` the accepted and refused steps.
     """
 
     x: jax.Array
     value: jax.Array
     start_value: jax.Array
     gradient_norm: jax.Array
+    promised: jax.Array
     num_steps: jax.Array
+
+
+def hessian(gradient: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """Hessian at `x` (p,) by central differences of a gradient, symmetric, (p, p).
+
+    About nine digits in double precision. Next to second derivatives by automatic
+    differentiation it compiles in half the time, and stays finite where they do not: at
+    structural zeros, such as the density of a detection at an unoccupied site.
+    """
+    width = jnp.finfo(x.dtype).eps ** (1 / 3) * (1 + jnp.abs(x))
+    points = jnp.concatenate([x + jnp.diag(width), x - jnp.diag(width)])
+    upper, lower = jnp.split(jax.lax.map(gradient, points), 2)
+    matrix = (upper - lower) / (2 * width[:, None])
+    return (matrix + matrix.T) / 2
 
 
 def newton(objective: Objective, x: jax.Array, max_steps: int, tol: float) -> Maximum:
@@ -34,7 +50,7 @@ def newton(objective: Objective, x: jax.Array, max_steps: int, tol: float) -> Ma
     x
         Start, shape (p,).
     max_steps
-        At most so many Hessians.
+        At most so many Hessians, each of 2 p gradients.
     tol
         Stop once a step promises to gain less than this, in units of the objective.
 
@@ -44,10 +60,9 @@ def newton(objective: Objective, x: jax.Array, max_steps: int, tol: float) -> Ma
     algorithm 3.1 (backtracking).
     """
     value_and_grad = jax.value_and_grad(objective)
-    hessian = jax.hessian(objective)
 
     def direction(x: jax.Array, gradient: jax.Array) -> jax.Array:
-        values, vectors = jnp.linalg.eigh(-hessian(x))
+        values, vectors = jnp.linalg.eigh(-hessian(jax.grad(objective), x))
         floor = jnp.maximum(1e-8 * jnp.max(jnp.abs(values)), jnp.finfo(x.dtype).tiny)
         return vectors @ ((vectors.T @ gradient) / jnp.maximum(jnp.abs(values), floor))
 
@@ -82,10 +97,10 @@ def newton(objective: Objective, x: jax.Array, max_steps: int, tol: float) -> Ma
     value, gradient = value_and_grad(x)
     step = direction(x, gradient)
     start = (x, value, gradient, step, jnp.zeros((), int), 0.5 * gradient @ step > tol)
-    x, last, gradient, _, count, _ = jax.lax.while_loop(
+    x, last, gradient, step, count, _ = jax.lax.while_loop(
         lambda carry: carry[-1] & (carry[-2] < max_steps), body, start
     )
-    return Maximum(x, last, value, jnp.linalg.norm(gradient), count)
+    return Maximum(x, last, value, jnp.linalg.norm(gradient), 0.5 * gradient @ step, count)
 
 
 def lbfgs(
@@ -135,7 +150,10 @@ def lbfgs(
 
     first = loss(x)
     start = (x, optimizer.init(x), x, first, jnp.zeros((), int), jnp.isfinite(first))
-    _, _, x, value, count, _ = jax.lax.while_loop(
+    _, state, x, value, count, _ = jax.lax.while_loop(
         lambda carry: carry[-1] & (carry[-2] < max_steps), body, start
     )
-    return Maximum(x, -value, -first, jnp.linalg.norm(jax.grad(loss)(x)), count)
+    gradient = jax.grad(loss)(x)
+    direction, _ = optax.scale_by_lbfgs(memory).update(gradient, state[0], x)
+    promised = 0.5 * gradient @ direction
+    return Maximum(x, -value, -first, jnp.linalg.norm(gradient), promised, count)

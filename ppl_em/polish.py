@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ppl_em.e_step import EStep
 from ppl_em.information import (
+    MAX_SE_NOISE,
     Information,
     ScoreMoments,
     louis_information,
@@ -26,7 +27,7 @@ from ppl_em.stopping import Stopping
 from ppl_em.updates import expectation
 
 SE_NOISE = 0.07
-"""Relative Monte Carlo error that standard errors may have."""
+"""Relative Monte Carlo error that standard errors may have, unless `mcse_fraction` is larger."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def polish(
 
 
 def _precise(problem: Problem, x: jax.Array, information: Information, stopping: Stopping) -> bool:
-    if information.se_noise > SE_NOISE:
+    if information.se_noise > np.clip(stopping.mcse_fraction, SE_NOISE, MAX_SE_NOISE):
         return False
     error = np.sqrt(np.diag(information.newton_error))
     se = np.sqrt(np.diag(information.covariance))

@@ -28,6 +28,10 @@ class Status(Enum):
         "Stopped: a step gave a value that is not finite. The last good parameters are returned; "
         "constrain the parameters with `constraints`, or start elsewhere with `init_params`."
     )
+    STALLED = (
+        "Stopped: the M-step could not raise Q, although its gradient is not zero. Try the other "
+        "`m_step`, float64 (`numpyro.enable_x64()`), or another start with `init_params`."
+    )
     NOISE_LIMITED = (
         "Not converged: Monte Carlo noise hides whether the maximum is reached. Allow more draws "
         "(`Stopping(max_draws=...)`) or a larger error (`Stopping(mcse_fraction=...)`)."
@@ -120,13 +124,15 @@ def has_converged(steps: Sequence[Step], gap: float, dtype: np.dtype) -> bool:
     """Deterministic E-steps: is what remains below `gap`, or lost in rounding?"""
     if not steps:
         return False
-    last = steps[-1]
-    if last.length == 0:
-        return True
-    floor = rounding(last.objective, dtype)
+    floor = rounding(steps[-1].objective, dtype)
     if len(steps) >= 3 and all(abs(step.change) <= floor for step in steps[-3:]):
         return True
     return remaining_gap(steps) < max(gap, floor)
+
+
+def is_stationary(objective: float, promised: float, dtype: np.dtype) -> bool:
+    """Whether an M-step that did not move was at its maximum, up to rounding."""
+    return promised <= 1e3 * rounding(objective, dtype)
 
 
 def has_decreased(step: Step, dtype: np.dtype) -> bool:

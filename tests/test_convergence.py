@@ -163,6 +163,7 @@ def test_permuted_rows_of_groups():
     np.testing.assert_allclose(mean, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_doubled_data():
     twice = refit(intercept, np.tile(LONG, 2), np.concatenate([GROUP, GROUP + 10]))
     reference = fit("intercept").result
@@ -174,6 +175,7 @@ def test_doubled_data():
         np.testing.assert_allclose(error * np.sqrt(2), reference.standard_errors()[name], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_renamed_sites():
     reference = fit("two_normals").result
     renamed = refit(two_normals, POINTS, "zz_")
@@ -189,6 +191,7 @@ def test_another_unconstraining_transform():
     )
 
 
+@pytest.mark.slow
 def test_monte_carlo_q_is_exact_q_within_its_error():
     """Q and its differences, averaged over NUTS draws, against the closed form."""
     keys = jax.random.split(jax.random.key(SEED), 3)

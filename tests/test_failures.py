@@ -45,7 +45,7 @@ def test_interruption_returns_the_last_good_parameters(monkeypatch, undisturbed,
     )
 
 
-@pytest.mark.parametrize("e_step", ["exact", "nuts"])
+@pytest.mark.parametrize("e_step", ["exact", pytest.param("nuts", marks=pytest.mark.slow)])
 def test_a_step_that_is_not_finite_is_not_taken(monkeypatch, rng_key, e_step):
     interfere(monkeypatch, 3, lambda out: out._replace(x=out.x * jnp.nan))
     result = EM(groups, e_step, stopping=SLOW, max_steps=8).run(rng_key, Y, progress_bar=False)

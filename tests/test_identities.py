@@ -17,6 +17,12 @@ from ppl_em.posterior import Posterior
 from ppl_em.problem import Problem
 
 
+def table(cases: dict[str, Case]) -> list:
+    """Names for `parametrize`; the costlier ones are marked slow."""
+    costly = {"latent_class", "slope", "missing"}
+    return [pytest.param(n, marks=[pytest.mark.slow] * (n in costly)) for n in cases]
+
+
 class Setting(NamedTuple):
     """A case as the library sees it, at two random values of the unconstrained parameters.
 
@@ -82,7 +88,7 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", table(CASES))
 def test_log_likelihood(name):
     s = setting(name)
     expected = s.reference["log_likelihood"]
@@ -90,14 +96,14 @@ def test_log_likelihood(name):
     np.testing.assert_allclose(s.library["as_function"], expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", table(CASES))
 def test_fisher(name):
     """The gradient of Q(. given theta) at theta is that of the log-likelihood."""
     s = setting(name)
     assert relative(s.library["q_gradient"], s.reference["gradient"]) < 1e-8
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", table(CASES))
 def test_oakes(name):
     """d11 Q + d12 Q is the Hessian of the log-likelihood."""
     s = setting(name)
@@ -105,7 +111,7 @@ def test_oakes(name):
     assert relative(found, s.reference["hessian"]) < 1e-8
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", table(CASES))
 def test_louis(name):
     """Complete minus missing information is the observed one; missing is the variance of scores."""
     s = setting(name)
@@ -150,7 +156,7 @@ def score_variance(s: Setting) -> np.ndarray:
     return np.asarray(variance(s.here))
 
 
-@pytest.mark.parametrize("name", DISCRETE)
+@pytest.mark.parametrize("name", table(DISCRETE))
 def test_q_and_probs_by_brute_force(name):
     s = setting(name)
     log_joints = jax.jit(lambda x: s.case.log_joints(s.problem.constrain(x)))
@@ -182,7 +188,7 @@ def test_discrete_draws_have_the_posterior_law(name, rng_key):
         assert np.all(np.abs(found - probs[site]) <= 4.5 * error + 1e-12)
 
 
-@pytest.mark.parametrize("name", GAUSSIAN)
+@pytest.mark.parametrize("name", table(GAUSSIAN))
 def test_gaussian_posterior_by_dense_algebra(name):
     """The posterior is N(V g(0), V); Q is the integral of the log-joint over it."""
     s = setting(name)
@@ -210,7 +216,7 @@ def test_gaussian_posterior_by_dense_algebra(name):
     assert np.all(np.abs(covariance * outside) < 1e-12)
 
 
-@pytest.mark.parametrize("name", GAUSSIAN)
+@pytest.mark.parametrize("name", table(GAUSSIAN))
 def test_the_finest_blocks_are_found(name):
     """One block for each group in long format, whatever the index says; dense if crossed."""
     s = setting(name)

@@ -10,7 +10,7 @@ from conftest import SEED, load_model
 from numpyro import handlers
 from numpyro.infer import Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
-from scipy.special import digamma
+from scipy.special import digamma, gammaln
 from small_models import POSITIVE
 
 from ppl_em import EM
@@ -37,7 +37,7 @@ def two_latents(y):
         numpyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
 
 
-@pytest.mark.parametrize("s", [5.0, 9.0])
+@pytest.mark.parametrize("s", [5.0, pytest.param(9.0, marks=pytest.mark.slow)])
 def test_correlated_latents_give_the_known_biased_variance(s):
     """y = a + b + e: the exact v is (s - 1) / 2, the mean-field one the root of a quadratic."""
     result = fit(two_latents, jnp.sqrt(s) * jnp.array([1.0, -1.0, 1.0, -1.0]))
@@ -89,27 +89,36 @@ def test_bound_is_below_the_likelihood(pump_fit):
     assert 0 < bound.pareto_khat < 0.7
 
 
+@pytest.mark.slow
 def test_bound_is_numpyros_elbo_at_the_same_guide(pump_fit):
-    """`AutoNormal` and `Trace_ELBO`, with our guide's loc and scale, within Monte Carlo error."""
+    """`AutoNormal` and `Trace_ELBO` with our guide's loc and scale, and the closed form.
+
+    With u = log theta ~ N(loc, scale^2): E u = loc and E theta = exp(loc + scale^2 / 2).
+    """
     parts, data = pump_fit.parts, pump.load()
     posterior, _, info = expectation(parts.e_step, parts.problem, parts.x, parts.e_state)
+    loc, scale = np.asarray(posterior.loc), np.asarray(posterior.scale)
+    alpha, beta = float(pump_fit.params["alpha"]), float(pump_fit.params["beta"])
+    x, t, mean = data["x"], data["t"], np.exp(loc + scale**2 / 2)
+    log_joint = alpha * np.log(beta) - gammaln(alpha) + alpha * loc - beta * mean
+    log_joint += x * (loc + np.log(t)) - mean * t - gammaln(x + 1)
+    exact = np.sum(log_joint + np.log(scale) + 0.5 * np.log(2 * np.pi * np.e))
+
     guide = AutoNormal(pump.model)
     with handlers.seed(rng_seed=0), handlers.trace():
         guide(**data)
-    values = {
-        **pump_fit.params,
-        "theta_auto_loc": posterior.loc,
-        "theta_auto_scale": posterior.scale,
-    }
+    values = {**pump_fit.params, "theta_auto_loc": loc, "theta_auto_scale": scale}
 
     @jax.jit
-    def elbos(keys):
-        loss = lambda key: Trace_ELBO().loss(key, values, pump.model, guide, **data)  # noqa: E731
+    def elbos(keys: jax.Array) -> jax.Array:
+        def loss(key: jax.Array) -> jax.Array:
+            return Trace_ELBO().loss(key, values, pump.model, guide, **data)
+
         return -jax.vmap(loss)(keys)
 
     draws = np.asarray(elbos(jax.random.split(jax.random.key(SEED), 20_000)))
-    error = draws.std() / np.sqrt(len(draws))
-    assert error < 0.02
-    assert abs(draws.mean() - info.objective) < 4 * error
+    assert abs(draws.mean() - exact) < 4 * draws.std() / np.sqrt(len(draws))
     reported = pump_fit.log_likelihood
-    assert abs(draws.mean() - reported.value) < 4 * np.hypot(error, reported.mcse)
+    assert abs(reported.value - exact) < 4 * reported.mcse
+    # The objective of the fit averages over few, fixed draws: stratified, so this is generous.
+    assert abs(float(info.objective) - exact) < 2 * draws.std() / np.sqrt(len(posterior.base))

@@ -8,11 +8,15 @@ from ppl_em.optimize import Maximum, Objective
 
 
 class MStepInfo(NamedTuple):
-    """What a reader needs: Q before and after, the gradient norm after, steps taken."""
+    """What a reader needs: Q before and after, the gradient norm after, steps taken.
+
+    `m_promised` is the gain in Q that one more step would promise.
+    """
 
     q_start: jax.Array
     q_end: jax.Array
     gradient_norm: jax.Array
+    m_promised: jax.Array
     m_steps: jax.Array
 
 
@@ -36,4 +40,10 @@ class MStep(Protocol):
 
 def report(maximum: Maximum) -> MStepInfo:
     """The info of a maximiser's result."""
-    return MStepInfo(maximum.start_value, maximum.value, maximum.gradient_norm, maximum.num_steps)
+    return MStepInfo(
+        maximum.start_value,
+        maximum.value,
+        maximum.gradient_norm,
+        maximum.promised,
+        maximum.num_steps,
+    )

@@ -11,9 +11,9 @@ from ppl_em.optimize import Objective
 
 @dataclass(frozen=True)
 class Newton:
-    """Newton steps with exact Hessians, made definite and halved until Q rises.
+    """Newton steps, the Hessian made definite and halved until Q rises.
 
-    For up to about 30 parameters: each step costs p Hessian-vector products.
+    For up to about 30 parameters: each step costs 2 p gradients.
 
     Attributes
     ----------
