@@ -17,8 +17,8 @@ demo: $(INSTALLED) ## fit the seeds model by Monte Carlo EM, next to the referen
 
 # pytest leaves with status 5 where no test is marked slow: that is no failure.
 test: $(INSTALLED) ## run all tests, the quick ones first
-	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests
-	$(BIN)/python -m pytest -q -n 2 -m slow tests || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow tests || [ $$? -eq 5 ]
 
 lint: $(INSTALLED) ## check style, formatting and types
 	$(BIN)/ruff check .

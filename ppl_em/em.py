@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.distributions.constraints import Constraint
 from tqdm.auto import tqdm
 
@@ -97,6 +98,10 @@ class EM:
                     f"Option `{option}`: {getattr(self, option)!r} is not available in this "
                     f"version. Leave it at {default!r}."
                 )
+        if not isinstance(self.max_steps, int) or self.max_steps < 1:
+            raise ModelError(
+                f"Option `max_steps`: found {self.max_steps!r}. Pass a positive whole number."
+            )
         if not callable(self.model):
             raise ModelError(
                 f"Option `model`: found {type(self.model).__name__}. Pass a NumPyro model, a "
@@ -169,6 +174,11 @@ class EM:
 
 def _as_key(rng_key: jax.Array) -> jax.Array:
     """Accept old-style and new-style keys."""
+    if not isinstance(rng_key, jax.Array | np.ndarray):
+        raise ModelError(
+            f"Argument `rng_key`: found {type(rng_key).__name__}. The random key comes first: "
+            f"`run(jax.random.key(0), *args)`."
+        )
     if jnp.issubdtype(jnp.asarray(rng_key).dtype, jax.dtypes.prng_key):
         return rng_key
     return jax.random.wrap_key_data(jnp.asarray(rng_key))

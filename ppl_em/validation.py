@@ -54,6 +54,17 @@ def check_mapping(option: str, value: Any) -> dict[str, Any]:
     return dict(value or {})
 
 
+def check_configuration(option: str, value: Any, valid: Iterable[str]) -> None:
+    """Raise if `value` is not a configuration object: a class instead of an instance, say."""
+    if isinstance(value, type) or not hasattr(value, "resolve"):
+        found = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
+        raise ModelError(
+            f"Option `{option}`: found {found}. Pass a flag ({', '.join(map(repr, valid))}) or a "
+            f"configuration object such as `ppl_em.{option}."
+            f"{'NUTS(num_chains=4)' if option == 'e_step' else 'Newton(max_steps=1)'}`."
+        )
+
+
 def check_shape(name: str, option: str, found: tuple, expected: tuple) -> None:
     """Raise if a value supplied for a site has another shape than the model gives it."""
     if tuple(found) != tuple(expected):

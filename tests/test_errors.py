@@ -12,6 +12,8 @@ from conftest import load_model
 from numpyro.distributions import constraints
 
 from ppl_em import EM, ModelError
+from ppl_em.e_step import NUTS
+from ppl_em.m_step import LBFGS
 
 Y = np.array([-3.0, 1.0, 2.0, -1.0])
 POSITIVE = constraints.positive
@@ -285,3 +287,23 @@ def test_nan_is_allowed_under_obs_mask(rng_key):
     np.testing.assert_allclose(result.log_likelihood.value, expected, rtol=1e-12)
     with pytest.raises(ModelError, match=r"Site 'y.*': .*NaN"):
         EM(model).run(rng_key, NAN, np.array([True, True, True, False]), progress_bar=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"e_step": NUTS}, "the class NUTS"),
+        ({"e_step": 3}, "found 3"),
+        ({"m_step": LBFGS}, "the class LBFGS"),
+        ({"max_steps": 0}, "positive whole number"),
+        ({"finish": "direct"}, "not available"),
+    ],
+)
+def test_wrong_kinds_of_options(options, text):
+    with pytest.raises(ModelError, match=text):
+        EM(load_model("pump").model, **options)
+
+
+def test_a_forgotten_key_is_named():
+    with pytest.raises(ModelError, match="random key comes first"):
+        EM(load_model("pump").model).run([1.0, 2.0], progress_bar=False)

@@ -5,7 +5,7 @@ from ppl_em.e_step.base import DeterministicEStep, EStep
 from ppl_em.e_step.exact import Exact
 from ppl_em.e_step.mean_field import MeanField
 from ppl_em.e_step.nuts import NUTS
-from ppl_em.validation import check_choice
+from ppl_em.validation import check_choice, check_configuration
 
 FLAGS: dict[str, type] = {
     "auto": Auto,
@@ -20,6 +20,7 @@ def from_flag(e_step: "str | EStep") -> EStep:
     if isinstance(e_step, str):
         check_choice("e_step", e_step, FLAGS)
         return FLAGS[e_step]()
+    check_configuration("e_step", e_step, FLAGS)
     return e_step
 
 
