@@ -6,19 +6,22 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test lint notebooks lock clean
+.PHONY: help demo test test-long lint notebooks lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 demo: $(INSTALLED) ## fit the seeds model by Monte Carlo EM, next to the reference answer
 	$(BIN)/ppl-em fit seeds --e-step nuts --reference --out seeds.nc --plot seeds.png
 
 # pytest leaves with status 5 where no test is marked slow: that is no failure.
 test: $(INSTALLED) ## run all tests, the quick ones first
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow tests || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not long" tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "slow and not long" tests || [ $$? -eq 5 ]
+
+test-long: $(INSTALLED) ## run the tests that `make test` leaves out for time
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m long tests
 
 lint: $(INSTALLED) ## check style, formatting and types
 	$(BIN)/ruff check .

@@ -7,6 +7,8 @@ import pathlib
 from types import ModuleType
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests compile much and run little: spend less on optimising what they compile.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 import jax
 import numpyro
