@@ -121,14 +121,13 @@ def _fit(options: argparse.Namespace) -> int:
         print(json.dumps(as_json(result)))
     else:
         print(_report(result, entry, reference))
-    for path, write in ((options.out, result.save), (options.plot, None)):
-        if not path:
-            continue
-        if write is None:
-            plot_fit(result, reference).savefig(path, dpi=110)
-        else:
-            write(path)
-        print(f"{'Picture' if write is None else 'Fit'} saved in {path}", file=sys.stderr)
+    notes = sys.stderr if options.json else sys.stdout
+    if options.out:
+        result.save(options.out)
+        print(f"Fit saved in {options.out}", file=notes)
+    if options.plot:
+        plot_fit(result, reference).savefig(options.plot, dpi=110)
+        print(f"Picture saved in {options.plot}", file=notes)
     return OK if result.converged else NOT_CONVERGED
 
 

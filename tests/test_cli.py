@@ -62,6 +62,7 @@ def test_a_model_file_with_data_and_outputs(tmp_path, cache):
     done = ppl_em(*arguments, "--out", "fit.nc", "--plot", "fit.png", cwd=tmp_path, cache=cache)
     assert done.returncode == 0, done.stderr
     assert "1.6583" in done.stdout  # sqrt(mean(y^2) - 1)
+    assert "Fit saved in fit.nc" in done.stdout and "Picture saved in fit.png" in done.stdout
     assert (tmp_path / "fit.nc").stat().st_size > 1000
     assert (tmp_path / "fit.png").read_bytes()[:4] == b"\x89PNG"
     short = ppl_em(*arguments, "--max-steps", "1", cwd=tmp_path, cache=cache)

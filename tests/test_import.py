@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -27,10 +28,10 @@ def test_import_touches_no_configuration_and_allocates_nothing():
 
 @pytest.mark.slow
 def test_import_costs_little_more_than_numpyro():
-    def seconds(module: str) -> float:
-        code = (
-            f"import time; s = time.perf_counter(); import {module}; print(time.perf_counter() - s)"
-        )
-        return min(float(python(code)) for _ in range(7))
-
-    assert seconds("ppl_em") < 1.2 * seconds("numpyro")
+    seconds = {"ppl_em": np.inf, "numpyro": np.inf}
+    for _ in range(10):  # in turn, so that what else the machine does falls on both
+        for module in seconds:
+            code = f"import time; s = time.perf_counter(); import {module}"
+            taken = float(python(f"{code}; print(time.perf_counter() - s)"))
+            seconds[module] = min(seconds[module], taken)
+    assert seconds["ppl_em"] < 1.2 * seconds["numpyro"]
