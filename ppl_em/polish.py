@@ -26,7 +26,7 @@ from ppl_em.problem import Problem
 from ppl_em.stopping import Stopping
 from ppl_em.updates import expectation
 
-SE_NOISE = 0.07
+SE_NOISE = 0.04
 """Relative Monte Carlo error that standard errors may have, unless `mcse_fraction` is larger."""
 
 
