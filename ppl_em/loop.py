@@ -1,6 +1,5 @@
 """The loop: one compiled update, called until a rule in `stopping` ends it."""
 
-import logging
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -28,8 +27,6 @@ from ppl_em.stopping import (
 )
 from ppl_em.updates import expectation, maximization
 from ppl_em.validation import ModelError
-
-logger = logging.getLogger("ppl_em")
 
 MAX_POLISHES = 8
 """Newton steps of the last phase before the run is called noise-limited."""

@@ -45,7 +45,6 @@ class Polish:
     precise: bool
     confirmed: bool
     state: Any
-    num_draws: int
 
 
 def polish(
@@ -72,25 +71,23 @@ def polish(
             bar.set_postfix_str(f"confirming on {num_draws} draws, {e_step.describe(info)}")
             bar.update(0)
         information = louis_information(problem, x, rows)
-        precise = information.usable and _precise(problem, x, information, stopping)
+        precise = information.usable and _precise(information, stopping)
         spent = num_draws >= stopping.max_draws or time.monotonic() > deadline
         if precise or spent or (not information.usable and len(rows) >= 40):
             break
         target *= 2
     if not information.usable:
-        return Polish(
-            x, information, np.full_like(information.matrix, np.nan), False, False, state, num_draws
-        )
+        return Polish(x, information, np.full_like(information.matrix, np.nan), False, False, state)
     noise = information.gap_noise
     confirmed = precise and information.gap <= stopping.gap_for(True) + 4 * noise
     step = information.newton_step
     length = np.sqrt(step @ information.matrix @ step)
     step = step * min(1.0, 3.0 / max(length, 1e-300))
     x = x + jnp.asarray(step, x.dtype)
-    return Polish(x, information, information.newton_error, precise, confirmed, state, num_draws)
+    return Polish(x, information, information.newton_error, precise, confirmed, state)
 
 
-def _precise(problem: Problem, x: jax.Array, information: Information, stopping: Stopping) -> bool:
+def _precise(information: Information, stopping: Stopping) -> bool:
     if information.se_noise > np.clip(stopping.mcse_fraction, SE_NOISE, MAX_SE_NOISE):
         return False
     error = np.sqrt(np.diag(information.newton_error))

@@ -122,7 +122,7 @@ def observed_rate(steps: Sequence[Step]) -> float:
 
 def has_converged(steps: Sequence[Step], gap: float, dtype: np.dtype) -> bool:
     """Deterministic E-steps: is what remains below `gap`, or lost in rounding?"""
-    if not steps:
+    if not steps or has_decreased(steps[-1], dtype):
         return False
     floor = rounding(steps[-1].objective, dtype)
     if len(steps) >= 3 and all(abs(step.change) <= floor for step in steps[-3:]):
