@@ -139,7 +139,7 @@ def _more_draws(
 
 
 def _flag(e_step: EStep) -> str:
-    names = {"Enumeration": "exact", "GaussianLatents": "exact", "MeanField": "mean_field"}
+    names = {"Enumeration": "exact", "Continuous": "exact", "MeanField": "mean_field"}
     return names.get(type(e_step).__name__, type(e_step).__name__.lower())
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.params import Params
-from ppl_em.posterior import Posterior, WeightedDraws
+from ppl_em.posterior import Posterior, Product, WeightedDraws
 from ppl_em.problem import Latents, Problem
 from ppl_em.validation import ModelError
 
@@ -56,17 +56,23 @@ class LatentPosterior:
         """Posterior means on the model's own scale, each of the site's shape.
 
         For continuous sites an average over stored or fresh draws unless the posterior is
-        Gaussian on that scale; for discrete sites the mean of the support under `probs`.
+        Gaussian, gamma, beta or Dirichlet on that scale; for discrete sites the mean of the
+        support under `probs`.
         """
         means = {}
         if self.problem.spec.latents:
             draws = self._draws()
             means = {name: np.asarray(jnp.mean(v, axis=0)) for name, v in draws.items()}
-            center = getattr(self.inner, "mean", None)
-            if center is not None:
+            if isinstance(self.inner, Product):
+                center = self.inner.center
                 exact = self.problem.constrain_latents(self.params, center)
                 same = self.problem.unravel(center)
-                means |= {k: np.asarray(v) for k, v in exact.items() if _equal(v, same[k])}
+                known = self.problem.unravel(self.inner.center_is_mean)
+                means |= {
+                    k: np.asarray(v)
+                    for k, v in exact.items()
+                    if _equal(v, same[k]) or bool(jnp.all(known[k]))
+                }
         if self.problem.spec.discrete:
             probs = self.probs()
             for site in self.problem.spec.discrete:

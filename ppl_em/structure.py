@@ -65,7 +65,20 @@ def dense(problem: Problem) -> Blocks:
     return Blocks(Static(np.arange(problem.num_latents)[None]))
 
 
-def find_blocks(problem: Problem, x: jax.Array, u: jax.Array, rng_key: jax.Array) -> Blocks:
+def restrict(density: Density, u: jax.Array, index: np.ndarray) -> Density:
+    """`density` as a function of the coordinates `index` alone, the others held at `u` (D,)."""
+    if len(index) == u.size:
+        return density
+    return lambda part: density(u.at[index].set(part))
+
+
+def find_blocks(
+    problem: Problem,
+    x: jax.Array,
+    u: jax.Array,
+    rng_key: jax.Array,
+    names: tuple[str, ...] | None = None,
+) -> Blocks:
     """Find the finest partition into blocks that the numerical check confirms.
 
     Candidates come from the plates that all latent sites share, then from a leading axis of
@@ -80,11 +93,29 @@ def find_blocks(problem: Problem, x: jax.Array, u: jax.Array, rng_key: jax.Array
         A point of finite log-joint, shape (D,).
     rng_key
         Draws the probe points and directions.
+    names
+        The latent sites to divide, all by default; the others are held at `u`. Positions then
+        count the coordinates of these sites only.
     """
-    for candidate in _candidates(problem):
-        if bool(_relative_error(candidate, problem, x, u, rng_key) < tolerance(u.dtype)):
+    index = coordinates(problem, names)
+    for candidate in _candidates(problem, names):
+        error = _relative_error(candidate, Static(index), problem, x, u, rng_key)
+        if bool(error < tolerance(u.dtype)):
             return candidate
-    return dense(problem)
+    return Blocks(Static(np.arange(len(index))[None]))
+
+
+def coordinates(problem: Problem, names: tuple[str, ...] | None = None) -> np.ndarray:
+    """Ascending positions in `u` of the latent sites `names`, all by default."""
+    every = np.arange(problem.num_latents)
+    return every if names is None else every[np.isin(owners(problem), names)]
+
+
+def owners(problem: Problem) -> np.ndarray:
+    """The site that each coordinate of `u` belongs to, shape (D,)."""
+    sites = problem.spec.latents
+    sizes = [int(np.prod(site.shape_u)) for site in sites]
+    return np.repeat(np.array([site.name for site in sites], object), sizes)
 
 
 def tolerance(dtype: np.dtype) -> float:
@@ -92,11 +123,14 @@ def tolerance(dtype: np.dtype) -> float:
     return float(np.finfo(dtype).eps ** 0.5) * 10
 
 
-def _candidates(problem: Problem) -> Iterator[Blocks]:
-    positions = problem.unravel(jnp.arange(problem.num_latents))
-    sites = problem.spec.latents
-    if not sites or problem.num_latents < 2:
+def _candidates(problem: Problem, names: tuple[str, ...] | None) -> Iterator[Blocks]:
+    index = coordinates(problem, names)
+    sites = [s for s in problem.spec.latents if names is None or s.name in names]
+    if not sites or len(index) < 2:
         return
+    local = np.zeros(problem.num_latents, int)
+    local[index] = np.arange(len(index))
+    positions = problem.unravel(jnp.asarray(local))
     shared = set.intersection(*({name for name, _ in site.plates} for site in sites))
     seen = []
     if shared:
@@ -119,19 +153,23 @@ def _candidates(problem: Problem) -> Iterator[Blocks]:
             yield Blocks(Static(index))
 
 
-@jax.jit(static_argnums=0)
+@jax.jit(static_argnums=(0, 1))
 def _relative_error(
-    blocks: Blocks, problem: Problem, x: jax.Array, u: jax.Array, rng_key: jax.Array
+    blocks: Blocks,
+    index: Static,
+    problem: Problem,
+    x: jax.Array,
+    u: jax.Array,
+    rng_key: jax.Array,
 ) -> jax.Array:
     params = problem.constrain(x)
-
-    def density(u: jax.Array) -> jax.Array:
-        return problem.log_joint_unconstrained(params, u)
+    density = restrict(lambda u: problem.log_joint_unconstrained(params, u), u, index.value)
+    start = u[index.value]
 
     def error(key: jax.Array) -> jax.Array:
         key_point, key_direction = jax.random.split(key)
-        point = u + 0.3 * jax.random.normal(key_point, u.shape, u.dtype)
-        direction = jax.random.normal(key_direction, u.shape, u.dtype)
+        point = start + 0.3 * jax.random.normal(key_point, start.shape, u.dtype)
+        direction = jax.random.normal(key_direction, start.shape, u.dtype)
         full = hessian_product(density, point, direction)
         within = jnp.einsum("gij,gj->gi", blocks.hessian(density, point), blocks.split(direction))
         gap = jnp.linalg.norm(full - blocks.join(within))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import SEED
+from conjugate_models import CONJUGATE
 from small_models import CASES
 
 from ppl_em import e_step as e_steps
@@ -20,7 +21,8 @@ from ppl_em.updates import expectation, maximization
 
 E_STEPS = {  # name: (model, configuration, the engine it resolves to)
     "enumeration": ("mixture", e_steps.Exact(), "Enumeration"),
-    "gaussian": ("intercept", e_steps.Exact(), "GaussianLatents"),
+    "gaussian": ("intercept", e_steps.Exact(), "Continuous"),
+    "conjugate": ("counts", e_steps.Exact(), "Continuous"),
     "mean_field": ("intercept", e_steps.MeanField(num_particles=64), "MeanField"),
     "nuts": ("intercept", e_steps.NUTS(2, num_samples=20, num_warmup=50), "NUTS"),
 }
@@ -40,7 +42,7 @@ class Setting(NamedTuple):
 
 @cache
 def problem_of(model: str) -> tuple[Problem, dict]:
-    case = CASES[model]
+    case = {**CASES, **CONJUGATE}[model]
     return build_problem(jax.random.key(SEED), case.model, case.args, {})
 
 
@@ -116,7 +118,7 @@ def test_pickling_of_m_steps(name):
     assert again == M_STEPS[name] and hash(again) == hash(M_STEPS[name])
 
 
-@pytest.mark.parametrize("name", ["enumeration", "gaussian", "mean_field"])
+@pytest.mark.parametrize("name", ["enumeration", "gaussian", "conjugate", "mean_field"])
 def test_vmap_over_parameters(name):
     """A batch of fits, as in restarts or a bootstrap: the same as one by one."""
     s = setting(name)

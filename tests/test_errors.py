@@ -229,13 +229,12 @@ def test_unknown_keyword_argument(rng_key):
         EM(groups).run(rng_key, yy=Y, progress_bar=False)
 
 
-@pytest.mark.parametrize(("name", "site"), [("seeds", "b"), ("pump", "theta")])
-def test_exact_is_refused_where_it_is_not_exact(rng_key, name, site):
-    module = load_model(name)
+def test_exact_is_refused_where_it_is_not_exact(rng_key):
+    module = load_model("seeds")
     with pytest.raises(ModelError) as caught:
         EM(module.model, e_step="exact").run(rng_key, **module.load(), progress_bar=False)
     text = str(caught.value)
-    assert text.startswith(f"Site '{site}': ")
+    assert text.startswith("Site 'b': ")
     assert "not quadratic" in text and "'nuts'" in text and "'mean_field'" in text
 
 

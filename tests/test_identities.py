@@ -205,12 +205,12 @@ def test_gaussian_posterior_by_dense_algebra(name):
         return mean, covariance, density(mean, there) + 0.5 * jnp.sum(curvature * covariance)
 
     mean, covariance, q = jax.device_get(dense(s.here, s.there))
-    np.testing.assert_allclose(s.posterior.mean, mean, rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(s.posterior.center, mean, rtol=1e-9, atol=1e-11)
     np.testing.assert_allclose(s.library["q"], q, rtol=1e-11)
-    index = s.engine.blocks.index.value
-    tril = np.asarray(s.posterior.scale_tril)
+    index = s.engine.parts[0].blocks.index.value
+    root = np.asarray(s.posterior.parts[0].root)
     blocks = covariance[index[:, :, None], index[:, None, :]]
-    np.testing.assert_allclose(tril @ tril.transpose(0, 2, 1), blocks, rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(root @ root.transpose(0, 2, 1), blocks, rtol=1e-9, atol=1e-11)
     outside = np.ones_like(covariance)
     outside[index[:, :, None], index[:, None, :]] = 0
     assert np.all(np.abs(covariance * outside) < 1e-12)
@@ -220,6 +220,7 @@ def test_gaussian_posterior_by_dense_algebra(name):
 def test_the_finest_blocks_are_found(name):
     """One block for each group in long format, whatever the index says; dense if crossed."""
     s = setting(name)
-    assert s.engine.blocks.num_blocks == s.case.num_blocks
-    covered = np.sort(s.engine.blocks.index.value.ravel())
+    (part,) = s.engine.parts
+    assert part.blocks.num_blocks == s.case.num_blocks
+    covered = np.sort(part.blocks.index.value.ravel())
     np.testing.assert_array_equal(covered, np.arange(s.problem.num_latents))

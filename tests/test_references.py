@@ -34,10 +34,12 @@ EXACT = [
     "faithful",
     "latent_class",
     "linkage",
+    "pump",
     "sleepstudy",
     "zero_inflated",
     pytest.param("airquality", marks=pytest.mark.slow),
     pytest.param("airquality:every_column", marks=pytest.mark.long),
+    pytest.param("kidney", marks=pytest.mark.slow),
     pytest.param("nile", marks=pytest.mark.slow),
     pytest.param("poisson_mixture", marks=pytest.mark.long),
 ]

@@ -1,81 +1,48 @@
-"""Exact E-step for latents in which the log-joint is quadratic."""
+"""The part of the latents in which the log-joint is quadratic."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ppl_em.e_step.base import ExactInfo
-from ppl_em.params import Params
 from ppl_em.posterior import Gaussian
-from ppl_em.problem import Problem
-from ppl_em.structure import Blocks
+from ppl_em.static import Static
+from ppl_em.structure import Blocks, Density, restrict
 
 
 @dataclass(frozen=True)
-class GaussianLatents:
+class GaussianPart:
     """Mean by one Newton step, covariance by the inverse Hessian, block by block.
 
-    With f the log-joint, g its gradient and P minus its Hessian at any point u,
-    log Z = f(u) + g' P^-1 g / 2 + (D log 2 pi - log det P) / 2.
+    With g the gradient and P minus the Hessian of the log-joint at any u, the mean is u + P^-1 g
+    and the covariance P^-1.
 
     Attributes
     ----------
+    index
+        The coordinates, ascending positions in u, shape (d,).
     blocks
-        The independent blocks, found and checked by `structure.find_blocks`. Cost is linear in
-        their number and cubic in their size.
+        Their independent blocks, found and checked by `structure.find_blocks`; positions count
+        these coordinates only. Cost is linear in their number and cubic in their size.
     """
 
+    index: Static
     blocks: Blocks
-    stochastic: ClassVar[bool] = False
-    kind: ClassVar[str] = "exact"
 
-    def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "GaussianLatents":
-        """Nothing to check: `Exact` has."""
-        return self
+    def fit(self, density: Density, u: jax.Array, gradient: jax.Array) -> Gaussian:
+        """The conditional law, from the Hessian at `u` (D,) and the gradient there (D,)."""
+        here = u[self.index.value]
+        local = restrict(density, u, self.index.value)
+        tril = jnp.linalg.cholesky(-self.blocks.hessian(local, here))
+        half = _solve(tril, self.blocks.split(gradient[self.index.value])[..., None])
+        shift = _solve(tril, half, trans="T")[..., 0]
+        identity = jnp.broadcast_to(jnp.eye(self.blocks.block_size, dtype=u.dtype), tril.shape)
+        root = jnp.swapaxes(_solve(tril, identity), -1, -2)
+        return Gaussian(here + self.blocks.join(shift), tril, root, self.blocks)
 
-    def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> jax.Array:
-        """The expansion point, shape (D,)."""
-        return problem.start
 
-    def step(
-        self, problem: Problem, params: Params, state: jax.Array
-    ) -> tuple[Gaussian, jax.Array, ExactInfo]:
-        """The Gaussian posterior at `params`, and the exact log-likelihood."""
-        value, mean, precision_tril = self._solve(problem, params, state)
-        identity = jnp.eye(self.blocks.block_size, dtype=state.dtype)
-        inverse = jax.vmap(
-            lambda chol: jax.scipy.linalg.solve_triangular(chol, identity, lower=True)
-        )(precision_tril)
-        covariance = jnp.einsum("gki,gkj->gij", inverse, inverse)
-        scale_tril = jnp.linalg.cholesky(covariance)
-        return Gaussian(mean, scale_tril, self.blocks), mean, ExactInfo(value)
-
-    def log_likelihood(self, problem: Problem, params: Params, state: jax.Array) -> jax.Array:
-        """log p(y; params), latents integrated out; a scalar."""
-        return self._solve(problem, params, state)[0]
-
-    def describe(self, info: ExactInfo) -> str:
-        """Nothing beyond the objective."""
-        return ""
-
-    def _solve(
-        self, problem: Problem, params: Params, u: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        def density(u: jax.Array) -> jax.Array:
-            return problem.log_joint_unconstrained(params, u)
-
-        value, gradient = jax.value_and_grad(density)(u)
-        tril = jnp.linalg.cholesky(-self.blocks.hessian(density, u))
-        split = self.blocks.split(gradient)
-        half = jax.vmap(lambda a, b: jax.scipy.linalg.solve_triangular(a, b, lower=True))(
-            tril, split
-        )
-        shift = jax.vmap(
-            lambda a, b: jax.scipy.linalg.solve_triangular(a, b, lower=True, trans="T")
-        )(tril, half)
-        log_det = jnp.sum(jnp.log(jnp.diagonal(tril, axis1=-2, axis2=-1)))
-        log_z = value + 0.5 * jnp.sum(half**2) + 0.5 * u.size * np.log(2 * np.pi) - log_det
-        return log_z, u + self.blocks.join(shift), tril
+def _solve(tril: jax.Array, right: jax.Array, trans: str = "N") -> jax.Array:
+    """Triangular systems (G, k, k) with right-hand sides (G, k, n)."""
+    return jax.vmap(lambda a, b: jax.scipy.linalg.solve_triangular(a, b, lower=True, trans=trans))(
+        tril, right
+    )

@@ -1,9 +1,21 @@
 """What an E-step returns: the latents given the data at one value of the parameters."""
 
 from ppl_em.posterior.base import Posterior
+from ppl_em.posterior.conjugate import LogGamma, LogitBeta
 from ppl_em.posterior.draws import WeightedDraws
 from ppl_em.posterior.enumerated import Enumerated
 from ppl_em.posterior.factorized import Factorized
 from ppl_em.posterior.gaussian import Gaussian
+from ppl_em.posterior.product import PartPosterior, Product
 
-__all__ = ["Enumerated", "Factorized", "Gaussian", "Posterior", "WeightedDraws"]
+__all__ = [
+    "Enumerated",
+    "Factorized",
+    "Gaussian",
+    "LogGamma",
+    "LogitBeta",
+    "PartPosterior",
+    "Posterior",
+    "Product",
+    "WeightedDraws",
+]

@@ -4,10 +4,8 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ppl_em.params import Params
-from ppl_em.posterior.base import constrain_draws
-from ppl_em.problem import Latents, Problem
 from ppl_em.structure import Blocks
 
 
@@ -16,40 +14,44 @@ from ppl_em.structure import Blocks
 class Gaussian:
     """N(mean, covariance) on the unconstrained scale, block by block.
 
-    `mean` is (D,); `scale_tril` (G, d, d) holds a Cholesky factor of each block's covariance.
+    `mean` is (d,). Of each of the G blocks of k coordinates, `precision_tril` (G, k, k) holds the
+    Cholesky factor of the precision and `root` (G, k, k) its inverse transpose, a square root of
+    the covariance.
     """
 
     mean: jax.Array
-    scale_tril: jax.Array
+    precision_tril: jax.Array
+    root: jax.Array
     blocks: Blocks = field(metadata={"static": True})
 
-    def points(self) -> jax.Array:
-        """2 d equally weighted points, (2d, D), that integrate every quadratic exactly.
+    @property
+    def center(self) -> jax.Array:
+        """The mean, (d,)."""
+        return self.mean
 
-        They lie at the mean plus and minus sqrt(d) times each column of the Cholesky factors,
-        all blocks at once: coupling terms between blocks are zero by hypothesis.
+    @property
+    def center_is_mean(self) -> np.ndarray:
+        """Not unless the transform is the identity, (d,)."""
+        return np.zeros(self.blocks.index.value.size, bool)
+
+    def log_density(self, u: jax.Array) -> jax.Array:
+        """log q(u), all blocks together; a scalar."""
+        away = jnp.einsum("gji,gj->gi", self.precision_tril, self.blocks.split(u - self.mean))
+        log_det = jnp.sum(jnp.log(jnp.diagonal(self.precision_tril, axis1=-2, axis2=-1)))
+        return log_det - 0.5 * jnp.sum(away**2) - 0.5 * u.size * np.log(2 * np.pi)
+
+    def points(self) -> jax.Array:
+        """2 k equally weighted points, (2k, d), that integrate every quadratic exactly.
+
+        They lie at the mean plus and minus sqrt(k) times each column of the square roots, all
+        blocks at once: coupling terms between blocks are zero by hypothesis.
         """
-        size = self.blocks.block_size
-        columns = jnp.moveaxis(self.scale_tril, -1, 0) * jnp.sqrt(size)
+        columns = jnp.moveaxis(self.root, -1, 0) * jnp.sqrt(self.blocks.block_size)
         offsets = self.blocks.join(columns)
         return self.mean + jnp.concatenate([offsets, -offsets])
 
-    def expected_log_joint(self, problem: Problem, params: Params) -> jax.Array:
-        """Q(params): exact, because the log-joint is quadratic in the latents; a scalar."""
-
-        def density(u: jax.Array) -> jax.Array:
-            return problem.log_joint_unconstrained(params, u)
-
-        points = self.points()
-        if len(points) <= 16:
-            return jnp.mean(jax.vmap(density)(points))
-        return jnp.mean(jax.lax.map(jax.checkpoint(density), points, batch_size=16))
-
-    def sample(
-        self, problem: Problem, params: Params, rng_key: jax.Array, num_samples: int
-    ) -> Latents:
-        """Independent exact draws, each of shape (num_samples, *site_shape)."""
-        shape = (num_samples, *self.scale_tril.shape[:2])
+    def draw(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
+        """Independent draws, (num_samples, d)."""
+        shape = (num_samples, *self.root.shape[:2])
         noise = jax.random.normal(rng_key, shape, self.mean.dtype)
-        offsets = self.blocks.join(jnp.einsum("gij,ngj->ngi", self.scale_tril, noise))
-        return constrain_draws(problem, params, self.mean + offsets)
+        return self.mean + self.blocks.join(jnp.einsum("gij,ngj->ngi", self.root, noise))

@@ -1,0 +1,101 @@
+"""Independent parts of the latents, each of a known law: the posterior of exact E-steps."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl_em.params import Params
+from ppl_em.posterior.base import constrain_draws
+from ppl_em.problem import Latents, Problem
+from ppl_em.static import Static
+
+
+class PartPosterior(Protocol):
+    """A law of some of the coordinates, on the unconstrained scale; a pytree.
+
+    It is the exact conditional law of those coordinates given data and parameters.
+    """
+
+    @property
+    def center(self) -> jax.Array:
+        """A point of high density, (d,)."""
+        ...
+
+    @property
+    def center_is_mean(self) -> np.ndarray:
+        """Whether constraining the center gives the mean on the model's own scale, (d,)."""
+        ...
+
+    def log_density(self, u: jax.Array) -> jax.Array:
+        """The normalised log-density at `u` (d,); a scalar."""
+        ...
+
+    def points(self) -> jax.Array:
+        """Equally weighted points, (n, d), over which the log-joint has its exact mean."""
+        ...
+
+    def draw(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
+        """Independent draws, (num_samples, d)."""
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Product:
+    """Independent parts; `index` says where in `u` (D,) the coordinates of each one are."""
+
+    parts: tuple[PartPosterior, ...]
+    index: tuple[Static, ...] = field(metadata={"static": True})
+
+    @property
+    def center(self) -> jax.Array:
+        """A point of high density, (D,)."""
+        return self._join([part.center for part in self.parts])
+
+    @property
+    def center_is_mean(self) -> jax.Array:
+        """Whether constraining the center gives the mean on the model's own scale, (D,)."""
+        return self._join([jnp.asarray(part.center_is_mean) for part in self.parts])
+
+    def log_density(self, u: jax.Array) -> jax.Array:
+        """log q(u) for `u` of shape (D,); a scalar."""
+        terms = [p.log_density(u[i.value]) for p, i in zip(self.parts, self.index, strict=True)]
+        return jnp.sum(jnp.stack(terms))
+
+    def points(self) -> jax.Array:
+        """Equally weighted points, (n, D): those of the parts, repeated to a common number.
+
+        Any pairing will do, because the log-joint is a sum over the parts.
+        """
+        points = [part.points() for part in self.parts]
+        common = math.lcm(*map(len, points))
+        return self._join([jnp.tile(p, (common // len(p), 1)) for p in points])
+
+    def expected_log_joint(self, problem: Problem, params: Params) -> jax.Array:
+        """Q(params), exactly; a scalar."""
+
+        def density(u: jax.Array) -> jax.Array:
+            return problem.log_joint_unconstrained(params, u)
+
+        points = self.points()
+        if len(points) <= 16:
+            return jnp.mean(jax.vmap(density)(points))
+        return jnp.mean(jax.lax.map(jax.checkpoint(density), points, batch_size=16))
+
+    def sample(
+        self, problem: Problem, params: Params, rng_key: jax.Array, num_samples: int
+    ) -> Latents:
+        """Independent exact draws, each of shape (num_samples, *site_shape)."""
+        keys = jax.random.split(rng_key, len(self.parts))
+        draws = [p.draw(key, num_samples) for p, key in zip(self.parts, keys, strict=True)]
+        return constrain_draws(problem, params, self._join(draws))
+
+    def _join(self, parts: list[jax.Array]) -> jax.Array:
+        """(..., d) of every part to (..., D)."""
+        inverse = np.argsort(np.concatenate([index.value for index in self.index]))
+        joined = jnp.concatenate(parts, axis=-1)
+        return joined if np.all(np.diff(inverse) == 1) else joined[..., inverse]
