@@ -1,136 +1,203 @@
-"""Sum out discrete latent sites: the only module that touches funsor and NumPyro's enumeration.
+"""Sum, maximise or sample out the discrete variables of a product of tables with plates.
 
-Imported on first use only: NumPyro's enumeration module selects funsor's JAX backend on import.
+One algorithm, tensor variable elimination, with an exchangeable reduction: `log_sum` gives log Z
+and, by its gradient, every marginal; `maximum` gives the most probable values and `sampler` an
+exact draw, both as one-hot gradients.
+
+References
+----------
+Obermeyer et al. (2019), Tensor variable elimination for plated factor graphs, ICML, algorithm 1.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
-import funsor
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
-from numpyro import handlers
-from numpyro.contrib.funsor import config_enumerate, enum, infer_discrete, log_density, trace
-from numpyro.contrib.funsor.infer_util import plate_to_enum_plate
-from numpyro.distributions.util import is_identically_one
+import numpy as np
+
+from ppl_em.validation import ModelError
+
+Reduce = Callable[[jax.Array, int], jax.Array]
+"""Removes one axis of a table of logarithms: an array and a negative axis to an array."""
 
 LOG_ZERO = -1e30
 """Stand-in for log 0: exp of it is 0, and sums of it stay finite in float32."""
 
 
-class LogFactors(NamedTuple):
-    """The log-density of a model as a sum of tables, one per sample site.
+class Table(NamedTuple):
+    """Logarithms over named axes; an axis of size 1 is a plate along which they are constant."""
 
-    `tables` maps a site to its array; `inputs` names the dimensions of each (plates and discrete
-    sites, size by name); `sum_vars` are the discrete sites, `plates` the plates.
-    """
+    array: jax.Array
+    names: tuple[str, ...]
 
-    tables: dict[str, jax.Array]
-    inputs: dict[str, OrderedDict[str, int]]
-    sum_vars: frozenset[str]
+
+class Variable(NamedTuple):
+    """A discrete variable: its number of values, and the plates that replicate it."""
+
+    size: int
     plates: frozenset[str]
-    site_plates: dict[str, tuple[str, ...]]
 
 
-def enumerated(model: Callable, first_available_dim: int) -> Callable:
-    """Return `model` with every discrete latent site enumerated in parallel."""
-    return enum(config_enumerate(model), first_available_dim)
+def log_sum(array: jax.Array, axis: int) -> jax.Array:
+    """Log of the sum of exponentials; its gradient holds conditional probabilities."""
+    return jax.nn.logsumexp(array, axis=axis)
 
 
-def marginal_log_density(
-    model: Callable, first_available_dim: int, args: tuple, kwargs: dict, values: dict
-) -> ArrayLike:
-    """Log-density of `values` with all discrete latent sites summed out; a scalar."""
-    return log_density(enumerated(model, first_available_dim), args, kwargs, values)[0]
+def maximum(array: jax.Array, axis: int) -> jax.Array:
+    """Largest entry; its gradient marks the first maximum."""
+    index = jnp.argmax(jax.lax.stop_gradient(array), axis=axis, keepdims=True)
+    return jnp.squeeze(jnp.take_along_axis(array, index, axis), axis)
 
 
-def log_factors(
-    model: Callable, first_available_dim: int, args: tuple, kwargs: dict, values: dict
-) -> LogFactors:
-    """Evaluate every log-factor of the model, as tables over the discrete sites they touch."""
-    program = handlers.substitute(enumerated(model, first_available_dim), data=values)
-    with plate_to_enum_plate():
-        sites = trace(program).get_trace(*args, **kwargs)
-    tables: dict[str, jax.Array] = {}
-    inputs: dict[str, OrderedDict[str, int]] = {}
-    site_plates: dict[str, tuple[str, ...]] = {}
-    sum_vars: frozenset[str] = frozenset()
-    samples = {name: site for name, site in sites.items() if site["type"] == "sample"}
-    frames = [frame for site in samples.values() for frame in site["cond_indep_stack"]]
-    plates = frozenset(frame.name for frame in frames if frame.dim is not None)
-    for name, site in samples.items():
-        table = _as_funsor(site)
-        # Batch dimensions in no plate get a name of this form: they are summed here.
-        unnamed = frozenset(k for k in table.inputs if k.startswith("_pyro_dim_"))
-        table = table.reduce(funsor.ops.add, unnamed)
-        tables[name] = jnp.maximum(table.data, LOG_ZERO)
-        inputs[name] = OrderedDict((k, v.size) for k, v in table.inputs.items())
-        if site["infer"].get("enumerate") == "parallel" and not site["is_observed"]:
-            sum_vars |= {name}
-            frames = [f for f in site["cond_indep_stack"] if f.dim is not None]
-            site_plates[name] = tuple(f.name for f in sorted(frames, key=lambda f: f.dim))
-    return LogFactors(tables, inputs, sum_vars, plates, site_plates)
+def sampler(rng_key: jax.Array) -> Reduce:
+    """Like `log_sum`, but its gradient marks one entry, drawn with its conditional probability.
 
-
-def log_normalizer(factors: LogFactors) -> jax.Array:
-    """log Z: the log of the sum over all discrete sites of the product of factors; a scalar.
-
-    Its derivative with respect to a table is that factor's posterior marginal.
+    Every call draws with a key of its own, folded in from the count of calls.
     """
-    tensors = [
-        funsor.Tensor(
-            table, OrderedDict((k, funsor.Bint[size]) for k, size in factors.inputs[name].items())
-        )
-        for name, table in factors.tables.items()
-    ]
-    with funsor.interpretations.lazy:
-        result = funsor.sum_product.sum_product(
-            funsor.ops.logaddexp,
-            funsor.ops.add,
-            tensors,
-            eliminate=factors.sum_vars | factors.plates,
-            plates=factors.plates,
-        )
-    return funsor.optimizer.apply_optimizer(result).data
+    count = iter(range(2**31))
+
+    def draw(array: jax.Array, axis: int) -> jax.Array:
+        return drawn(jax.random.fold_in(rng_key, next(count)), array, axis)
+
+    return draw
 
 
-def site_marginal(factors: LogFactors, weights: dict[str, jax.Array], name: str) -> jax.Array:
-    """Posterior probabilities of one discrete site, shape (*plates, size of the support)."""
-    kept = (*factors.site_plates[name], name)
-    names = list(factors.inputs[name])
-    table = weights[name]
-    dropped = [k for k in names if k not in kept]
-    table = table.sum(tuple(names.index(k) for k in dropped))
-    names = [k for k in names if k in kept]
-    present = [k for k in kept if k in names]
-    return jnp.transpose(table, [names.index(k) for k in present])
+def drawn(rng_key: jax.Array, array: jax.Array, axis: int) -> jax.Array:
+    """Log of the sum of exponentials whose gradient marks one entry, drawn with `rng_key`."""
+    fixed = jax.lax.stop_gradient(array)
+    noise = jax.random.gumbel(rng_key, array.shape, array.dtype)
+    index = jnp.argmax(fixed + noise, axis=axis, keepdims=True)
+    picked = jnp.squeeze(jnp.take_along_axis(array, index, axis), axis)
+    return picked + jax.lax.stop_gradient(log_sum(fixed, axis) - picked)
 
 
-def sample_discrete(
-    model: Callable,
-    first_available_dim: int,
-    rng_key: jax.Array,
-    names: tuple[str, ...],
-    args: tuple,
-    kwargs: dict,
-) -> dict[str, jax.Array]:
-    """Draw the discrete latent sites jointly from their exact conditional distribution."""
-    program = infer_discrete(
-        config_enumerate(model), first_available_dim=first_available_dim, rng_key=rng_key
+def eliminate(
+    tables: Iterable[Table],
+    variables: dict[str, Variable],
+    plates: dict[str, int],
+    remove: Iterable[str],
+    reduce: Reduce,
+) -> list[Table]:
+    """Remove variables from a product of tables, and the plates that only they were in.
+
+    Parameters
+    ----------
+    tables
+        The factors. A factor inside a plate has the plate among its names.
+    variables, plates
+        All discrete variables, and the sizes of all plates.
+    remove
+        Variables to eliminate; the others stay, with the plates that they are in.
+    reduce
+        `log_sum`, `maximum` or a `sampler`.
+
+    Returns
+    -------
+    list of Table
+        What remains; scalars if no variable stays.
+
+    Raises
+    ------
+    ModelError
+        If variables of different plates are coupled so that the cost would be exponential.
+    """
+    remove = frozenset(remove)
+    left, done = list(tables), []
+    while left:
+        ordinals = [frozenset(table.names) & frozenset(plates) for table in left]
+        ordinal = max(ordinals, key=len)
+        group = [table for table, o in zip(left, ordinals, strict=True) if o == ordinal]
+        left = [table for table, o in zip(left, ordinals, strict=True) if o != ordinal]
+        here = {name for name in remove if variables[name].plates == ordinal}
+        for component in _components(group, here):
+            table = _eliminate_all(component, here, reduce)
+            rest = [name for name in table.names if name in variables]
+            target = frozenset().union(*(variables[name].plates for name in rest))
+            if target == ordinal and ordinal | set(rest):
+                coupled = [name for name in rest if name in remove]
+                if coupled:
+                    raise _intractable(coupled, rest, ordinal)
+                done.append(table)
+                continue
+            if not target <= ordinal:
+                raise _intractable(rest, rest, target)
+            table = _multiply_over(table, ordinal - target, plates)
+            (left if table.names else done).append(table)
+    return done
+
+
+def product(tables: list[Table], plates: dict[str, int]) -> jax.Array:
+    """The product (sum of logarithms) of tables without variables, over all their plates."""
+    return sum((jnp.sum(_multiply_over(t, t.names, plates).array) for t in tables), jnp.zeros(()))
+
+
+def add(tables: list[Table], names: tuple[str, ...] | None = None) -> Table:
+    """Join tables into one over `names` (by default all of theirs, in order of appearance)."""
+    if names is None:
+        names = tuple(dict.fromkeys(name for table in tables for name in table.names))
+    arrays = [_aligned(table, names) for table in tables]
+    return Table(sum(arrays[1:], arrays[0]), names)
+
+
+def _aligned(table: Table, names: tuple[str, ...]) -> jax.Array:
+    """The array with its axes in the order of `names`, size 1 where it lacks one."""
+    order = [table.names.index(name) for name in names if name in table.names]
+    shape = iter(np.take(table.array.shape, order).tolist())
+    full = [next(shape) if name in table.names else 1 for name in names]
+    return jnp.transpose(table.array, order).reshape(full)
+
+
+def _components(tables: list[Table], names: set[str]) -> list[list[Table]]:
+    """Split tables into groups that share none of the variables `names`."""
+    groups: list[tuple[set[str], list[Table]]] = []
+    for table in tables:
+        mine, members = set(table.names) & names, [table]
+        apart = []
+        for other, others in groups:
+            if mine & other:
+                mine, members = mine | other, others + members
+            else:
+                apart.append((other, others))
+        groups = [*apart, (mine, members)]
+    return [members for _, members in groups]
+
+
+def _eliminate_all(tables: list[Table], names: set[str], reduce: Reduce) -> Table:
+    """Eliminate `names` one by one, that with the smallest joint table first."""
+    tables = list(tables)
+    while present := {name for table in tables for name in table.names} & names:
+        joint_sizes = {n: _joint_size([t for t in tables if n in t.names]) for n in present}
+        chosen = min(sorted(present), key=joint_sizes.__getitem__)
+        joint = add([table for table in tables if chosen in table.names])
+        tables = [table for table in tables if chosen not in table.names]
+        axis = joint.names.index(chosen)
+        array = reduce(joint.array, axis - len(joint.names))
+        tables.append(Table(array, tuple(n for n in joint.names if n != chosen)))
+    return add(tables)
+
+
+def _joint_size(tables: list[Table]) -> int:
+    """Number of entries of the joint table."""
+    sizes: dict[str, int] = {}
+    for table in tables:
+        for name, size in zip(table.names, table.array.shape, strict=True):
+            sizes[name] = max(size, sizes.get(name, 1))
+    return int(np.prod(list(sizes.values())))
+
+
+def _multiply_over(table: Table, names: Iterable[str], plates: dict[str, int]) -> Table:
+    axes = [table.names.index(name) for name in names]
+    constant = [plates[table.names[a]] for a in axes if table.array.shape[a] == 1]
+    array = jnp.sum(table.array, tuple(axes)) * int(np.prod(constant))
+    return Table(array, tuple(n for i, n in enumerate(table.names) if i not in axes))
+
+
+def _intractable(names: list[str], coupled: list[str], ordinal: frozenset[str]) -> ModelError:
+    others = ", ".join(f"'{name}'" for name in coupled)
+    where = ", ".join(sorted(ordinal)) or "no plate"
+    return ModelError(
+        f"Site '{names[0]}': discrete latents of different plates meet in one factor ({others} in "
+        f"{where}), so summing them out is exponential in the size of a plate. Put them in nested "
+        f"plates, or make one of them continuous."
     )
-    sites = handlers.trace(handlers.seed(program, rng_key)).get_trace(*args, **kwargs)
-    return {name: sites[name]["value"] for name in names}
-
-
-def _as_funsor(site: dict[str, Any]) -> funsor.Tensor:
-    arguments = (site["intermediates"],) if site["intermediates"] else ()
-    log_prob = site["fn"].log_prob(site["value"], *arguments)
-    scale = site["scale"]
-    if scale is not None and not is_identically_one(scale):
-        log_prob = scale * log_prob
-    dim_to_name = site["infer"]["dim_to_name"]
-    if all(size == 1 for size in log_prob.shape) and not dim_to_name:
-        log_prob = log_prob.squeeze()
-    return funsor.to_funsor(log_prob, output=funsor.Real, dim_to_name=dim_to_name)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl_em import summation
 from ppl_em.params import Params
 from ppl_em.posterior import Posterior, Product, WeightedDraws
 from ppl_em.problem import Latents, Problem
@@ -103,6 +104,26 @@ class LatentPosterior:
         values = jax.vmap(lambda z: _probs(self.problem, self.params, z))(draws)
         return {name: np.asarray(jnp.mean(value, axis=0)) for name, value in values.items()}
 
+    def most_probable(self) -> dict[str, np.ndarray]:
+        """The jointly most probable values of all discrete sites (Viterbi's path in a `scan`).
+
+        Returns
+        -------
+        dict
+            Site name to array of the site's shape.
+
+        Raises
+        ------
+        ModelError
+            If the model has continuous latents too, or no discrete ones.
+        """
+        if self.problem.spec.latents or not self.problem.spec.discrete:
+            raise ModelError(
+                "`posterior.most_probable()`: it is for models whose latents are all discrete. Use "
+                "`mean()` or `sample(...)`."
+            )
+        return jax.device_get(_most_probable(self.problem, self.params))
+
     def _draws(self, num_samples: int = MEAN_SAMPLES) -> Latents:
         if isinstance(self.inner, WeightedDraws):
             num_samples = min(num_samples, self.inner.weights.size)
@@ -115,11 +136,30 @@ def _equal(a: jax.Array, b: jax.Array) -> bool:
 
 @jax.jit
 def _probs(problem: Problem, params: Params, latents: Latents) -> dict[str, jax.Array]:
-    return problem.discrete_probs(params, latents)
+    return summation.site_probs(problem.log_factors(params, latents))
 
 
 @jax.jit
 def _sample_discrete(
     problem: Problem, params: Params, keys: jax.Array, draws: Latents
 ) -> dict[str, jax.Array]:
-    return jax.vmap(lambda key, z: problem.sample_discrete(key, params, z))(keys, draws)
+    def draw(key: jax.Array, latents: Latents) -> dict[str, jax.Array]:
+        chosen = summation.sample(problem.log_factors(params, latents), key)
+        return _values(problem, chosen)
+
+    return jax.vmap(draw)(keys, draws)
+
+
+@jax.jit
+def _most_probable(problem: Problem, params: Params) -> dict[str, jax.Array]:
+    return _values(problem, summation.most_probable(problem.log_factors(params, {})))
+
+
+def _values(problem: Problem, chosen: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Values of the discrete sites, each of the site's shape, from one-hot choices."""
+    return {
+        site.name: jnp.asarray(site.values.value)[jnp.argmax(chosen[site.name], -1)].reshape(
+            site.shape
+        )
+        for site in problem.spec.discrete
+    }

@@ -62,9 +62,15 @@ def newton(objective: Objective, x: jax.Array, max_steps: int, tol: float) -> Ma
     value_and_grad = jax.value_and_grad(objective)
 
     def direction(x: jax.Array, gradient: jax.Array) -> jax.Array:
-        values, vectors = jnp.linalg.eigh(-hessian(jax.grad(objective), x))
-        floor = jnp.maximum(1e-8 * jnp.max(jnp.abs(values)), jnp.finfo(x.dtype).tiny)
-        return vectors @ ((vectors.T @ gradient) / jnp.maximum(jnp.abs(values), floor))
+        # Scaled to a unit diagonal, so that a parameter near its boundary, whose curvature is
+        # tiny on the unconstrained scale, still gets a full step; one at its boundary stays.
+        curvature = -hessian(jax.grad(objective), x)
+        diagonal = jnp.abs(jnp.diag(curvature))
+        moves = diagonal > jnp.finfo(x.dtype).eps * jnp.max(diagonal)
+        scale = jnp.where(moves, 1 / jnp.sqrt(jnp.where(moves, diagonal, 1.0)), 0.0)
+        values, vectors = jnp.linalg.eigh(scale[:, None] * curvature * scale)
+        inverse = 1 / jnp.maximum(jnp.abs(values), 1e-8)
+        return scale * (vectors @ (inverse * (vectors.T @ (scale * gradient))))
 
     def backtrack(x, value, gradient, step):
         slope = gradient @ step

@@ -2,16 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 from numpyro import handlers
 from numpyro.distributions import biject_to
+from numpyro.distributions.transforms import Transform
+from numpyro.distributions.util import sum_rightmost
 from numpyro.infer.util import constrain_fn, log_density, potential_energy
 
+from ppl_em import factors, summation
 from ppl_em.arguments import Arguments
+from ppl_em.factors import LogFactors
 from ppl_em.params import Params, ParamSpace
 from ppl_em.static import Static
 from ppl_em.validation import ModelError
@@ -35,6 +41,13 @@ class LatentSite:
     shape_u: tuple[int, ...]
     plates: tuple[tuple[str, int], ...]
     dims: tuple[str, ...]
+
+    @property
+    def transform(self) -> Transform:
+        """From unconstrained values to those of the site; only where the support is fixed."""
+        if self.support is None:
+            raise ValueError(f"the support of '{self.name}' moves with other latents")
+        return biject_to(self.support.value)
 
 
 @dataclass(frozen=True)
@@ -115,13 +128,8 @@ class Problem:
         args, kwargs = self.arguments
         values = {**params, **self.fixed, **latents}
         if self.spec.discrete:
-            elimination = _elimination()
-            value = elimination.marginal_log_density(
-                self.spec.model, self.spec.first_available_dim, args, kwargs, values
-            )
-        else:
-            value = log_density(self.spec.model, args, kwargs, values)[0]
-        return jnp.asarray(value)
+            return summation.log_normalizer(self.log_factors(params, latents))
+        return jnp.asarray(log_density(self.spec.model, args, kwargs, values)[0])
 
     def log_joint_unconstrained(self, params: Params, u: jax.Array) -> jax.Array:
         """log p(y, u; params): with the log-Jacobian of the latents, none for the parameters.
@@ -129,19 +137,31 @@ class Problem:
         Idle coordinates (imputed values where the data are observed) carry a standard normal
         density, which integrates to one and touches nothing else.
         """
-        self._check(params, dict.fromkeys(site.name for site in self.spec.latents))
-        args, kwargs = self.arguments
-        model = self.at(params)
-        if self.spec.discrete:
-            model = _elimination().enumerated(model, self.spec.first_available_dim)
-        enum = bool(self.spec.discrete)
+        names = [site.name for site in self.spec.latents]
+        self._check(params, dict.fromkeys(names))
         if self.spec.idle is None:
-            return jnp.asarray(-potential_energy(model, args, kwargs, self.unravel(u), enum=enum))
+            return self._log_joint_with_jacobian(params, u)
         idle = self.spec.idle.value
-        active = self.unravel(jnp.where(idle, 0.0, u))
-        value = -potential_energy(model, args, kwargs, active, enum=enum)
+        value = self._log_joint_with_jacobian(params, jnp.where(idle, 0.0, u))
         normal = -0.5 * (u**2 + np.log(2 * np.pi))
         return value + jnp.sum(jnp.where(idle, normal - self._log_jacobian_at_zero(), 0.0))
+
+    def _log_joint_with_jacobian(self, params: Params, u: jax.Array) -> jax.Array:
+        values = self.unravel(u)
+        if any(site.support is None for site in self.spec.latents):
+            args, kwargs = self.arguments
+            if self.spec.discrete:
+                model = handlers.substitute(self.at(params), substitute_fn=partial(_at, values))
+                dim = self.spec.first_available_dim
+                tables = factors.log_factors(model, dim, args, kwargs, {})
+                return summation.log_normalizer(tables)
+            return jnp.asarray(-potential_energy(self.at(params), args, kwargs, values))
+        latents, jacobian = {}, jnp.zeros(())
+        for site in self.spec.latents:
+            value = site.transform(values[site.name])
+            latents[site.name] = value
+            jacobian += jnp.sum(site.transform.log_abs_det_jacobian(values[site.name], value))
+        return self.log_joint(params, latents) + jacobian
 
     def require_continuous(self, flag: str) -> None:
         """Raise if there is no continuous latent for the E-step `flag` to work on."""
@@ -170,52 +190,15 @@ class Problem:
         if any(site.support is None for site in self.spec.latents):
             args, kwargs = self.arguments
             return constrain_fn(self.at(params), args, kwargs, values)
-        return {
-            site.name: biject_to(site.support.value)(values[site.name])
-            for site in self.spec.latents
-            if site.support is not None
-        }
+        return {site.name: site.transform(values[site.name]) for site in self.spec.latents}
 
-    def log_factors(self, params: Params, latents: Latents) -> Any:
-        """The log-joint as tables over discrete sites, see `elimination.LogFactors`."""
+    def log_factors(self, params: Params, latents: Latents) -> LogFactors:
+        """The log-joint as tables over discrete sites."""
         self._check(params, latents)
         args, kwargs = self.arguments
-        return _elimination().log_factors(
-            self.spec.model,
-            self.spec.first_available_dim,
-            args,
-            kwargs,
-            {**params, **self.fixed, **latents},
-        )
-
-    def log_normalizer(self, factors: Any) -> jax.Array:
-        """log Z of `log_factors`; a scalar. Its gradient in a table is that factor's marginal."""
-        return _elimination().log_normalizer(factors)
-
-    def discrete_probs(self, params: Params, latents: Latents) -> dict[str, jax.Array]:
-        """Conditional probabilities of every discrete site, each (*plates, size of support)."""
-        factors = self.log_factors(params, latents)
-        elimination = _elimination()
-        marginals = jax.grad(
-            lambda tables: elimination.log_normalizer(factors._replace(tables=tables))
-        )(factors.tables)
-        return {
-            site.name: elimination.site_marginal(factors, marginals, site.name)
-            for site in self.spec.discrete
-        }
-
-    def sample_discrete(
-        self, rng_key: jax.Array, params: Params, latents: Latents
-    ) -> dict[str, jax.Array]:
-        """Draw the discrete sites given data, parameters and continuous latents."""
-        args, kwargs = self.arguments
-        return _elimination().sample_discrete(
-            handlers.substitute(self.at(params), data=latents),
-            self.spec.first_available_dim,
-            rng_key,
-            tuple(site.name for site in self.spec.discrete),
-            args,
-            kwargs,
+        values = {**params, **self.fixed, **latents}
+        return factors.log_factors(
+            self.spec.model, self.spec.first_available_dim, args, kwargs, values
         )
 
     def _log_jacobian_at_zero(self) -> jax.Array:
@@ -223,7 +206,7 @@ class Problem:
         terms = {}
         for site in self.spec.latents:
             zeros = jnp.zeros(site.shape_u)
-            transform = None if site.support is None else biject_to(site.support.value)
+            transform = None if site.support is None else site.transform
             if transform is not None and transform.domain.event_dim == 0:
                 terms[site.name] = transform.log_abs_det_jacobian(zeros, transform(zeros))
             else:
@@ -244,8 +227,13 @@ class Problem:
                 )
 
 
-def _elimination() -> Any:
-    """Import funsor only for models that need it: the import selects its JAX backend."""
-    import ppl_em.elimination as elimination
-
-    return elimination
+def _at(values: Latents, site: dict[str, Any]) -> jax.Array | None:
+    """The value of a site whose support moves, with its Jacobian as a factor beside it."""
+    if site["type"] != "sample" or site["name"] not in values:
+        return None
+    transform, u = biject_to(site["fn"].support), values[site["name"]]
+    value = transform(u)
+    jacobian = transform.log_abs_det_jacobian(u, value)
+    event = jnp.ndim(jacobian) - jnp.ndim(value) + site["fn"].event_dim
+    numpyro.factor(f"_{site['name']}_jacobian", sum_rightmost(jacobian, event))
+    return value

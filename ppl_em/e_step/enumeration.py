@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import jax
 
+from ppl_em import summation
 from ppl_em.e_step.base import ExactInfo
 from ppl_em.params import Params
 from ppl_em.posterior import Enumerated
@@ -33,12 +34,7 @@ class Enumeration:
         self, problem: Problem, params: Params, state: tuple
     ) -> tuple[Enumerated, tuple, ExactInfo]:
         """Marginals of every factor at `params`, and the exact log-likelihood."""
-        factors = problem.log_factors(params, {})
-
-        def log_normalizer(tables: dict[str, jax.Array]) -> jax.Array:
-            return problem.log_normalizer(factors._replace(tables=tables))
-
-        value, marginals = jax.value_and_grad(log_normalizer)(factors.tables)
+        value, marginals = summation.marginals(problem.log_factors(params, {}))
         return Enumerated(marginals), state, ExactInfo(value)
 
     def log_likelihood(self, problem: Problem, params: Params, state: tuple) -> jax.Array:

@@ -37,13 +37,6 @@ class Exact:
         """
         spec = problem.spec
         if not spec.latents:
-            for site in spec.discrete:
-                if site.in_scan:
-                    raise NotExactError(
-                        f"Site '{site.name}': it is a discrete latent inside `scan`, which exact "
-                        f"E-steps do not cover yet. Put it in a plate, or write the chain's "
-                        f"likelihood with `numpyro.factor`."
-                    )
             return Enumeration()
         if spec.discrete:
             raise NotExactError(

@@ -1,0 +1,181 @@
+"""Sum out all discrete sites: each chain first, then the plates around it."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl_em import chains, elimination
+from ppl_em.elimination import Reduce, Table, Variable
+from ppl_em.factors import PREVIOUS, Chain, Layout, LogFactors
+from ppl_em.validation import ModelError
+
+
+class Method(NamedTuple):
+    """How variables are removed: outside chains by `reduce`, along chains by `chain`."""
+
+    reduce: Reduce
+    chain: str
+    rng_key: jax.Array | None = None
+
+
+def chain_mode() -> str:
+    """How chains are summed on this device: step by step on a CPU, else in parallel."""
+    return "sum" if jax.default_backend() == "cpu" else "sum_parallel"
+
+
+def log_normalizer(factors: LogFactors, chain: str | None = None) -> jax.Array:
+    """log Z: the log of the sum over all discrete sites of the product of factors; a scalar.
+
+    Its derivative with respect to a table is that factor's posterior marginal.
+
+    Parameters
+    ----------
+    factors
+        The tables.
+    chain
+        A mode of `chains.contract`; by default chosen by device.
+    """
+    return _run(factors, {}, Method(elimination.log_sum, chain or chain_mode()))
+
+
+def marginals(factors: LogFactors) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """log Z, and the posterior marginal of every table, of its shape."""
+    mode = "sum_once" if chain_mode() == "sum" else "sum_parallel"
+
+    def objective(tables: dict[str, jax.Array]) -> jax.Array:
+        return log_normalizer(factors._replace(tables=tables), mode)
+
+    return jax.value_and_grad(objective)(factors.tables)
+
+
+def site_probs(factors: LogFactors) -> dict[str, jax.Array]:
+    """Posterior probabilities of every discrete site, (*time, *plates, size of the support)."""
+    mode = "sum_once" if chain_mode() == "sum" else "sum_parallel"
+    return _indicators(factors, Method(elimination.log_sum, mode))
+
+
+def sample(factors: LogFactors, rng_key: jax.Array) -> dict[str, jax.Array]:
+    """One exact joint draw of all discrete sites, one-hot: shapes as `site_probs`."""
+    key_plates, key_chains = jax.random.split(rng_key)
+    return _indicators(factors, Method(elimination.sampler(key_plates), "sample", key_chains))
+
+
+def most_probable(factors: LogFactors) -> dict[str, jax.Array]:
+    """The jointly most probable values of all discrete sites, one-hot: shapes as `site_probs`."""
+    return _indicators(factors, Method(elimination.maximum, "max"))
+
+
+def _indicators(factors: LogFactors, method: Method) -> dict[str, jax.Array]:
+    """Gradients with respect to a table of zeros added to every site."""
+    layout = factors.layout
+    sizes = dict(layout.plates)
+    zeros: dict[str, jax.Array] = {}
+    for name, variable in layout.variables:
+        shape = [sizes[plate] for plate in _order(layout, variable)]
+        zeros[name] = jnp.zeros((*shape, variable.size))
+        if any(c.time in variable.plates for c in layout.chains):
+            zeros[f"{name}[0]"] = jnp.zeros((*shape[1:], variable.size))
+    found = jax.grad(lambda extra: _run(factors, extra, method))(zeros)
+    return {
+        name: jnp.concatenate([found[f"{name}[0]"][None], found[name]])
+        if f"{name}[0]" in found
+        else found[name]
+        for name, _ in layout.variables
+    }
+
+
+def _order(layout: Layout, variable: Variable) -> list[str]:
+    """Plates of a variable in the order of its axes: time first, then by their axes."""
+    times = [c.time for c in layout.chains if c.time in variable.plates]
+    return times + [n for n, _ in layout.plates if n in variable.plates and n not in times]
+
+
+def _run(factors: LogFactors, extra: dict[str, jax.Array], method: Method) -> jax.Array:
+    layout = factors.layout
+    names = dict(layout.names)
+    variables, plates = dict(layout.variables), dict(layout.plates)
+    tables = {key: [Table(array, names[key])] for key, array in factors.tables.items()}
+    for key, array in extra.items():
+        name = key.removesuffix("[0]")
+        axes = (*_order(layout, variables[name]), name)
+        tables.setdefault(key, []).append(Table(array, axes[key != name :]))
+    outer: list[Table] = []
+    chained: set[str] = set()
+    for i, chain in enumerate(layout.chains):
+        outer += _contract(chain, i, tables, variables, plates, method)
+        chained |= {*chain.first, *chain.rest}
+    outer += [t for key, group in tables.items() if key not in chained for t in group]
+    inside = {n for n, v in variables.items() if any(c.time in v.plates for c in layout.chains)}
+    left = elimination.eliminate(outer, variables, plates, set(variables) - inside, method.reduce)
+    return elimination.product(left, plates)
+
+
+def _contract(
+    chain: Chain,
+    index: int,
+    tables: dict[str, list[Table]],
+    variables: dict[str, Variable],
+    plates: dict[str, int],
+    method: Method,
+) -> list[Table]:
+    """The tables of a chain with its states summed out."""
+    first = [t for key in chain.first for t in tables[key]]
+    rest = [t for key in chain.rest for t in tables[key]]
+    inside = {name for name, v in variables.items() if chain.time in v.plates}
+    states = [n for n in inside if any(PREVIOUS + n in t.names for t in rest)]
+    states.sort()
+    copies = {PREVIOUS + n: variables[n] for n in states}
+    start = {n: Variable(v.size, v.plates - {chain.time}) for n, v in variables.items()}
+    known = {**variables, **copies}
+    if not states:
+        done = elimination.eliminate(first, start, plates, inside, method.reduce)
+        return done + elimination.eliminate(rest, known, plates, inside, method.reduce)
+    local = inside - set(states)
+    first = elimination.eliminate(first, start, plates, local, method.reduce)
+    rest = elimination.eliminate(rest, known, plates, local, method.reduce)
+    previous = [PREVIOUS + n for n in states]
+    scalars = [t for t in (*first, *rest) if not set(t.names) & {*states, *previous}]
+    first = [t for t in first if set(t.names) & set(states)]
+    rest = [t for t in rest if set(t.names) & {*states, *previous}]
+    batch = tuple(
+        dict.fromkeys(
+            n for t in (*first, *rest) for n in t.names if n not in (chain.time, *states, *previous)
+        )
+    )
+    _check_plates(states, variables, chain, batch)
+    move = [t for t in rest if set(t.names) & set(previous)]
+    emit = [t for t in rest if not set(t.names) & set(previous)]
+    size = int(np.prod([variables[n].size for n in states]))
+    shape = [variables[n].size for n in states]
+
+    def flat(group: list[Table], lead: tuple[str, ...], axes: list[list[str]]) -> jax.Array:
+        order = (*lead, *batch, *(name for part in axes for name in part))
+        zero = Table(jnp.zeros([1] * (len(lead) + len(batch)) + shape * len(axes)), order)
+        array = elimination.add([zero, *group], order).array
+        return array.reshape((*array.shape[: len(lead) + len(batch)], *[size] * len(axes)))
+
+    emission = flat(emit, (chain.time,), [states])
+    emission = jnp.broadcast_to(emission, (chain.length, *emission.shape[1:]))
+    key = None if method.rng_key is None else jax.random.fold_in(method.rng_key, index)
+    value = chains.contract(
+        flat(first, (), [states]),
+        flat(move, (chain.time,), [previous, states]),
+        emission,
+        method.chain,
+        key,
+    )
+    return [Table(value, batch), *scalars]
+
+
+def _check_plates(
+    states: list[str], variables: dict[str, Variable], chain: Chain, batch: tuple[str, ...]
+) -> None:
+    shared = variables[states[0]].plates
+    extra = [n for n in batch if n not in variables and n not in shared]
+    if extra or any(variables[n].plates != shared for n in states):
+        raise ModelError(
+            f"Site '{states[0]}': the states of its `scan` are in different plates, so they form "
+            f"one chain that grows with the plate. Put all states of a chain in the same plates."
+        )
