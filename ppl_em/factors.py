@@ -60,7 +60,12 @@ class LogFactors(NamedTuple):
 
 
 def log_factors(
-    model: Callable, first_dim: int, args: tuple, kwargs: dict, values: dict[str, Any]
+    model: Callable,
+    first_dim: int,
+    args: tuple,
+    kwargs: dict,
+    values: dict[str, Any],
+    in_plates: bool = True,
 ) -> LogFactors:
     """Evaluate every log-factor of the model at `values` of its other sites.
 
@@ -74,8 +79,11 @@ def log_factors(
         Its arguments.
     values
         Parameters and continuous latents by site.
+    in_plates
+        Whether to refuse axes in no plate; else they are summed. With discrete latents, such an
+        axis could not be told from a site's.
     """
-    program = _Enumerate(handlers.substitute(model, data=values), first_dim)
+    program = _Enumerate(handlers.substitute(model, data=values), first_dim, in_plates)
     sites = handlers.trace(program).get_trace(*args, **kwargs)
     for name, site in sites.items():
         if site["type"] == "sample":
@@ -92,9 +100,9 @@ def log_factors(
 class _Enumerate(Messenger):
     """Run a model with every discrete latent site at all of its values at once."""
 
-    def __init__(self, fn: Callable, first_dim: int):
+    def __init__(self, fn: Callable, first_dim: int, in_plates: bool):
         super().__init__(fn)
-        self.first_dim = first_dim
+        self.first_dim, self.in_plates = first_dim, in_plates
         self.dims: dict[int, str] = {}
         self.values: Values = {}
         self.variables: dict[str, Variable] = {}
@@ -147,10 +155,13 @@ class _Enumerate(Messenger):
         self.plate_dims |= {f.name: f.dim for f in frames.values()}
         lowest = min([-table.ndim, *frames])
         table = table.reshape((1,) * (-lowest - table.ndim) + table.shape)
+        owners = {**self.dims, **{dim: frame.name for dim, frame in frames.items()}}
+        if not self.in_plates:
+            nobody = tuple(dim for dim in range(-table.ndim, 0) if dim not in owners)
+            table = jnp.sum(table, nobody, keepdims=True)
         names, shape = [], []
         for dim in range(-table.ndim, 0):
-            size = table.shape[dim]
-            owner = frames[dim].name if dim in frames else self.dims.get(dim)
+            size, owner = table.shape[dim], owners.get(dim)
             if owner is None and size > 1:
                 raise site_error(
                     site["name"],
@@ -212,23 +223,25 @@ class _Enumerate(Messenger):
         entering = scans.carries(carry_step, scan, series, supports)
         names: dict[str, tuple[str, ...]] = {}
 
-        def step(carry: Any, x: Any, data: Values) -> tuple[dict[str, jax.Array], Any, Any]:
+        def step(
+            carry: Any, x: Any, data: Values, count: jax.Array
+        ) -> tuple[dict[str, jax.Array], Any, Any]:
             sites, _, new, output = self._run(scan, carry, x, data)
-            tables = {}
+            tables: dict[str, jax.Array] = {}
             for name, site in sites.items():
                 tables[name], names[name] = self.table(site)
             return tables, new, output
 
-        now = jax.tree.map(lambda leaf: leaf[1:], (scan.inputs, series))
+        now = jax.tree.map(lambda leaf: leaf[1:], (scan.inputs, series, jnp.arange(scan.length)))
         first = (entering.first, *jax.tree.map(lambda leaf: leaf[0], now))
-        together = jax.vmap(step, (entering.axes, 0, 0))(entering.tree, *now)
+        together = jax.vmap(step, (entering.axes, 0, 0, 0))(entering.tree, *now)
         moving = [*entering.varies, *[True] * len(jax.tree.leaves(now))]
         changes = [any(moving[i] for i in need) for need in scans.dependence(step, *first)]
-        tables, structure = jax.tree.flatten(step(*first)[0])
+        single, structure = jax.tree.flatten(step(*first)[0])
         all_tables = jax.tree.leaves(together[0])
         picked = [
             every if changed else one[None]
-            for one, every, changed in zip(tables, all_tables, changes, strict=False)
+            for one, every, changed in zip(single, all_tables, changes, strict=False)
         ]
         for name, table in jax.tree.unflatten(structure, picked).items():
             self.record(name, table, (time, *names[name]))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -30,6 +31,8 @@ from ppl_em.probing import density_and_gradients, probe
 from ppl_em.problem import DiscreteSite, LatentSite, Problem, ProblemSpec
 from ppl_em.static import Static, content_key
 from ppl_em.validation import ModelError, check_call, check_mapping, site_error
+
+logger = logging.getLogger("ppl_em")
 
 
 def build_problem(
@@ -98,6 +101,8 @@ def build_problem(
     parts = [_unconstrained_start(continuous[site.name]) for site in sites]
     u = jnp.concatenate(parts) if parts else jnp.zeros((0,))
     problem = _with_arguments(spec, args, kwargs, fixed, values, u)
+    if any("_scan_current_index" in site["infer"] for site in trace.values() if "infer" in site):
+        problem = _side_by_side(problem, values)
     problem = probe(rng_key, problem, values)
     return problem, {**values, **fixed}
 
@@ -266,3 +271,17 @@ def _with_arguments(
         jax.eval_shape(density_and_gradients, candidate(arguments, leaves), x, u)
 
     return candidate(*split_arguments(args, kwargs, traceable))
+
+
+def _side_by_side(problem: Problem, values: Params) -> Problem:
+    """Let the steps of the model's scans be evaluated side by side, if they are of that kind."""
+    candidate = dataclasses.replace(problem, spec=dataclasses.replace(problem.spec, scans=True))
+    try:
+        x = _unconstrain(problem.spec.space, values)
+        jax.eval_shape(density_and_gradients, candidate, x, problem.start)
+    except Exception as error:
+        if problem.spec.discrete:
+            raise
+        logger.info("scans are followed step by step: %s", str(error).split("\n")[0])
+        return problem
+    return candidate

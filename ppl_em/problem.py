@@ -63,7 +63,11 @@ class DiscreteSite:
 
 @dataclass(frozen=True)
 class ProblemSpec:
-    """Everything static about a problem; hashable, so that compiled programs are shared."""
+    """Everything static about a problem; hashable, so that compiled programs are shared.
+
+    `scans` says whether steps of a `scan` are evaluated side by side, see `scans.py`; `idle` marks
+    coordinates that touch nothing, shape (D,).
+    """
 
     model: Callable
     arguments: Arguments
@@ -72,7 +76,8 @@ class ProblemSpec:
     discrete: tuple[DiscreteSite, ...]
     observed: tuple[str, ...]
     first_available_dim: int
-    idle: Static | None = field(default=None)
+    scans: bool = False
+    idle: Static | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -127,7 +132,7 @@ class Problem:
         self._check(params, latents)
         args, kwargs = self.arguments
         values = {**params, **self.fixed, **latents}
-        if self.spec.discrete:
+        if self.spec.discrete or self.spec.scans:
             return summation.log_normalizer(self.log_factors(params, latents))
         return jnp.asarray(log_density(self.spec.model, args, kwargs, values)[0])
 
@@ -198,7 +203,12 @@ class Problem:
         args, kwargs = self.arguments
         values = {**params, **self.fixed, **latents}
         return factors.log_factors(
-            self.spec.model, self.spec.first_available_dim, args, kwargs, values
+            self.spec.model,
+            self.spec.first_available_dim,
+            args,
+            kwargs,
+            values,
+            in_plates=bool(self.spec.discrete),
         )
 
     def _log_jacobian_at_zero(self) -> jax.Array:

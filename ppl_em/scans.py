@@ -24,7 +24,7 @@ CarryStep = Callable[..., Any]
 
 
 class Scan(NamedTuple):
-    """The arguments of one `scan` statement; `given` looks up a site's value, None if it has none."""
+    """The arguments of one `scan` statement; `given` looks up a site's value, or None."""
 
     body: Callable[[Any, Any], tuple[Any, Any]]
     init: Any
@@ -123,15 +123,16 @@ class Carries(NamedTuple):
 def carries(step: CarryStep, scan: Scan, series: Values, supports: Values) -> Carries:
     """Find the carry entering every step but the first.
 
-    Leaves without discrete states (a count, the last observation) are followed by a cheap
-    `lax.scan`; those with them may not depend on the states of the step before.
+    What a step hands on may depend on the inputs, on values and on what was handed to it; only
+    leaves that depend on themselves (a running count) need a `lax.scan`, which is cheap. Leaves
+    with discrete states may not depend on the states of the step before.
 
     Parameters
     ----------
     step
         Runs one step with the discrete sites on the axes of the previous step.
     scan
-        The scan.
+        The scan, of at least two steps.
     series, supports
         Values of continuous sites at every step, and of discrete sites.
 
@@ -141,78 +142,99 @@ def carries(step: CarryStep, scan: Scan, series: Values, supports: Values) -> Ca
         If the carry remembers discrete states of more than one step.
     """
     every = (scan.inputs, series)
-    x, data = jax.tree.map(lambda leaf: leaf[0], every)
-    after = step(scan.init, x, data, supports)
-    leaves, structure = jax.tree.flatten(after)
-    count = len(leaves)
-    num_others = len(jax.tree.leaves((x, data)))
-    needs = dependence(step, after, x, data, supports)
-    discrete = [any(i >= count + num_others for i in need) for need in needs]
+    once = jax.tree.map(lambda leaf: leaf[0], every)
+    leaves, structure = jax.tree.flatten(step(scan.init, *once, supports))
+    needs = dependence(step, jax.tree.unflatten(structure, leaves), *once, supports)
+    count, others = len(leaves), len(jax.tree.leaves(once))
+    discrete = [any(i >= count + others for i in need) for need in needs]
     if any(i < count and discrete[i] for need in needs for i in need):
         raise ModelError(
             "Model: the carry of its `scan` depends on discrete states of more than one step "
             "before. Only chains of order 1 are summed out: let one state stand for two steps."
         )
-    if scan.length == 1:
-        return Carries(leaves, [False] * count, structure)
+    constant = {j for j in range(count) if not any(i < count + others for i in needs[j])}
     earlier = jax.tree.map(lambda leaf: leaf[:-1], every)
-    plain = [i for i in range(count) if not discrete[i]]
-    before: list[jax.Array] = []
-    if plain:
-        before, followed = _follow(step, scan, earlier, supports, leaves, structure, plain)
-    result, varies = list(leaves), [not d for d in discrete]
-    for i, stacked in zip(plain, followed if plain else [], strict=True):
-        result[i] = stacked
-    moving = [
-        discrete[j] and any(i in plain or count <= i < count + num_others for i in needs[j])
-        for j in range(count)
-    ]
-    if any(moving):
-
-        def at(before: list[jax.Array], inputs: tuple) -> list[jax.Array]:
-            carry = _with(leaves, plain, before, structure)
-            return jax.tree.leaves(step(carry, *inputs, supports))
-
-        series_of = jax.vmap(at)(before, earlier)
-        for j in range(count):
-            if moving[j]:
-                result[j], varies[j] = series_of[j], True
-    return Carries(result, varies, structure)
+    handed = _Handed(step, scan, earlier, supports, leaves, structure, constant)
+    left = set(range(count)) - constant
+    while left:
+        ready = sorted(j for j in left if all(i >= count or i in handed.after for i in needs[j]))
+        used = {i for j in ready or left for i in needs[j] if i < count}
+        if ready:
+            handed.side_by_side(ready, used)
+        else:
+            ready = sorted(j for j in left if not discrete[j])
+            handed.in_order(ready, used - left)
+        left -= set(ready)
+    varies = [j not in constant for j in range(count)]
+    return Carries([handed.after[j] for j in range(count)], varies, structure)
 
 
-def _follow(
-    step: CarryStep,
-    scan: Scan,
-    earlier: tuple,
-    supports: Values,
-    leaves: list[jax.Array],
-    structure: Any,
-    plain: list[int],
-) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Leaves `plain` of the carry before and after every step but the last, stacked."""
-    initial = jax.tree.leaves(scan.init)
-    if len(initial) != len(leaves):
-        raise ModelError(
-            "Model: the carry of its `scan` changes its structure. Keep one structure."
-        )
-    start = [
-        jnp.broadcast_to(jnp.asarray(initial[i], leaves[i].dtype), leaves[i].shape) for i in plain
-    ]
+class _Handed:
+    """What each step but the last hands on: `after` by leaf, stacked over steps if it varies."""
 
-    def body(before: list[jax.Array], inputs: tuple) -> tuple:
-        carry = _with(leaves, plain, before, structure)
-        new = jax.tree.leaves(step(carry, *inputs, supports))
-        after = [jnp.asarray(new[i], leaves[i].dtype) for i in plain]
-        return after, (before, after)
+    def __init__(
+        self,
+        step: CarryStep,
+        scan: Scan,
+        inputs: tuple,
+        supports: Values,
+        leaves: list[jax.Array],
+        structure: Any,
+        constant: set[int],
+    ):
+        self.step, self.init, self.supports = step, scan.init, supports
+        self.length = scan.length - 1
+        self.inputs = (jnp.arange(self.length), inputs)
+        self.leaves, self.structure, self.constant = leaves, structure, constant
+        self.after = {i: leaves[i] for i in constant}
 
-    return jax.lax.scan(body, start, earlier)[1]
+    def side_by_side(self, wanted: list[int], used: set[int]) -> None:
+        """Find leaves that depend on the carry only through the known leaves `used`."""
 
+        def at(before: dict[int, jax.Array], inputs: tuple) -> list[jax.Array]:
+            return self._run(before, inputs, wanted)
 
-def _with(leaves: list, places: list[int], values: list, structure: Any) -> Any:
-    new = list(leaves)
-    for i, value in zip(places, values, strict=True):
-        new[i] = value
-    return jax.tree.unflatten(structure, new)
+        before = {i: self._before(i) for i in used}
+        for j, value in zip(wanted, jax.vmap(at)(before, self.inputs), strict=True):
+            self.after[j] = value
+
+    def in_order(self, wanted: list[int], used: set[int]) -> None:
+        """Follow leaves that depend on themselves."""
+
+        def body(carry: list[jax.Array], inputs: tuple) -> tuple[list[jax.Array], list[jax.Array]]:
+            known, inputs = inputs
+            own = dict(zip(wanted, carry, strict=True))
+            new = self._run({**known, **own}, inputs, wanted)
+            return new, new
+
+        start = [self._start(j) for j in wanted]
+        before = {i: self._before(i) for i in used}
+        values = jax.lax.scan(body, start, (before, self.inputs))[1]
+        self.after |= dict(zip(wanted, values, strict=True))
+
+    def _run(
+        self, before: dict[int, jax.Array], inputs: tuple, wanted: list[int]
+    ) -> list[jax.Array]:
+        carry = [before.get(i, leaf) for i, leaf in enumerate(self.leaves)]
+        new = self.step(jax.tree.unflatten(self.structure, carry), *inputs[1], self.supports)
+        flat = jax.tree.leaves(new)
+        return [jnp.asarray(flat[j], self.leaves[j].dtype) for j in wanted]
+
+    def _start(self, i: int) -> jax.Array:
+        initial = jax.tree.leaves(self.init)
+        if len(initial) != len(self.leaves):
+            raise ModelError(
+                "Model: the carry of its `scan` changes its structure. Keep it the same."
+            )
+        leaf = self.leaves[i]
+        return jnp.broadcast_to(jnp.asarray(initial[i], leaf.dtype), leaf.shape)
+
+    def _before(self, i: int) -> jax.Array:
+        """Leaf `i` of the carry that enters each step but the last, stacked."""
+        after = self.after[i]
+        if i in self.constant:
+            after = jnp.broadcast_to(after, (self.length, *after.shape))
+        return jnp.concatenate([self._start(i)[None], after[:-1]])
 
 
 def dependence(function: Callable, *arguments: Any) -> list[frozenset[int]]:
