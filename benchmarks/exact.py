@@ -175,6 +175,8 @@ def report_optimum(name: str, case: Case, size: int, peers: dict[str, Run], args
 
 def report_memory(name: str, case: Case, size: int, sides: list[str], args) -> None:
     """Print the peak memory of each side, in a process of its own."""
+    if not sides:
+        return
     print(f"\n{name}, {size} {case.unit}: peak memory of a process that fits 3 iterations")
     for side in sides:
         command = [sys.executable, str(Path(__file__).resolve()), "--child", name, side, str(size)]
