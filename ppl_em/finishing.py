@@ -1,5 +1,6 @@
 """The end of a run: from the loop's outcome to a result."""
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -10,6 +11,7 @@ import numpy as np
 
 from ppl_em import arviz, evidence
 from ppl_em.e_step import DeterministicEStep, EStep
+from ppl_em.e_step.enumeration import Enumeration
 from ppl_em.information import (
     MAX_SE_NOISE,
     Information,
@@ -30,6 +32,8 @@ from ppl_em.updates import expectation
 
 if TYPE_CHECKING:
     import xarray
+
+logger = logging.getLogger("ppl_em")
 
 EVIDENCE_SAMPLES = 4000
 """Draws behind a lower bound, or per block of an importance-sampling estimate."""
@@ -98,7 +102,10 @@ def make_result(rng_key: jax.Array, problem: Problem, e_step: EStep, outcome: Ou
     elif isinstance(posterior, Factorized):
         log_likelihood = evidence.lower_bound(key_evidence, problem, x, posterior, EVIDENCE_SAMPLES)
     else:
-        log_likelihood = LogLikelihood(float(info.objective), e_step.kind)
+        value = float(info.objective)
+        if isinstance(e_step, Enumeration) and state:
+            value = _in_full(e_step, problem, x, value)
+        log_likelihood = LogLikelihood(value, e_step.kind)
     params = problem.constrain(x)
     last = outcome.polish
     return EMResult(
@@ -120,6 +127,19 @@ def make_result(rng_key: jax.Array, problem: Problem, e_step: EStep, outcome: Ou
             last.mcse_x if last is not None else None,
         ),
     )
+
+
+def _in_full(e_step: Enumeration, problem: Problem, x: jax.Array, condensed: float) -> float:
+    """The log-likelihood from every row of the data, to compare with that of condensed ones."""
+    value = float(jax.jit(lambda p, x: e_step.in_full(p, p.constrain(x)))(problem, x))
+    if not abs(value - condensed) < 1e-8 * (1 + abs(value)):
+        logger.warning(
+            "The condensed data give the log-likelihood %.10g, all rows %.10g: rounding has grown, "
+            "perhaps because a scale went to 0. Use `Exact(condense=False)`.",
+            condensed,
+            value,
+        )
+    return value
 
 
 def _more_draws(

@@ -17,6 +17,10 @@ from ppl_em.validation import ModelError, site_error
 
 logger = logging.getLogger("ppl_em")
 
+LARGE = 1_000_000
+"""Numbers of data above which a model without continuous latents is probed without gradients:
+their memory would be several times that of a whole fit."""
+
 
 def _density(problem: Problem, x: jax.Array, u: jax.Array) -> jax.Array:
     params = problem.constrain(x)
@@ -26,6 +30,9 @@ def _density(problem: Problem, x: jax.Array, u: jax.Array) -> jax.Array:
 def density_and_gradients(problem: Problem, x: jax.Array, u: jax.Array) -> tuple:
     """The log-joint at `x` (p,) and `u` (D,), and its gradients in both."""
     return jax.value_and_grad(_density, argnums=(1, 2))(problem, x, u)
+
+
+_density_at = jax.jit(_density)
 
 
 @jax.jit
@@ -47,6 +54,10 @@ def probe(rng_key: jax.Array, problem: Problem, values: Params) -> Problem:
         If no point near the start is finite, or a parameter touches no log-density.
     """
     x, u = _unconstrain(problem, values), problem.start
+    if not u.size and sum(np.size(leaf) for leaf in problem.leaves) > LARGE:
+        if not bool(jnp.isfinite(_density_at(problem, x, u))):
+            raise _not_finite(problem, values, u)
+        return problem
     key_latents, key_params = jax.random.split(rng_key)
     noise = jax.random.normal(key_latents, (8, *u.shape), u.dtype)
     scales = jnp.asarray([0.0, 0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0])[:, None]

@@ -197,8 +197,10 @@ class Problem:
             return constrain_fn(self.at(params), args, kwargs, values)
         return {site.name: site.transform(values[site.name]) for site in self.spec.latents}
 
-    def log_factors(self, params: Params, latents: Latents) -> LogFactors:
-        """The log-joint as tables over discrete sites."""
+    def log_factors(
+        self, params: Params, latents: Latents, points: dict[str, jax.Array] | None = None
+    ) -> LogFactors:
+        """The log-joint as tables over discrete sites; `points` as in `factors.log_factors`."""
         self._check(params, latents)
         args, kwargs = self.arguments
         values = {**params, **self.fixed, **latents}
@@ -208,7 +210,16 @@ class Problem:
             args,
             kwargs,
             values,
-            in_plates=bool(self.spec.discrete),
+            bool(self.spec.discrete),
+            points,
+        )
+
+    def observed_rows(self, params: Params) -> dict[str, tuple[str, jax.Array]]:
+        """Rows of data that one distribution has, see `factors.observed_rows`."""
+        args, kwargs = self.arguments
+        values = {**params, **self.fixed}
+        return factors.observed_rows(
+            self.spec.model, self.spec.first_available_dim, args, kwargs, values
         )
 
     def _log_jacobian_at_zero(self) -> jax.Array:

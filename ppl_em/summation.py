@@ -8,7 +8,8 @@ import numpy as np
 
 from ppl_em import chains, elimination
 from ppl_em.elimination import Reduce, Table, Variable
-from ppl_em.factors import PREVIOUS, Chain, Layout, LogFactors
+from ppl_em.factors import Layout, LogFactors
+from ppl_em.tabulate import PREVIOUS, Chain
 from ppl_em.validation import ModelError
 
 
@@ -20,9 +21,16 @@ class Method(NamedTuple):
     rng_key: jax.Array | None = None
 
 
-def chain_mode() -> str:
-    """How chains are summed on this device: step by step on a CPU, else in parallel."""
-    return "sum" if jax.default_backend() == "cpu" else "sum_parallel"
+def mode(chain: str | None = None, once: bool = False) -> str:
+    """A mode of `chains.contract` for sums: `chain`, or the faster one on this device.
+
+    `once` promises that only values and one gradient are taken.
+    """
+    if chain is None:
+        chain = "sequential" if jax.default_backend() == "cpu" else "parallel"
+    if chain == "parallel":
+        return "sum_parallel"
+    return "sum_once" if once else "sum"
 
 
 def log_normalizer(factors: LogFactors, chain: str | None = None) -> jax.Array:
@@ -37,23 +45,21 @@ def log_normalizer(factors: LogFactors, chain: str | None = None) -> jax.Array:
     chain
         A mode of `chains.contract`; by default chosen by device.
     """
-    return _run(factors, {}, Method(elimination.log_sum, chain or chain_mode()))
+    return _run(factors, {}, Method(elimination.log_sum, chain or mode()))
 
 
 def marginals(factors: LogFactors) -> tuple[jax.Array, dict[str, jax.Array]]:
     """log Z, and the posterior marginal of every table, of its shape."""
-    mode = "sum_once" if chain_mode() == "sum" else "sum_parallel"
 
     def objective(tables: dict[str, jax.Array]) -> jax.Array:
-        return log_normalizer(factors._replace(tables=tables), mode)
+        return log_normalizer(factors._replace(tables=tables), mode(once=True))
 
     return jax.value_and_grad(objective)(factors.tables)
 
 
 def site_probs(factors: LogFactors) -> dict[str, jax.Array]:
     """Posterior probabilities of every discrete site, (*time, *plates, size of the support)."""
-    mode = "sum_once" if chain_mode() == "sum" else "sum_parallel"
-    return _indicators(factors, Method(elimination.log_sum, mode))
+    return _indicators(factors, Method(elimination.log_sum, mode(once=True)))
 
 
 def sample(factors: LogFactors, rng_key: jax.Array) -> dict[str, jax.Array]:

@@ -11,6 +11,7 @@ from ppl_em.e_step.enumeration import Enumeration
 from ppl_em.e_step.recognition import REMEDY, NotExactError, find_parts
 from ppl_em.params import Params
 from ppl_em.problem import Problem
+from ppl_em.validation import check_choice
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,23 @@ class Exact:
     ----------
     max_dense
         Largest block of jointly Gaussian latents, in coordinates; its cost is cubic.
+    min_rows
+        Rows of an observed site from which its data are condensed to sufficient statistics where
+        that is proved to be the same; None for never.
+    chain
+        How sums along a `scan` are done: `"sequential"`, `"parallel"`, or None for the faster one
+        on this device.
     """
 
     max_dense: int = 2000
+    min_rows: int | None = 2000
+    chain: str | None = None
     stochastic: ClassVar[bool] = False
     kind: ClassVar[str] = "exact"
+
+    def __post_init__(self) -> None:
+        if self.chain is not None:
+            check_choice("chain", self.chain, ("sequential", "parallel"))
 
     def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> EStep:
         """Return `Enumeration` or `Continuous`.
@@ -37,7 +50,7 @@ class Exact:
         """
         spec = problem.spec
         if not spec.latents:
-            return Enumeration()
+            return Enumeration(self.min_rows, self.chain)
         if spec.discrete:
             raise NotExactError(
                 f"Site '{spec.latents[0].name}': it is continuous and stands beside the discrete "

@@ -23,7 +23,7 @@ class LBFGS:
         Stored curvature pairs.
     """
 
-    max_steps: int = 100
+    max_steps: int = 500
     tol: float = 1e-13
     memory: int = 10
 

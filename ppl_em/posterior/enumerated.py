@@ -16,20 +16,23 @@ class Enumerated:
 
     `marginals` has one table per sample site, of the shape of its log-factor: the derivative of
     log Z with respect to that table. Q at other parameters is then a sum of products, without
-    any elimination.
+    any elimination. `points` stand for the rows of condensed sites, see `condense.py`; `offset`
+    is the part of Q that they leave out, a constant.
     """
 
     marginals: dict[str, jax.Array]
+    points: dict[str, jax.Array]
+    offset: jax.Array
 
     def expected_log_joint(self, problem: Problem, params: Params) -> jax.Array:
         """Q(params) = sum over factors of <marginal, log-factor at params>; a scalar."""
-        tables = problem.log_factors(params, {}).tables
+        tables = problem.log_factors(params, {}, self.points).tables
 
         def term(name: str) -> jax.Array:
             weight = self.marginals[name]
-            return jnp.sum(weight * jnp.where(weight > 0, tables[name], 0.0))
+            return jnp.sum(weight * jnp.where(weight != 0, tables[name], 0.0))
 
-        return sum((term(name) for name in tables), start=jnp.zeros(()))
+        return sum((term(name) for name in tables), start=self.offset)
 
     def sample(
         self, problem: Problem, params: Params, rng_key: jax.Array, num_samples: int
