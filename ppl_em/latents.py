@@ -61,24 +61,33 @@ class LatentPosterior:
         support under `probs`.
         """
         means = {}
-        if self.problem.spec.latents:
-            draws = self._draws()
-            means = {name: np.asarray(jnp.mean(v, axis=0)) for name, v in draws.items()}
-            if isinstance(self.inner, Product):
-                center = self.inner.center
-                exact = self.problem.constrain_latents(self.params, center)
-                same = self.problem.unravel(center)
-                known = self.problem.unravel(self.inner.center_is_mean)
-                means |= {
-                    k: np.asarray(v)
-                    for k, v in exact.items()
-                    if _equal(v, same[k]) or bool(jnp.all(known[k]))
-                }
+        if isinstance(self.inner, Product):
+            exact = self.problem.constrain_latents(self.params, self.inner.center)
+            known = self.problem.unravel(self.inner.center_is_mean)
+            gaussian = self._gaussian(self.inner)
+            names = [k for k in exact if k in gaussian or bool(jnp.all(known[k]))]
+            means = {name: np.asarray(exact[name]) for name in names}
+        if len(means) < len(self.problem.spec.latents):
+            means = {k: np.asarray(jnp.mean(v, axis=0)) for k, v in self._draws().items()} | means
         if self.problem.spec.discrete:
             probs = self.probs()
             for site in self.problem.spec.discrete:
                 means[site.name] = np.tensordot(probs[site.name], site.values.value, axes=1)
         return means
+
+    def sd(self) -> dict[str, np.ndarray]:
+        """Posterior standard deviations of the continuous sites, each of the site's shape.
+
+        Exact for sites on the real line with a Gaussian posterior (smoothed states, random
+        effects), else over stored or fresh draws.
+        """
+        sds = {}
+        if isinstance(self.inner, Product):
+            exact = self.problem.unravel(jnp.std(self.inner.points(), axis=0))
+            sds = {name: np.asarray(exact[name]) for name in self._gaussian(self.inner)}
+        if len(sds) < len(self.problem.spec.latents):
+            sds = {k: np.asarray(jnp.std(v, axis=0)) for k, v in self._draws().items()} | sds
+        return sds
 
     def probs(self) -> dict[str, np.ndarray]:
         """Responsibilities: probabilities of every discrete site.
@@ -123,6 +132,12 @@ class LatentPosterior:
                 "`mean()` or `sample(...)`."
             )
         return jax.device_get(_most_probable(self.problem, self.params))
+
+    def _gaussian(self, posterior: Product) -> list[str]:
+        """Sites on the real line, whose exact posterior is Gaussian if it is known at all."""
+        same = self.problem.unravel(posterior.center)
+        values = self.problem.constrain_latents(self.params, posterior.center)
+        return [name for name, value in values.items() if _equal(value, same[name])]
 
     def _draws(self, num_samples: int = MEAN_SAMPLES) -> Latents:
         if isinstance(self.inner, WeightedDraws):

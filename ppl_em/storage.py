@@ -63,6 +63,7 @@ class StoredParts:
             group["mcse"].values,
             group.attrs["method"],
             group.attrs["reason"],
+            group.attrs.get("note", ""),
         )
 
 
@@ -82,6 +83,10 @@ class StoredPosterior:
     def mean(self) -> Arrays:
         """Means of the stored draws, each of the site's shape."""
         return {name: values.mean(axis=0) for name, values in self._flat().items()}
+
+    def sd(self) -> Arrays:
+        """Standard deviations of the stored draws, each of the site's shape."""
+        return {name: values.std(axis=0) for name, values in self._flat().items()}
 
     def probs(self) -> Arrays:
         """Stored probabilities of discrete sites, (*plates, size of the support)."""

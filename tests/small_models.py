@@ -190,7 +190,7 @@ DISCRETE = {
 GAUSSIAN = {
     "intercept": Case(intercept, (_long, _group), None, intercept_law, _long, 4),
     "slope": Case(slope, (_sloped, _t, _group), None, slope_law, _sloped, 4),
-    "crossed": Case(crossed, (_long, _rater, _item), None, crossed_law, _long, 1),
+    "crossed": Case(crossed, (_long, _rater, _item), None, crossed_law, _long, 4),
     "missing": Case(missing, (_wide, _seen), None, missing_law, _wide[_seen], 4),
 }
 CASES = {**DISCRETE, **GAUSSIAN}

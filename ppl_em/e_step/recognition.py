@@ -20,7 +20,7 @@ from ppl_em.static import Static
 from ppl_em.structure import (
     Blocks,
     coordinates,
-    find_blocks,
+    find_structure,
     hessian_product,
     owners,
     tolerance,
@@ -108,18 +108,18 @@ def _not_conjugate(name: str, transform: type, error: float) -> NotExactError:
 def _gaussian_parts(
     rng_key: jax.Array, problem: Problem, x: jax.Array, names: tuple[str, ...], max_dense: int
 ) -> tuple[GaussianPart, ...]:
-    """The sites `names` in the finest blocks; idle coordinates of other sites one by one."""
+    """The sites `names` in the cheapest structure; idle coordinates of other sites one by one."""
     parts = []
     index = coordinates(problem, names)
     if index.size:
-        blocks = find_blocks(problem, x, problem.start, rng_key, names)
-        if blocks.block_size > max_dense:
+        structure = find_structure(problem, x, problem.start, rng_key, names)
+        if structure.largest > max_dense:
             raise NotExactError(
                 f"Site '{names[0]}': the latents are Gaussian, but a block of "
-                f"{blocks.block_size} coordinates is coupled; at most {max_dense} are done "
+                f"{structure.largest} coordinates is coupled; at most {max_dense} are done "
                 f"exactly (`Exact(max_dense=...)`). {REMEDY}"
             )
-        parts.append(GaussianPart(Static(index), blocks))
+        parts.append(GaussianPart(Static(index), structure))
     idle = problem.spec.idle
     rest = np.setdiff1d([] if idle is None else np.flatnonzero(idle.value), index)
     if rest.size:

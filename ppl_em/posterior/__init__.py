@@ -1,6 +1,8 @@
 """What an E-step returns: the latents given the data at one value of the parameters."""
 
+from ppl_em.posterior.arrow import GaussianArrow
 from ppl_em.posterior.base import Posterior
+from ppl_em.posterior.chain import GaussianChain
 from ppl_em.posterior.conjugate import LogGamma, LogitBeta
 from ppl_em.posterior.draws import WeightedDraws
 from ppl_em.posterior.enumerated import Enumerated
@@ -12,6 +14,8 @@ __all__ = [
     "Enumerated",
     "Factorized",
     "Gaussian",
+    "GaussianArrow",
+    "GaussianChain",
     "LogGamma",
     "LogitBeta",
     "PartPosterior",

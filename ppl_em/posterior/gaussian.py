@@ -24,6 +24,16 @@ class Gaussian:
     root: jax.Array
     blocks: Blocks = field(metadata={"static": True})
 
+    @classmethod
+    def around(
+        cls, blocks: Blocks, precision: jax.Array, here: jax.Array, gradient: jax.Array
+    ) -> "Gaussian":
+        """The law with a precision (G, k, k) and a log-density of this gradient at `here` (d,)."""
+        tril = jnp.linalg.cholesky(precision)
+        half = solve(tril, blocks.split(gradient)[..., None])
+        shift = solve(tril, half, trans="T")[..., 0]
+        return cls(here + blocks.join(shift), tril, inverse_transpose(tril), blocks)
+
     @property
     def center(self) -> jax.Array:
         """The mean, (d,)."""
@@ -32,13 +42,12 @@ class Gaussian:
     @property
     def center_is_mean(self) -> np.ndarray:
         """Not unless the transform is the identity, (d,)."""
-        return np.zeros(self.blocks.index.value.size, bool)
+        return np.zeros(self.mean.size, bool)
 
     def log_density(self, u: jax.Array) -> jax.Array:
         """log q(u), all blocks together; a scalar."""
         away = jnp.einsum("gji,gj->gi", self.precision_tril, self.blocks.split(u - self.mean))
-        log_det = jnp.sum(jnp.log(jnp.diagonal(self.precision_tril, axis1=-2, axis2=-1)))
-        return log_det - 0.5 * jnp.sum(away**2) - 0.5 * u.size * np.log(2 * np.pi)
+        return standard_normal(away, u.size) + log_det(self.precision_tril)
 
     def points(self) -> jax.Array:
         """2 k equally weighted points, (2k, d), that integrate every quadratic exactly.
@@ -55,3 +64,26 @@ class Gaussian:
         shape = (num_samples, *self.root.shape[:2])
         noise = jax.random.normal(rng_key, shape, self.mean.dtype)
         return self.mean + self.blocks.join(jnp.einsum("gij,ngj->ngi", self.root, noise))
+
+
+def solve(tril: jax.Array, right: jax.Array, trans: str = "N") -> jax.Array:
+    """Triangular systems (..., k, k) with right-hand sides (..., k, n)."""
+    return jax.lax.linalg.triangular_solve(
+        tril, right, left_side=True, lower=True, transpose_a=trans == "T"
+    )
+
+
+def inverse_transpose(tril: jax.Array) -> jax.Array:
+    """Of triangular matrices (..., k, k)."""
+    identity = jnp.broadcast_to(jnp.eye(tril.shape[-1], dtype=tril.dtype), tril.shape)
+    return jnp.swapaxes(solve(tril, identity), -1, -2)
+
+
+def log_det(tril: jax.Array) -> jax.Array:
+    """Log-determinant of all triangular matrices (..., k, k) together; a scalar."""
+    return jnp.sum(jnp.log(jnp.diagonal(tril, axis1=-2, axis2=-1)))
+
+
+def standard_normal(noise: jax.Array, size: int) -> jax.Array:
+    """Log-density of standard normal `noise` with `size` entries that count; a scalar."""
+    return -0.5 * jnp.sum(noise**2) - 0.5 * size * np.log(2 * np.pi)

@@ -1,0 +1,113 @@
+"""Many small blocks, coupled with one another only through a few shared coordinates."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl_em.static import Static
+from ppl_em.structure.base import Screen, step_cost
+
+
+class ArrowMatrix(NamedTuple):
+    """A symmetric matrix in the form of an arrow.
+
+    `local` (G, d, d) are the blocks, `border` (G, d, s) their coupling with the shared
+    coordinates, `shared` (s, s) the corner.
+    """
+
+    local: jax.Array
+    border: jax.Array
+    shared: jax.Array
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """G blocks of d coordinates that are independent given s shared ones.
+
+    `local.value` has shape (G, d), `shared.value` (s,); they hold positions in `u`.
+    """
+
+    local: Static
+    shared: Static
+
+    @property
+    def num_blocks(self) -> int:
+        """G."""
+        return int(self.local.value.shape[0])
+
+    @property
+    def block_size(self) -> int:
+        """d."""
+        return int(self.local.value.shape[1])
+
+    @property
+    def num_shared(self) -> int:
+        """s."""
+        return int(self.shared.value.size)
+
+    @property
+    def size(self) -> int:
+        """D."""
+        return int(self.local.value.size) + self.num_shared
+
+    @property
+    def colors(self) -> np.ndarray:
+        """The place in its block, or d + the place among the shared coordinates, (D,)."""
+        color = np.zeros(self.size, int)
+        color[self.local.value] = np.arange(self.block_size)
+        color[self.shared.value] = self.block_size + np.arange(self.num_shared)
+        return color
+
+    @property
+    def num_colors(self) -> int:
+        """d + s, whatever G is."""
+        return self.block_size + self.num_shared
+
+    @property
+    def largest(self) -> int:
+        """The larger of d and s."""
+        return max(self.block_size, self.num_shared)
+
+    @property
+    def cost(self) -> float:
+        """Linear in G, cubic in d and s."""
+        (groups, d), s = self.local.value.shape, self.num_shared
+        work = groups * (3.0 * d**3 + 2.0 * d * d * s + 2.0 * d * s * s) + 3.0 * s**3
+        return step_cost(self.size, d + s, 2 * (d + s)) + work
+
+    def split(self, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(..., D) to (..., G, d) and (..., s)."""
+        return u[..., self.local.value], u[..., self.shared.value]
+
+    def join(self, local: jax.Array, shared: jax.Array) -> jax.Array:
+        """(..., G, d) and (..., s) to (..., D); the inverse of `split`."""
+        inverse = np.argsort(np.concatenate([self.local.value.ravel(), self.shared.value]))
+        flat = local.reshape((*local.shape[:-2], -1))
+        return jnp.concatenate([flat, shared], axis=-1)[..., inverse]
+
+    def unpack(self, products: jax.Array) -> ArrowMatrix:
+        """The pieces, from products with the colors, (d + s, D)."""
+        size = self.block_size
+        local, shared = self.split(products)
+        columns = jnp.moveaxis(local, 0, -1)
+        return ArrowMatrix(columns[..., :size], columns[..., size:], shared[size:].T)
+
+    def multiply(self, pieces: ArrowMatrix, vector: jax.Array) -> jax.Array:
+        """The matrix with these pieces times a vector, (D,)."""
+        local, shared = self.split(vector)
+        rows = jnp.einsum("gij,gj->gi", pieces.local, local)
+        return self.join(
+            rows + jnp.einsum("gis,s->gi", pieces.border, shared),
+            pieces.shared @ shared + jnp.einsum("gis,gi->s", pieces.border, local),
+        )
+
+    def screen(self, rng: np.random.Generator) -> Screen:
+        """A block couples with itself and the shared coordinates."""
+        support = np.zeros(self.size, bool)
+        support[self.local.value[rng.integers(self.num_blocks)]] = True
+        allowed = support.copy()
+        allowed[self.shared.value] = True
+        return Screen(support, allowed)

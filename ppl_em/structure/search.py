@@ -1,0 +1,183 @@
+"""Choose the cheapest structure that the numbers confirm."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl_em.problem import Problem
+from ppl_em.static import Static
+from ppl_em.structure.base import Structure, hessian_product, restrict, tolerance
+from ppl_em.structure.blocks import Blocks
+from ppl_em.structure.candidates import (
+    arrow_candidates,
+    block_candidates,
+    chain_candidates,
+    coordinates,
+)
+
+AT_ONCE = 8
+"""Hessian products evaluated side by side; one compiled program serves every candidate."""
+
+S = TypeVar("S", bound=Structure)
+
+
+def find_structure(
+    problem: Problem,
+    x: jax.Array,
+    u: jax.Array,
+    rng_key: jax.Array,
+    names: tuple[str, ...] | None = None,
+) -> Structure:
+    """Find the cheapest structure of a quadratic log-joint; one dense block if there is none.
+
+    The check is at the initial parameters and at others around them: a covariance that starts
+    out diagonal would hide what it couples later.
+
+    Parameters
+    ----------
+    problem, x
+        The problem and its unconstrained parameters, shape (p,).
+    u
+        A point of finite log-joint, shape (D,).
+    rng_key
+        Draws the probe points and directions.
+    names
+        The latent sites to divide, all by default; the others are held at `u`. Positions then
+        count the coordinates of these sites only.
+    """
+    proposed: list[Structure] = [
+        *block_candidates(problem, names),
+        *chain_candidates(problem, names),
+        *arrow_candidates(problem, names),
+    ]
+    return _cheapest(proposed, problem, x, u, rng_key, names, (0.0, 0.3, 0.3))
+
+
+def find_blocks(problem: Problem, x: jax.Array, u: jax.Array, rng_key: jax.Array) -> Blocks:
+    """Find the finest partition into blocks that are independent at the parameters `x` (p,)."""
+    proposed = list(block_candidates(problem))
+    return _cheapest(proposed, problem, x, u, rng_key, None, (0.0, 0.0, 0.0))
+
+
+def _cheapest(
+    proposed: Sequence[S],
+    problem: Problem,
+    x: jax.Array,
+    u: jax.Array,
+    rng_key: jax.Array,
+    names: tuple[str, ...] | None,
+    spreads: tuple[float, ...],
+) -> S | Blocks:
+    index = coordinates(problem, names)
+    dense = Blocks(Static(np.arange(len(index))[None]))
+    able = sorted((c for c in proposed if c.cost < dense.cost), key=lambda c: c.cost)
+    if not able:
+        return dense
+    probe = _Probe.around(problem, x, u, Static(index), rng_key, spreads)
+    for candidate in _screened(able, probe):
+        if _relative_error(candidate, probe) < tolerance(u.dtype):
+            return candidate
+    return dense
+
+
+class _Probe(NamedTuple):
+    """Parameters (n, p) and latents (n, d) at which Hessians over `coordinates` are seen."""
+
+    problem: Problem
+    x: jax.Array
+    u: jax.Array
+    points: jax.Array
+    coordinates: Static
+    rng: np.random.Generator
+
+    @classmethod
+    def around(
+        cls,
+        problem: Problem,
+        x: jax.Array,
+        u: jax.Array,
+        index: Static,
+        rng_key: jax.Array,
+        spreads: tuple[float, ...],
+    ) -> "_Probe":
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(rng_key)).astype(np.uint32))
+        away = np.array(spreads)[:, None] * rng.normal(size=(len(spreads), x.size))
+        start = np.asarray(u)[index.value]
+        near = 0.3 * rng.normal(size=(len(spreads), start.size))
+        points = jnp.asarray(start + near, u.dtype)
+        return cls(problem, x + jnp.asarray(away, x.dtype), u, points, index, rng)
+
+    def products(self, place: int, directions: np.ndarray) -> np.ndarray:
+        """Hessian products at one of the points with `directions`, (n, d) to (n, d)."""
+        found = []
+        for start in range(0, len(directions), AT_ONCE):
+            rows = np.zeros((AT_ONCE, directions.shape[1]))
+            some = directions[start : start + AT_ONCE]
+            rows[: len(some)] = some
+            result = _products(
+                self.coordinates,
+                self.problem,
+                self.x[place],
+                self.u,
+                self.points[place],
+                jnp.asarray(rows, self.u.dtype),
+            )
+            found.append(np.asarray(result)[: len(some)])
+        return np.concatenate(found)
+
+
+@jax.jit(static_argnums=0)
+def _products(
+    index: Static,
+    problem: Problem,
+    x: jax.Array,
+    u: jax.Array,
+    point: jax.Array,
+    directions: jax.Array,
+) -> jax.Array:
+    params = problem.constrain(x)
+    density = restrict(lambda u: problem.log_joint_unconstrained(params, u), u, index.value)
+    return jax.vmap(lambda direction: hessian_product(density, point, direction))(directions)
+
+
+@jax.jit(static_argnums=0)
+def _multiply(structure: Structure, products: jax.Array, vector: jax.Array) -> jax.Array:
+    return structure.multiply(structure.unpack(products), vector)
+
+
+def _screened(candidates: Sequence[S], probe: _Probe) -> list[S]:
+    """Those whose necessary condition holds: a few products for all of them together."""
+    passed = np.ones(len(candidates), bool)
+    limit = tolerance(probe.u.dtype)
+    for place in range(len(probe.x)):
+        screens = [candidate.screen(probe.rng) for candidate in candidates]
+        support = np.stack([screen.support for screen in screens])
+        allowed = np.stack([screen.allowed for screen in screens])
+        found = probe.products(place, support * probe.rng.normal(size=support.shape))
+        outside = np.max(np.abs(found), axis=1, where=~allowed, initial=0.0)
+        passed &= outside <= limit * np.max(np.abs(found), axis=1)
+    return [candidate for candidate, good in zip(candidates, passed, strict=True) if good]
+
+
+def _relative_error(structure: Structure, probe: _Probe) -> float:
+    """Largest gap between products of the Hessian and of its pieces, over all points.
+
+    Coordinates are scaled so that the diagonal is one: none can hide behind another's units.
+    """
+    colors, errors = structure.colors, []
+    for place in range(len(probe.x)):
+        directions = (colors == np.arange(structure.num_colors)[:, None]).astype(float)
+        products = probe.products(place, directions)
+        diagonal = np.abs(products[colors, np.arange(colors.size)])
+        with np.errstate(divide="ignore"):
+            scale = np.where(diagonal > 0, diagonal**-0.5, 1.0)
+        direction = scale * probe.rng.normal(size=colors.size)
+        full = scale * probe.products(place, direction[None])[0]
+        vector = jnp.asarray(direction, probe.u.dtype)
+        within = scale * np.asarray(_multiply(structure, jnp.asarray(products), vector))
+        gap = np.max(np.abs(full - within)) / (np.max(np.abs(full)) + 1e-30)
+        errors.append(gap if np.isfinite(gap) else np.inf)
+    return float(np.max(errors))
