@@ -193,7 +193,11 @@ def _uncertainty_dataset(result: EMResult) -> Any:
     return xarray.Dataset(
         variables,
         coords=dict.fromkeys(pair, result.labels),
-        attrs={"method": uncertainty.method, "reason": uncertainty.reason},
+        attrs={
+            "method": uncertainty.method,
+            "reason": uncertainty.reason,
+            "note": uncertainty.note,
+        },
     )
 
 

@@ -7,6 +7,7 @@ import os
 import pathlib
 import sys
 import traceback
+import warnings
 from typing import Any
 
 import jax
@@ -167,9 +168,12 @@ def _models(options: argparse.Namespace) -> int:
 def as_json(result: EMResult) -> dict[str, Any]:
     """The fit as plain numbers; what is not available is null."""
     likelihood = result.log_likelihood
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        errors = result.standard_errors()
     return {
         "params": _plain(result.params),
-        "standard_errors": _plain(result.standard_errors()),
+        "standard_errors": _plain(errors),
+        "standard_errors_note": result.uncertainty.reason or result.uncertainty.note,
         "mcse": _plain(result.mcse()),
         "log_likelihood": _plain(likelihood._asdict()),
         "converged": result.converged,
@@ -178,6 +182,12 @@ def as_json(result: EMResult) -> dict[str, Any]:
         "e_step": result.e_step,
         "seconds": result.seconds,
     }
+
+
+def _summary(result: EMResult) -> Any:
+    """The table, without the warnings that the report has in words of its own."""
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        return result.summary()
 
 
 def _plain(value: Any) -> Any:
@@ -195,7 +205,7 @@ def _plain(value: Any) -> Any:
 
 
 def _report(result: EMResult, entry: catalog.Entry, reference: dict[str, Any] | None) -> str:
-    table = result.summary()
+    table = _summary(result)
     lines = [f"{entry.name}: {entry.title}", ""]
     if reference is not None:
         labels = flat_labels(reference["params"])
@@ -209,6 +219,8 @@ def _report(result: EMResult, entry: catalog.Entry, reference: dict[str, Any] | 
         lines.append(f"standard errors not available: {result.uncertainty.reason}")
     else:
         lines.append(f"standard errors {result.uncertainty.method}")
+    if result.uncertainty.note:
+        lines.append(f"                {result.uncertainty.note}")
     seconds = result.seconds
     lines.append(
         f"E-step          {result.e_step}, {result.num_steps} steps, {seconds['total']:.1f} s "
@@ -223,7 +235,7 @@ def _comparison(results: dict[str, EMResult]) -> str:
 
     columns = {}
     for flag, result in results.items():
-        table = result.summary()
+        table = _summary(result)
         columns[flag] = {
             **{k: f"{r.estimate:.4f} ± {r.se:.4f}" for k, r in table.iterrows()},
             "log-likelihood": f"{result.log_likelihood.value:.4f}",

@@ -37,6 +37,8 @@ class Information:
         Largest relative Monte Carlo error of a standard error; zero if deterministic.
     problem_text
         Empty if the matrix is positive definite; else which direction is not, and what to do.
+    held
+        Coordinates at a boundary, shape (p,), that count as known; None for none.
     """
 
     gradient: np.ndarray
@@ -45,6 +47,7 @@ class Information:
     score_error: np.ndarray
     problem_text: str
     se_noise: float = 0.0
+    held: np.ndarray | None = None
 
     @property
     def usable(self) -> bool:
@@ -56,7 +59,12 @@ class Information:
         """Inverse of the matrix, shape (p, p); NaN where it is not usable."""
         if not self.usable:
             return np.full_like(self.matrix, np.nan)
-        return np.linalg.inv(self.matrix)
+        if self.held is None:
+            return np.linalg.inv(self.matrix)
+        free = np.ix_(~self.held, ~self.held)
+        result = np.zeros_like(self.matrix)
+        result[free] = np.linalg.inv(self.matrix[free])
+        return result
 
     @property
     def newton_step(self) -> np.ndarray:
@@ -111,6 +119,33 @@ def marginal_information(
     if e_step.kind != "exact":
         method = f"Hessian of the {e_step.kind.replace('_', ' ')}"
     return _checked(problem, x, gradient, -hessian, method, np.zeros_like(hessian))
+
+
+def at_boundary(problem: Problem, x: jax.Array, information: Information) -> np.ndarray:
+    """Coordinates of `x` (p,) that have run off to a boundary, shape (p,).
+
+    There neither the parameters on their own scale nor the log-likelihood respond to them: a
+    probability that is 0 has an unconstrained value of minus infinity, in theory.
+    """
+    flat, jacobian = jax.device_get(_flat_and_jacobian(problem, x))
+    response = np.max(np.abs(jacobian) / np.maximum(1, np.abs(flat))[:, None], axis=0)
+    flat_log_likelihood = np.abs(np.diag(information.matrix)) + np.abs(information.gradient)
+    return (response < 1e-3) & (flat_log_likelihood < 1e-3)
+
+
+def boundary_labels(problem: Problem, x: jax.Array, held: np.ndarray) -> np.ndarray:
+    """Flattened parameters that only coordinates in `held` (p,) move, shape (P,)."""
+    _, jacobian = jax.device_get(_flat_and_jacobian(problem, x))
+    return np.any(jacobian != 0, axis=1) & np.all(np.abs(jacobian[:, ~held]) < 1e-12, axis=1)
+
+
+def holding(
+    problem: Problem, x: jax.Array, information: Information, held: np.ndarray
+) -> Information:
+    """The information with coordinates `held` (p,) at their values: they get zero variance."""
+    free = ~held
+    text = _trouble(problem, x, information.matrix[np.ix_(free, free)], np.flatnonzero(free))
+    return replace(information, problem_text=text, held=held)
 
 
 class ScoreMoments(NamedTuple):
@@ -204,7 +239,10 @@ def _checked(
     return Information(gradient, matrix, method, error, _trouble(problem, x, matrix))
 
 
-def _trouble(problem: Problem, x: jax.Array, matrix: np.ndarray) -> str:
+def _trouble(
+    problem: Problem, x: jax.Array, matrix: np.ndarray, places: np.ndarray | None = None
+) -> str:
+    """Why `matrix` cannot be inverted; its rows are coordinates `places` of `x`, all by default."""
     if not np.all(np.isfinite(matrix)):
         return "the information matrix is not finite; the parameters may be at a boundary"
     values, vectors = np.linalg.eigh(matrix)
@@ -212,7 +250,8 @@ def _trouble(problem: Problem, x: jax.Array, matrix: np.ndarray) -> str:
         return ""
     labels = flat_labels(problem.spec.space.unravel(x))
     weights = np.abs(vectors[:, 0])
-    names = [labels[i] for i in np.argsort(-weights) if weights[i] > 0.3][:4]
+    places = np.arange(len(labels)) if places is None else places
+    names = [labels[places[i]] for i in np.argsort(-weights) if weights[i] > 0.3][:4]
     return (
         f"the information matrix is not positive definite (smallest eigenvalue "
         f"{values[0]:.2g}), in the direction of {', '.join(names)}: not identified, or at a "
@@ -227,8 +266,15 @@ def constrained_covariance(problem: Problem, x: jax.Array, covariance: jax.Array
     Rows are in the order of `params.flat_labels`; fixed parameters have zeros.
     """
 
+    jacobian = _flat_and_jacobian(problem, x)[1]
+    return jacobian @ covariance @ jacobian.T
+
+
+@jax.jit
+def _flat_and_jacobian(problem: Problem, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """All flattened parameters on their own scale, (P,), and their derivatives in `x`, (P, p)."""
+
     def flat(x: jax.Array) -> jax.Array:
         return ravel_pytree(problem.constrain(x))[0]
 
-    jacobian = jax.jacobian(flat)(x)
-    return jacobian @ covariance @ jacobian.T
+    return flat(x), jax.jacobian(flat)(x)

@@ -87,6 +87,8 @@ class EMResult:
             warnings.warn(
                 f"Standard errors are not available: {self.uncertainty.reason}.", stacklevel=2
             )
+        elif self.uncertainty.note:
+            warnings.warn(f"{self.uncertainty.note}.", stacklevel=2)
         return xarray.DataArray(
             self.uncertainty.covariance,
             dims=("parameter", "parameter_"),

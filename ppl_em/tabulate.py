@@ -74,6 +74,7 @@ class Tabulate(Messenger):
         self.step = _Step()
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        """Give discrete sites all their values, and scans our own evaluation."""
         if msg["type"] == "control_flow":
             if self.step.time:
                 raise ModelError(

@@ -19,9 +19,12 @@ class Uncertainty:
         How the covariance was computed.
     reason
         Why it is not available; empty if it is.
+    note
+        Parameters at a boundary, which have none (NaN), while the others do; empty if none are.
     """
 
     covariance: np.ndarray
     mcse: np.ndarray
     method: str
     reason: str
+    note: str = ""
