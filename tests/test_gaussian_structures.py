@@ -10,7 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from conftest import SEED
-from gaussian_models import CASES, Case, level
+from gaussian_models import CASES, Case, outside
 
 from ppl_em import EM
 from ppl_em import e_step as e_steps
@@ -29,7 +29,7 @@ def table(quick: tuple[str, ...]) -> list:
     return [pytest.param(n, marks=[pytest.mark.slow] * (n not in quick)) for n in CASES]
 
 
-QUICK = ("panel", "coefficients")
+QUICK = ("outside", "coefficients")
 
 
 class Setting(NamedTuple):
@@ -125,7 +125,7 @@ def shape(structure: Blocks | Chain | Arrow) -> tuple[int, ...]:
     return structure.index.value.shape
 
 
-@pytest.mark.parametrize("name", table((*QUICK, "level", "incomplete")))
+@pytest.mark.parametrize("name", table((*QUICK, "incomplete")))
 def test_the_structure_is_found(name):
     problem, _, engine = resolved(name)
     (part,) = engine.parts
@@ -186,13 +186,13 @@ def test_draws_have_the_posterior_law(name, rng_key):
 
 def test_cost_is_linear_in_time():
     """The number of Hessian products, and of points, is that of one step."""
-    short = resolved("level")[2].parts[0].structure
-    y = np.random.default_rng(SEED).normal(size=60)
-    problem, params = build_problem(jax.random.key(0), level, (y,), {})
+    short = resolved("outside")[2].parts[0].structure
+    y = np.random.default_rng(SEED).normal(size=64)
+    problem, params = build_problem(jax.random.key(0), outside, (y,), {})
     long = e_steps.Exact().resolve(jax.random.key(1), problem, params).parts[0].structure
-    assert shape(short) == (1, 15, 1) and shape(long) == (1, 60, 1)
+    assert shape(short) == (1, 13, 1) and shape(long) == (1, 65, 1)
     assert short.num_colors == long.num_colors == 3
-    assert long.cost == pytest.approx(4 * short.cost)
+    assert long.cost == pytest.approx(5 * short.cost)
 
 
 @pytest.mark.parametrize("structure", [Blocks, Chain, Arrow])
