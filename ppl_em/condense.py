@@ -163,10 +163,9 @@ def _quadratic(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scale = np.where(scale > 0, scale, 1.0)
     t = (flat - center) / scale
     d = flat.shape[1]
-    unit = np.eye(d)
-    pairs = [(i, j) for i in range(d) for j in range(i)]
-    corners = [np.zeros(d), *unit, *-unit, *(unit[i] + unit[j] for i, j in pairs)]
-    coefficients = np.empty((len(flat), len(corners)))
+    pairs = np.column_stack(np.tril_indices(d, -1))
+    basis = corners(d)
+    coefficients = np.empty((len(flat), len(basis)))
     coefficients[:, 0] = 1 - np.sum(t**2, 1)
     coefficients[:, 1 : d + 1] = (t**2 + t) / 2
     coefficients[:, d + 1 : 2 * d + 1] = (t**2 - t) / 2
@@ -176,7 +175,14 @@ def _quadratic(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         coefficients[:, 0] += product
         coefficients[:, 1 + i] -= product
         coefficients[:, 1 + j] -= product
-    return center + scale * np.array(corners), coefficients
+    return center + scale * basis, coefficients
+
+
+def corners(d: int) -> np.ndarray:
+    """Points that determine a quadratic function: 0, e_i, -e_i and e_i + e_j, ((d+1)(d+2)/2, d)."""
+    unit = np.eye(d)
+    row, column = np.tril_indices(d, -1)
+    return np.concatenate([np.zeros((1, d)), unit, -unit, unit[row] + unit[column]])
 
 
 def _with_offsets(

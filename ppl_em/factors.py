@@ -62,7 +62,8 @@ def log_factors(
         axis could not be told from a site's.
     points
         Tables to evaluate at these values, shape (R, *event_shape), instead of the rows of data:
-        the axis of the rows then gives way to one named `BASIS` and the name of that axis.
+        the axis of the rows then gives way to one named `BASIS` and the name of that axis. Under
+        the name of a time axis, points (R, m) stand for the steps of that scan.
     """
     program = _run(model, first_dim, args, kwargs, values, in_plates, points)
     layout = Layout(
@@ -86,6 +87,13 @@ def observed_rows(
         shape (N, *event_shape).
     """
     return _run(model, first_dim, args, kwargs, values, True, None).rows
+
+
+def step_rows(
+    model: Callable, first_dim: int, args: tuple, kwargs: dict, values: dict[str, Any]
+) -> dict[str, jax.Array]:
+    """All numbers that vary from step to step of each scan, by time axis, (length - 1, m)."""
+    return _run(model, first_dim, args, kwargs, values, False, None).step_rows
 
 
 def _run(

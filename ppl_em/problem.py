@@ -144,29 +144,50 @@ class Problem:
         """
         names = [site.name for site in self.spec.latents]
         self._check(params, dict.fromkeys(names))
-        if self.spec.idle is None:
-            return self._log_joint_with_jacobian(params, u)
-        idle = self.spec.idle.value
-        value = self._log_joint_with_jacobian(params, jnp.where(idle, 0.0, u))
-        normal = -0.5 * (u**2 + np.log(2 * np.pi))
-        return value + jnp.sum(jnp.where(idle, normal - self._log_jacobian_at_zero(), 0.0))
-
-    def _log_joint_with_jacobian(self, params: Params, u: jax.Array) -> jax.Array:
+        u, idle = self._without_idle(u)
         values = self.unravel(u)
         if any(site.support is None for site in self.spec.latents):
-            args, kwargs = self.arguments
-            if self.spec.discrete:
-                model = handlers.substitute(self.at(params), substitute_fn=partial(_at, values))
-                dim = self.spec.first_available_dim
-                tables = factors.log_factors(model, dim, args, kwargs, {})
-                return summation.log_normalizer(tables)
-            return jnp.asarray(-potential_energy(self.at(params), args, kwargs, values))
+            return self._with_moving_supports(params, values) + idle
+        latents, jacobian = self._transformed(values)
+        return self.log_joint(params, latents) + jacobian + idle
+
+    def log_factors_unconstrained(
+        self, params: Params, u: jax.Array, points: dict[str, jax.Array] | None = None
+    ) -> tuple[LogFactors, jax.Array]:
+        """The terms of `log_joint_unconstrained`: tables over discrete sites, and a scalar.
+
+        The scalar, log-Jacobian and density of idle coordinates, is a sum over coordinates. No
+        support may change with other latents.
+        """
+        u, idle = self._without_idle(u)
+        latents, jacobian = self._transformed(self.unravel(u))
+        return self.log_factors(params, latents, points), jacobian + idle
+
+    def _without_idle(self, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`u` with idle coordinates at 0, and the log-density that they carry."""
+        if self.spec.idle is None:
+            return u, jnp.zeros(())
+        idle = self.spec.idle.value
+        normal = -0.5 * (u**2 + np.log(2 * np.pi))
+        density = jnp.where(idle, normal - self._log_jacobian_at_zero(), 0.0)
+        return jnp.where(idle, 0.0, u), jnp.sum(density)
+
+    def _transformed(self, values: Latents) -> tuple[Latents, jax.Array]:
+        """Latents from unconstrained values, and the log-Jacobian; fixed supports only."""
         latents, jacobian = {}, jnp.zeros(())
         for site in self.spec.latents:
             value = site.transform(values[site.name])
             latents[site.name] = value
             jacobian += jnp.sum(site.transform.log_abs_det_jacobian(values[site.name], value))
-        return self.log_joint(params, latents) + jacobian
+        return latents, jacobian
+
+    def _with_moving_supports(self, params: Params, values: Latents) -> jax.Array:
+        args, kwargs = self.arguments
+        if not self.spec.discrete:
+            return jnp.asarray(-potential_energy(self.at(params), args, kwargs, values))
+        model = handlers.substitute(self.at(params), substitute_fn=partial(_at, values))
+        dim = self.spec.first_available_dim
+        return summation.log_normalizer(factors.log_factors(model, dim, args, kwargs, {}))
 
     def require_continuous(self, flag: str) -> None:
         """Raise if there is no continuous latent for the E-step `flag` to work on."""
@@ -219,6 +240,14 @@ class Problem:
         args, kwargs = self.arguments
         values = {**params, **self.fixed}
         return factors.observed_rows(
+            self.spec.model, self.spec.first_available_dim, args, kwargs, values
+        )
+
+    def step_rows(self, params: Params, latents: Latents) -> dict[str, jax.Array]:
+        """What varies from step to step of each scan, see `factors.step_rows`."""
+        args, kwargs = self.arguments
+        values = {**params, **self.fixed, **latents}
+        return factors.step_rows(
             self.spec.model, self.spec.first_available_dim, args, kwargs, values
         )
 

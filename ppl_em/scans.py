@@ -72,10 +72,11 @@ def read(
 class substituted(handlers.substitute):
     """A step with its values: those of `data`, or the first of each series that `scan` gives.
 
-    `series` collects those series, shape (length, *site_shape).
+    `series` collects those series, shape (length, *site_shape). Batch axes beyond `max_batch` are
+    those of discrete sites, and no part of a value.
     """
 
-    def __init__(self, scan: Scan, data: Values | None = None):
+    def __init__(self, scan: Scan, data: Values | None = None, max_batch: int | None = None):
         self.series: Values = {}
 
         def value(site: dict[str, Any]) -> jax.Array | None:
@@ -84,7 +85,9 @@ class substituted(handlers.substitute):
                 return found
             if data is not None and site["name"] in data:
                 return data[site["name"]]
-            single = len(site["kwargs"]["sample_shape"] + site["fn"].shape())
+            batch = len(site["fn"].batch_shape)
+            batch = batch if max_batch is None else min(batch, max_batch)
+            single = len(site["kwargs"]["sample_shape"]) + batch + site["fn"].event_dim
             if jnp.ndim(found) == single:
                 return found
             self.series[site["name"]] = found
@@ -167,6 +170,31 @@ def carries(step: CarryStep, scan: Scan, series: Values, supports: Values) -> Ca
         left -= set(ready)
     varies = [j not in constant for j in range(count)]
     return Carries([handed.after[j] for j in range(count)], varies, structure)
+
+
+def varying_rows(entering: Carries, now: tuple) -> jax.Array | None:
+    """All that varies with the step, carry, inputs and values, (T, m); None if not all real."""
+    leaves = _varying(entering, now)
+    if not leaves or not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
+        return None
+    return jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
+
+
+def at_points(points: jax.Array, entering: Carries, now: tuple) -> tuple[Any, Any, Any]:
+    """Carry, inputs and values of pseudo-steps, from rows (R, m) as `varying_rows` has them."""
+    leaves = _varying(entering, now)
+    ends = np.cumsum([int(np.prod(leaf.shape[1:])) for leaf in leaves])[:-1]
+    pieces = zip(jnp.split(points, ends, axis=1), leaves, strict=True)
+    parts = iter([part.reshape((len(points), *leaf.shape[1:])) for part, leaf in pieces])
+    pairs = zip(entering.leaves, entering.varies, strict=True)
+    carry = [next(parts) if varies else leaf for leaf, varies in pairs]
+    x, data = jax.tree.unflatten(jax.tree.structure(now), list(parts))
+    return jax.tree.unflatten(entering.structure, carry), x, data
+
+
+def _varying(entering: Carries, now: tuple) -> list[jax.Array]:
+    pairs = zip(entering.leaves, entering.varies, strict=True)
+    return [leaf for leaf, varies in pairs if varies] + jax.tree.leaves(now)
 
 
 class _Handed:

@@ -63,6 +63,7 @@ class Tabulate(Messenger):
         super().__init__(fn)
         self.first_dim, self.in_plates, self.points = first_dim, in_plates, points or {}
         self.rows: dict[str, tuple[str, jax.Array]] = {}
+        self.step_rows: dict[str, jax.Array] = {}
         self.dims: dict[int, str] = {}
         self.values: Values = {}
         self.variables: dict[str, Variable] = {}
@@ -110,10 +111,10 @@ class Tabulate(Messenger):
 
     def rows_of(self, site: dict[str, Any]) -> dict[str, tuple[str, jax.Array]]:
         """An observed site's entry of `rows`, if it has one."""
-        fn, value = _stripped(site["fn"]), site["value"]
+        fn, value = _stripped(site["fn"]), jnp.asarray(site["value"])
         if not site["is_observed"] or site["scale"] is not None or site["intermediates"]:
             return {}
-        if isinstance(fn, MaskedDistribution) or jnp.ndim(value) < fn.event_dim:
+        if isinstance(fn, MaskedDistribution) or value.ndim < fn.event_dim:
             return {}
         batch = value.shape[: value.ndim - fn.event_dim]
         long = [dim for dim in range(-len(batch), 0) if batch[dim] > 1]
@@ -193,7 +194,8 @@ class Tabulate(Messenger):
         self, scan: Scan, carry: Any, x: Any, data: Values | None = None
     ) -> tuple[dict[str, Any], Values, Any, Any]:
         """Sample sites, series of given values, new carry and output of one step."""
-        program = scans.substituted(scan, data)
+        max_batch = -self.first_dim - 1 if self.in_plates else None
+        program = scans.substituted(scan, data, max_batch)
         with handlers.block(), handlers.trace() as trace, _Delegate(self):
             carry, output = program(carry, x)
         sites = {name: site for name, site in trace.items() if site["type"] == "sample"}
@@ -237,6 +239,15 @@ class Tabulate(Messenger):
         ]
         for name, table in jax.tree.unflatten(structure, picked).items():
             self.record(name, table, (time, *names[name]))
+        rows = scans.varying_rows(entering, now[:2])
+        if rows is not None:
+            self.step_rows[time] = rows
+        if time in self.points:
+            inputs = scans.at_points(self.points[time], entering, now[:2])
+            count = jnp.arange(len(self.points[time]))
+            at_points = jax.vmap(step, (entering.axes, 0, 0, 0))(*inputs, count)
+            for name, table in at_points[0].items():
+                self.record(name, table, (BASIS + time, *names[name]))
         self.rows |= {key: (time, rows) for key, rows in together[3].items()}
         last = jax.tree.map(lambda leaf: leaf[-1], together[1])
         return tuple(names), last, together[2]

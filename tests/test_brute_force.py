@@ -50,7 +50,7 @@ def test_sums_equal_full_enumeration(spec: Spec):
 @jax.jit
 def _ours(problem) -> dict:
     params = {"theta": THETA}
-    posterior, _, info = Enumeration().step(problem, params, ())
+    posterior, _, info = Enumeration().step(problem, params, {})
     factors = problem.log_factors(params, {})
 
     def q_function(theta):

@@ -13,6 +13,7 @@ from numpyro.distributions import constraints
 
 from ppl_em import EM
 from ppl_em.condense import condense
+from ppl_em.condense_steps import condense_steps
 from ppl_em.e_step import Exact
 from ppl_em.e_step.enumeration import Enumeration
 from ppl_em.inspection import build_problem
@@ -166,3 +167,101 @@ def test_a_fit_is_the_same():
     for name, value in fits[0].params.items():
         errors = fits[1].standard_errors()[name] + 1e-12
         assert np.max(np.abs(value - fits[1].params[name]) / errors) < 1e-4
+
+
+def state_space(y, x):
+    """Two states, three outputs, a covariate, a first state outside the scan."""
+    move = numpyro.param("move", jnp.array([[0.8, 0.1], [-0.2, 0.7]]))
+    load = numpyro.param("load", jnp.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]))
+    slope = numpyro.param("slope", 0.3)
+    noise = numpyro.param("noise", jnp.ones(3), constraint=constraints.positive)
+
+    def body(state, inputs):
+        y, x = inputs
+        law = dist.MultivariateNormal(move @ state + slope * x, jnp.eye(2))
+        state = numpyro.sample("state", law)
+        numpyro.sample("y", dist.Normal(load @ state, noise).to_event(1), obs=y)
+        return state, None
+
+    first = numpyro.sample("first", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+    scan(body, first, (y, x))
+
+
+def level_and_slope(y):
+    """A local linear trend whose carry is a tuple."""
+    sd = numpyro.param("sd", jnp.array([1.0, 0.5, 0.3]), constraint=constraints.positive)
+
+    def body(carry, y):
+        level, slope = carry
+        slope = numpyro.sample("slope", dist.Normal(slope, sd[2]))
+        level = numpyro.sample("level", dist.Normal(level + slope, sd[1]))
+        numpyro.sample("y", dist.Normal(level, sd[0]), obs=y)
+        return (level, slope), None
+
+    scan(body, (0.0, 0.0), y)
+
+
+def growing_noise(y):
+    """A step whose variance changes with time: not quadratic in what varies."""
+    sd = numpyro.param("sd", jnp.array([1.0, 0.5]), constraint=constraints.positive)
+
+    def body(level, inputs):
+        y, t = inputs
+        level = numpyro.sample("level", dist.Normal(level, sd[1]))
+        numpyro.sample("y", dist.Normal(level, sd[0] * (1 + 0.1 * t)), obs=y)
+        return level, None
+
+    scan(body, 0.0, (y, jnp.arange(len(y)) / 10.0))
+
+
+def not_centered(y):
+    """The state depends on parameters when the latents are fixed."""
+    sd = numpyro.param("sd", jnp.array([1.0, 0.5]), constraint=constraints.positive)
+
+    def body(level, y):
+        step = numpyro.sample("step", dist.Normal(0.0, 1.0))
+        level = level + sd[1] * step
+        numpyro.sample("y", dist.Normal(level, sd[0]), obs=y)
+        return level, None
+
+    scan(body, 0.0, y)
+
+
+SHORT = PLANE[:60, 0]
+
+
+@pytest.mark.parametrize(
+    "model, data", [(state_space, (RNG.normal(size=(60, 3)), SHORT)), (level_and_slope, (SHORT,))]
+)
+def test_condensed_steps_give_the_same_q(model, data):
+    data = tuple(map(jnp.asarray, data))
+    problem, start = build_problem(jax.random.key(0), model, data, {})
+    engines = [
+        Exact(min_rows=count).resolve(jax.random.key(1), problem, start) for count in (10, None)
+    ]
+    states = [engine.init(jax.random.key(2), problem, start) for engine in engines]
+    assert [len(state.points) for state in states] == [1, 0]
+    x = problem.unconstrain(start)
+    short, full = (
+        jax.device_get(_q_of(engine, problem, x + 0.1, x - 0.2, state))
+        for engine, state in zip(engines, states, strict=True)
+    )
+    scale = 1 + abs(full[0])
+    np.testing.assert_allclose(short[0], full[0], atol=1e-11 * scale)
+    np.testing.assert_allclose(short[1], full[1], atol=1e-10 * scale)
+
+
+@jax.jit(static_argnums=0)
+def _q_of(engine, problem, x, other, state):
+    posterior, _, _ = engine.step(problem, problem.constrain(x), state)
+
+    def q_function(x):
+        return posterior.expected_log_joint(problem, problem.constrain(x))
+
+    return jax.value_and_grad(q_function)(other)
+
+
+@pytest.mark.parametrize("model", [growing_noise, not_centered])
+def test_steps_that_cannot_be_condensed_are_left_alone(model):
+    problem, start = build_problem(jax.random.key(0), model, (SHORT,), {})
+    assert condense_steps(jax.random.key(1), problem, problem.unconstrain(start), 10) == {}

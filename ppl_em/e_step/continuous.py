@@ -1,10 +1,11 @@
 """Exact E-step for continuous latents whose conditional law is a product of known ones."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, Protocol
 
 import jax
 
+from ppl_em.condense_steps import StepPoints, condense_steps, totals
 from ppl_em.e_step.base import ExactInfo
 from ppl_em.params import Params
 from ppl_em.posterior import PartPosterior, Product
@@ -29,20 +30,29 @@ class Part(Protocol):
         ...
 
 
+class ContinuousState(NamedTuple):
+    """Where the parts are fitted, shape (D,), and the points of condensed scans."""
+
+    center: jax.Array
+    points: StepPoints
+
+
 @dataclass(frozen=True)
 class Continuous:
     """One fit for each part, all around one point.
 
-    The log-joint minus the parts' log-densities is the same everywhere: log Z. The state is the
-    point, shape (D,).
+    The log-joint minus the parts' log-densities is the same everywhere: log Z.
 
     Attributes
     ----------
     parts
         A partition of the coordinates into independent parts, proved by `Exact`.
+    min_rows
+        Steps of a scan from which they are condensed, see `condense_steps.py`; None for never.
     """
 
     parts: tuple[Part, ...]
+    min_rows: int | None = None
     stochastic: ClassVar[bool] = False
     kind: ClassVar[str] = "exact"
 
@@ -50,20 +60,24 @@ class Continuous:
         """Nothing to check: `Exact` has."""
         return self
 
-    def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> jax.Array:
-        """The expansion point, shape (D,)."""
-        return problem.start
+    def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> ContinuousState:
+        """The expansion point, and points that stand for the steps of long scans."""
+        x = problem.unconstrain(params)
+        return ContinuousState(problem.start, condense_steps(rng_key, problem, x, self.min_rows))
 
     def step(
-        self, problem: Problem, params: Params, state: jax.Array
-    ) -> tuple[Product, jax.Array, ExactInfo]:
+        self, problem: Problem, params: Params, state: ContinuousState
+    ) -> tuple[Product, ContinuousState, ExactInfo]:
         """The posterior at `params`, and the exact log-likelihood."""
-        value, posterior = self._fit(problem, params, state)
-        return posterior, posterior.center, ExactInfo(value)
+        value, posterior = self._fit(problem, params, state.center)
+        if state.points:
+            steps = totals(problem, params, posterior.points(), state.points)
+            posterior = replace(posterior, steps=steps)
+        return posterior, state._replace(center=posterior.center), ExactInfo(value)
 
-    def log_likelihood(self, problem: Problem, params: Params, state: jax.Array) -> jax.Array:
+    def log_likelihood(self, problem: Problem, params: Params, state: ContinuousState) -> jax.Array:
         """log p(y; params), latents integrated out; a scalar."""
-        return self._fit(problem, params, state)[0]
+        return self._fit(problem, params, state.center)[0]
 
     def describe(self, info: ExactInfo) -> str:
         """Nothing beyond the objective."""

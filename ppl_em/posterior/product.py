@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl_em.condense_steps import StepTotals, other_terms, steps_term
+from ppl_em.factors import LogFactors
 from ppl_em.params import Params
 from ppl_em.posterior.base import constrain_draws
 from ppl_em.problem import Latents, Problem
@@ -46,10 +48,14 @@ class PartPosterior(Protocol):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Product:
-    """Independent parts; `index` says where in `u` (D,) the coordinates of each one are."""
+    """Independent parts; `index` says where in `u` (D,) the coordinates of each one are.
+
+    `steps` stands for the steps of condensed scans, see `condense_steps.py`.
+    """
 
     parts: tuple[PartPosterior, ...]
     index: tuple[Static, ...] = field(metadata={"static": True})
+    steps: StepTotals | None = None
 
     @property
     def center(self) -> jax.Array:
@@ -78,6 +84,9 @@ class Product:
     def expected_log_joint(self, problem: Problem, params: Params) -> jax.Array:
         """Q(params), exactly; a scalar."""
 
+        if self.steps is not None:
+            return self._from_steps(problem, params, self.steps)
+
         def density(u: jax.Array) -> jax.Array:
             return problem.log_joint_unconstrained(params, u)
 
@@ -85,6 +94,19 @@ class Product:
         if len(points) <= 16:
             return jnp.mean(jax.vmap(density)(points))
         return jnp.mean(jax.lax.map(jax.checkpoint(density), points, batch_size=16))
+
+    def _from_steps(self, problem: Problem, params: Params, steps: StepTotals) -> jax.Array:
+        """Q from condensed scans, and the mean over points of all other terms."""
+
+        def tables(u: jax.Array) -> tuple[LogFactors, jax.Array]:
+            return problem.log_factors_unconstrained(params, u, steps.points)
+
+        def others(u: jax.Array) -> jax.Array:
+            factors, jacobian = tables(u)
+            return other_terms(factors, steps.weights) + jacobian
+
+        common = steps_term(tables(self.center)[0], steps.weights)
+        return common + jnp.mean(jax.vmap(others)(self.points()))
 
     def sample(
         self, problem: Problem, params: Params, rng_key: jax.Array, num_samples: int
