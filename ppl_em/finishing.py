@@ -172,7 +172,8 @@ def _more_draws(
 
 
 def _flag(e_step: EStep) -> str:
-    names = {"Enumeration": "exact", "Continuous": "exact", "MeanField": "mean_field"}
+    exact = dict.fromkeys(("Enumeration", "Continuous", "Conditional"), "exact")
+    names = {**exact, "MeanField": "mean_field"}
     return names.get(type(e_step).__name__, type(e_step).__name__.lower())
 
 

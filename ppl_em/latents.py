@@ -8,7 +8,7 @@ import numpy as np
 
 from ppl_em import summation
 from ppl_em.params import Params
-from ppl_em.posterior import Posterior, Product, WeightedDraws
+from ppl_em.posterior import GaussianMixture, Posterior, Product, WeightedDraws
 from ppl_em.problem import Latents, Problem
 from ppl_em.validation import ModelError
 
@@ -57,11 +57,11 @@ class LatentPosterior:
         """Posterior means on the model's own scale, each of the site's shape.
 
         For continuous sites an average over stored or fresh draws unless the posterior is
-        Gaussian, gamma, beta or Dirichlet on that scale; for discrete sites the mean of the
-        support under `probs`.
+        Gaussian, a mixture of Gaussians, gamma, beta or Dirichlet on that scale; for discrete sites
+        the mean of the support under `probs`.
         """
         means = {}
-        if isinstance(self.inner, Product):
+        if isinstance(self.inner, Product | GaussianMixture):
             exact = self.problem.constrain_latents(self.params, self.inner.center)
             known = self.problem.unravel(self.inner.center_is_mean)
             gaussian = self._gaussian(self.inner)
@@ -78,11 +78,11 @@ class LatentPosterior:
     def sd(self) -> dict[str, np.ndarray]:
         """Posterior standard deviations of the continuous sites, each of the site's shape.
 
-        Exact for sites on the real line with a Gaussian posterior (smoothed states, random
-        effects), else over stored or fresh draws.
+        Exact for sites on the real line whose posterior is Gaussian (smoothed states, random
+        effects) or a mixture of Gaussians, else over stored or fresh draws.
         """
         sds = {}
-        if isinstance(self.inner, Product):
+        if isinstance(self.inner, Product | GaussianMixture):
             exact = self.problem.unravel(jnp.std(self.inner.points(), axis=0))
             sds = {name: np.asarray(exact[name]) for name in self._gaussian(self.inner)}
         if len(sds) < len(self.problem.spec.latents):
@@ -109,6 +109,8 @@ class LatentPosterior:
             )
         if not self.problem.spec.latents:
             return jax.device_get(_probs(self.problem, self.params, {}))
+        if isinstance(self.inner, GaussianMixture):
+            return jax.device_get(self.inner.probs)
         draws = self._draws(200)
         values = jax.vmap(lambda z: _probs(self.problem, self.params, z))(draws)
         return {name: np.asarray(jnp.mean(value, axis=0)) for name, value in values.items()}
@@ -133,7 +135,7 @@ class LatentPosterior:
             )
         return jax.device_get(_most_probable(self.problem, self.params))
 
-    def _gaussian(self, posterior: Product) -> list[str]:
+    def _gaussian(self, posterior: Product | GaussianMixture) -> list[str]:
         """Sites on the real line, whose exact posterior is Gaussian if it is known at all."""
         same = self.problem.unravel(posterior.center)
         values = self.problem.constrain_latents(self.params, posterior.center)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conditional_models import CASES as CONDITIONAL
 from conftest import SEED
 from conjugate_models import CONJUGATE
 from small_models import CASES
@@ -23,6 +24,7 @@ E_STEPS = {  # name: (model, configuration, the engine it resolves to)
     "enumeration": ("mixture", e_steps.Exact(), "Enumeration"),
     "gaussian": ("intercept", e_steps.Exact(), "Continuous"),
     "conjugate": ("counts", e_steps.Exact(), "Continuous"),
+    "conditional": ("contaminated", e_steps.Exact(), "Conditional"),
     "mean_field": ("intercept", e_steps.MeanField(num_particles=64), "MeanField"),
     "nuts": ("intercept", e_steps.NUTS(2, num_samples=20, num_warmup=50), "NUTS"),
 }
@@ -42,7 +44,7 @@ class Setting(NamedTuple):
 
 @cache
 def problem_of(model: str) -> tuple[Problem, dict]:
-    case = {**CASES, **CONJUGATE}[model]
+    case = {**CASES, **CONJUGATE, **CONDITIONAL}[model]
     return build_problem(jax.random.key(SEED), case.model, case.args, {})
 
 
@@ -118,7 +120,9 @@ def test_pickling_of_m_steps(name):
     assert again == M_STEPS[name] and hash(again) == hash(M_STEPS[name])
 
 
-@pytest.mark.parametrize("name", ["enumeration", "gaussian", "conjugate", "mean_field"])
+@pytest.mark.parametrize(
+    "name", ["enumeration", "gaussian", "conjugate", "conditional", "mean_field"]
+)
 def test_vmap_over_parameters(name):
     """A batch of fits, as in restarts or a bootstrap: the same as one by one."""
     s = setting(name)

@@ -6,9 +6,11 @@ from typing import Any, ClassVar
 import jax
 
 from ppl_em.e_step.base import EStep
+from ppl_em.e_step.conditional import Conditional
+from ppl_em.e_step.conditioning import find_layout
 from ppl_em.e_step.continuous import Continuous
 from ppl_em.e_step.enumeration import Enumeration
-from ppl_em.e_step.recognition import REMEDY, NotExactError, find_parts
+from ppl_em.e_step.recognition import find_parts
 from ppl_em.params import Params
 from ppl_em.problem import Problem
 from ppl_em.validation import check_choice
@@ -16,12 +18,15 @@ from ppl_em.validation import check_choice
 
 @dataclass(frozen=True)
 class Exact:
-    """Exact posterior: discrete latents, or Gaussian and conjugate continuous ones.
+    """Exact posterior: discrete latents, Gaussian and conjugate ones, Gaussian given discrete ones.
 
     Attributes
     ----------
     max_dense
         Largest block of jointly Gaussian latents, in coordinates; its cost is cubic.
+    max_states
+        Largest number of joint states of the discrete latents in an independent block, where
+        continuous latents stand beside them.
     min_rows
         Rows of an observed site from which its data are condensed to sufficient statistics where
         that is proved to be the same; None for never.
@@ -31,6 +36,7 @@ class Exact:
     """
 
     max_dense: int = 2000
+    max_states: int = 64
     min_rows: int | None = 2000
     chain: str | None = None
     stochastic: ClassVar[bool] = False
@@ -41,23 +47,21 @@ class Exact:
             check_choice("chain", self.chain, ("sequential", "parallel"))
 
     def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> EStep:
-        """Return `Enumeration` or `Continuous`.
+        """Return `Enumeration`, `Continuous` or `Conditional`.
 
         Raises
         ------
         NotExactError
-            If neither is proved: the site, the reason, and the flags that would do.
+            If none is proved: the site, the reason, and the flags that would do.
         """
         spec = problem.spec
         if not spec.latents:
             return Enumeration(self.min_rows, self.chain)
-        if spec.discrete:
-            raise NotExactError(
-                f"Site '{spec.latents[0].name}': it is continuous and stands beside the discrete "
-                f"latent '{spec.discrete[0].name}', so the posterior is not exact. {REMEDY}"
-            )
         x = problem.unconstrain(params)
-        return Continuous(find_parts(rng_key, problem, x, self.max_dense))
+        if spec.discrete:
+            layout = find_layout(rng_key, problem, x, self.max_states, self.max_dense)
+            return Conditional(layout)
+        return Continuous(find_parts(rng_key, problem, x, self.max_dense), self.min_rows)
 
     def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> Any:
         """Call `resolve` first: it returns the engine to run."""

@@ -8,14 +8,17 @@ from ppl_em.posterior.draws import WeightedDraws
 from ppl_em.posterior.enumerated import Enumerated
 from ppl_em.posterior.factorized import Factorized
 from ppl_em.posterior.gaussian import Gaussian
+from ppl_em.posterior.mixture import BlockLayout, GaussianMixture
 from ppl_em.posterior.product import PartPosterior, Product
 
 __all__ = [
+    "BlockLayout",
     "Enumerated",
     "Factorized",
     "Gaussian",
     "GaussianArrow",
     "GaussianChain",
+    "GaussianMixture",
     "LogGamma",
     "LogitBeta",
     "PartPosterior",

@@ -1,0 +1,156 @@
+"""Latents that are Gaussian given discrete ones: a mixture of Gaussians in every block."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl_em.params import Params
+from ppl_em.posterior.base import constrain_draws
+from ppl_em.posterior.gaussian import inverse_transpose
+from ppl_em.problem import Latents, Problem
+from ppl_em.states import States
+from ppl_em.structure import Blocks
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """Which tables and coordinates belong to which block; hashable.
+
+    Attributes
+    ----------
+    states
+        Joint states of the discrete sites, S in each of G blocks.
+    blocks
+        The coordinates of each block, (G, d).
+    moving
+        Keys of the tables that depend on the continuous latents.
+    shared
+        Whether terms outside of the blocks' tables depend on them, as rows in long format do.
+    """
+
+    states: States
+    blocks: Blocks
+    moving: tuple[str, ...]
+    shared: bool
+
+    def terms(self, problem: Problem, params: Params, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Terms that depend on `u` (D,): by joint state and block, (S, G), and all others."""
+        factors, jacobian = problem.log_factors_unconstrained(params, u)
+        inside, outside = self.states.collect(factors, self.moving)
+        return inside, outside + jacobian
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class GaussianMixture:
+    """In block g, N(means[s, g], roots[s, g] roots[s, g]^T) with probability weights[s, g].
+
+    `weights` is (S, G), `means` (S, G, d), `precision_trils` (S, G, d, d) the Cholesky factors of
+    the precisions; all on the unconstrained scale. `marginals` holds the posterior marginal of
+    every table that does not depend on continuous latents, `probs` that of every discrete site,
+    shape (*plates, size of the support).
+    """
+
+    weights: jax.Array
+    means: jax.Array
+    precision_trils: jax.Array
+    marginals: dict[str, jax.Array]
+    probs: dict[str, jax.Array]
+    layout: BlockLayout = field(metadata={"static": True})
+
+    @property
+    def center(self) -> jax.Array:
+        """The mean on the unconstrained scale, (D,)."""
+        return self.layout.blocks.join(self._mean())
+
+    @property
+    def center_is_mean(self) -> jax.Array:
+        """Not unless the transform is the identity, (D,)."""
+        return jnp.zeros(self.center.size, bool)
+
+    def log_density(self, u: jax.Array) -> jax.Array:
+        """log q(u) for `u` of shape (D,), discrete sites summed out; a scalar."""
+        away = self.layout.blocks.split(u) - self.means
+        noise = jnp.einsum("sgji,sgj->sgi", self.precision_trils, away)
+        diagonal = jnp.diagonal(self.precision_trils, axis1=-2, axis2=-1)
+        normal = jnp.log(diagonal) - 0.5 * noise**2 - 0.5 * np.log(2 * np.pi)
+        by_state = jax.nn.logsumexp(jnp.sum(normal, -1), axis=0, b=self.weights)
+        return jnp.sum(by_state)
+
+    def points(self) -> jax.Array:
+        """2d equally weighted points, (2d, D), with the mean and covariance of every block."""
+        mean = self._mean()
+        roots = inverse_transpose(self.precision_trils)
+        away = self.means - mean
+        second = roots @ jnp.swapaxes(roots, -1, -2) + away[..., None] * away[..., None, :]
+        covariance = jnp.sum(self.weights[..., None, None] * second, axis=0)
+        return self._around(mean, jnp.linalg.cholesky(covariance))
+
+    def expected_log_joint(self, problem: Problem, params: Params) -> jax.Array:
+        """Q(params), exactly; a scalar.
+
+        Each state's Gaussians have 2d points at which that state's terms are averaged. Terms
+        that are no state's own are averaged over points of the whole mixture.
+        """
+        fixed = self._expected_fixed(problem, params)
+        points = jax.vmap(self._around)(self.means, inverse_transpose(self.precision_trils))
+        num_states, count = points.shape[:2]
+        state = jnp.repeat(jnp.arange(num_states), count)
+
+        def inside(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
+            u, s = inputs
+            weight, term = self.weights[s], self.layout.terms(problem, params, u)[0][s]
+            return jnp.sum(weight * jnp.where(weight != 0, term, 0.0))
+
+        def outside(u: jax.Array) -> jax.Array:
+            return self.layout.terms(problem, params, u)[1]
+
+        q = fixed + jnp.sum(_map(inside, (points.reshape(-1, points.shape[-1]), state))) / count
+        if self.layout.shared:
+            return q + jnp.mean(_map(outside, self.points()))
+        return q + outside(self.center)
+
+    def sample(
+        self, problem: Problem, params: Params, rng_key: jax.Array, num_samples: int
+    ) -> Latents:
+        """Independent exact draws, each of shape (num_samples, *site_shape)."""
+        key_state, key_noise = jax.random.split(rng_key)
+        shape = (num_samples, *self.means.shape[1:])
+        logits = jnp.log(self.weights).T
+        state = jax.random.categorical(key_state, logits, shape=shape[:2])
+        block = jnp.arange(shape[1])
+        noise = jax.random.normal(key_noise, shape, self.means.dtype)
+        roots = inverse_transpose(self.precision_trils)[state, block]
+        away = jnp.einsum("ngij,ngj->ngi", roots, noise)
+        draws = self.layout.blocks.join(self.means[state, block] + away)
+        return constrain_draws(problem, params, draws)
+
+    def _mean(self) -> jax.Array:
+        """Means of the blocks, (G, d)."""
+        return jnp.sum(self.weights[..., None] * self.means, axis=0)
+
+    def _around(self, mean: jax.Array, root: jax.Array) -> jax.Array:
+        """2d points, (2d, D), with means (G, d) and covariances root root^T, (G, d, d)."""
+        columns = jnp.moveaxis(root, -1, 0) * np.sqrt(root.shape[-1])
+        return self.layout.blocks.join(mean + jnp.concatenate([columns, -columns]))
+
+    def _expected_fixed(self, problem: Problem, params: Params) -> jax.Array:
+        """Of the tables that do not depend on continuous latents: evaluated anywhere."""
+        tables = problem.log_factors_unconstrained(params, self.center)[0].tables
+
+        def term(name: str) -> jax.Array:
+            weight = self.marginals[name]
+            return jnp.sum(weight * jnp.where(weight != 0, tables[name], 0.0))
+
+        return sum((term(name) for name in self.marginals), start=jnp.zeros(()))
+
+
+def _map(function: Callable, inputs: Any) -> jax.Array:
+    """Values of `function` over leading axes: side by side if they are few."""
+    if len(jax.tree.leaves(inputs)[0]) <= 16:
+        return jax.vmap(function)(inputs)
+    return jax.lax.map(jax.checkpoint(function), inputs, batch_size=16)
