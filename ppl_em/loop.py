@@ -11,6 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ppl_em.e_step import EStep
+from ppl_em.home_stretch import NewtonStep, is_due, newton_steps
 from ppl_em.m_step import MStep
 from ppl_em.params import Params
 from ppl_em.polish import Polish, polish
@@ -24,9 +25,13 @@ from ppl_em.stopping import (
     has_settled,
     is_stationary,
     observed_rate,
+    rounding,
 )
 from ppl_em.updates import expectation, maximization
 from ppl_em.validation import ModelError
+
+MAX_NEWTON = 10
+"""Newton steps at the end of a deterministic run before EM goes on."""
 
 MAX_POLISHES = 8
 """Newton steps of the last phase before the run is called noise-limited."""
@@ -75,6 +80,8 @@ class _Trail:
         row: dict[str, Any] = {"params": jax.device_get(self.problem.constrain(x))}
         row |= {"objective": step.objective, "change": step.change, "change_mcse": step.error}
         rate = observed_rate([*self.steps, step]) if phase == "em" else np.nan
+        if phase == "newton" and self.rows:
+            rate = self.rows[-1]["em_rate"]
         row |= {"em_rate": rate, "phase": phase, "seconds": seconds}
         for info in infos:
             row |= {name: float(value) for name, value in info._asdict().items()}
@@ -115,7 +122,7 @@ def _deterministic(
 ) -> tuple[Status, None, float]:
     x, e_state, m_state = trail.x, trail.e_state, m_step.init(trail.x)
     before, m_info, compile_seconds = x, None, 0.0
-    gap = limits.stopping.gap_for(False)
+    gap, next_try = limits.stopping.gap_for(False), 0
     for count in range(limits.max_steps + 1):
         start = time.monotonic()
         posterior, e_state, e_info = expectation(e_step, problem, x, e_state)
@@ -153,6 +160,10 @@ def _deterministic(
             return Status.NON_FINITE, None, compile_seconds
         if has_converged(trail.steps, gap, x.dtype):
             return Status.CONVERGED, None, compile_seconds
+        if count >= next_try and is_due(trail.steps, e_step, problem, limits.stopping):
+            if _home_stretch(problem, e_step, trail, limits, bar):
+                return Status.CONVERGED, None, compile_seconds
+            next_try = 2 * count
         if bool(jnp.all(out.x == x)):
             fine = is_stationary(objective, float(out.info.m_promised), x.dtype)
             return Status.CONVERGED if fine else Status.STALLED, None, compile_seconds
@@ -160,6 +171,31 @@ def _deterministic(
             return Status.MAX_SECONDS, None, compile_seconds
         before, x, m_state, m_info = x, out.x, out.state, out.info
     return Status.MAX_STEPS, None, compile_seconds
+
+
+def _home_stretch(problem: Problem, e_step: Any, trail: _Trail, limits: Limits, bar: tqdm) -> bool:
+    """Newton steps at the end of a slow run. Whether they converged: if not, EM goes on."""
+    before, start = trail.x, time.monotonic()
+    found: list[tuple[NewtonStep, float]] = []
+    for step in newton_steps(e_step, problem, trail.x, trail.e_state, trail.objective):
+        seconds, start = time.monotonic() - start, time.monotonic()
+        found.append((step, seconds))
+        bar.set_postfix_str(f"Newton step to {step.value:.6f}")
+        bar.update(0)
+        floor = rounding(step.value, trail.x.dtype)
+        if step.promised < max(limits.stopping.gap_for(False), floor):
+            break
+        if len(found) >= MAX_NEWTON or time.monotonic() > limits.deadline:
+            return False
+    else:
+        return False
+    for step, seconds in found:
+        change = step.value - trail.objective
+        length = float(jnp.linalg.norm(step.x - before))
+        trail.record(Step(step.value, change, 0.0, length), step.x, "newton", seconds)
+        trail.x = before = step.x
+        bar.update(1)
+    return True
 
 
 def _monte_carlo(

@@ -111,6 +111,14 @@ def remaining_gap(steps: Sequence[Step]) -> float:
     return abs(steps[-1].change) * rate**2 / (1 - rate**2)
 
 
+def remaining_steps(steps: Sequence[Step], gap: float) -> float:
+    """Estimate how many more EM steps bring the remaining gain below `gap`."""
+    left = remaining_gap(steps)
+    if not np.isfinite(left) or left <= gap:
+        return np.inf if not np.isfinite(left) else 0.0
+    return float(np.log(left / gap) / (-2 * np.log(observed_rate(steps))))
+
+
 def observed_rate(steps: Sequence[Step]) -> float:
     """Ratio of successive step lengths, the largest of the last three; at most 1 - 1e-6."""
     lengths = np.array([step.length for step in steps[-4:]])

@@ -1,0 +1,70 @@
+"""The end of a slow deterministic run: Newton steps on the log-likelihood itself.
+
+Near its maximum EM gains a constant fraction per step, which may need hundreds of steps for the
+last digits. The log-likelihood and its information are at hand, the standard errors need them
+anyway, and Newton's method converges there in a few steps.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl_em.e_step import DeterministicEStep
+from ppl_em.information import marginal_information
+from ppl_em.problem import Problem
+from ppl_em.stopping import Step, Stopping, remaining_gap, remaining_steps, rounding
+
+NEAR = 0.01
+"""Remaining gain below which Newton steps are tried: about a seventh of a standard error."""
+
+WORTH = 15
+"""EM steps still to come from which they are worth their compilation."""
+
+MAX_WORK = 2e7
+"""Parameters times data up to which the Hessian is affordable in memory."""
+
+
+class NewtonStep(NamedTuple):
+    """Parameters (p,) after one step, the log-likelihood there, and the gain still promised."""
+
+    x: jax.Array
+    value: float
+    promised: float
+
+
+def is_due(steps: list[Step], e_step: Any, problem: Problem, stopping: Stopping) -> bool:
+    """Whether Newton steps should be tried now."""
+    if e_step.kind != "exact" or not steps or remaining_gap(steps) > NEAR:
+        return False
+    size = sum(np.size(leaf) for leaf in problem.leaves) + problem.num_latents
+    if problem.spec.space.size * size > MAX_WORK:
+        return False
+    return remaining_steps(steps, stopping.gap_for(False)) > WORTH
+
+
+def newton_steps(
+    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any, value: float
+) -> Iterator[NewtonStep]:
+    """Newton steps from `x` (p,), where the log-likelihood is `value`, as long as each one gains.
+
+    Ends at once where the information is not positive definite.
+    """
+    information = marginal_information(e_step, problem, x, state)
+    while information.usable:
+        new_x = x + jnp.asarray(information.newton_step, x.dtype)
+        new_value = float(_value(e_step, problem, new_x, state))
+        if not new_value >= value - rounding(value, x.dtype):
+            return
+        x, value = new_x, new_value
+        information = marginal_information(e_step, problem, x, state)
+        if not information.usable:
+            return
+        yield NewtonStep(x, value, information.gap)
+
+
+@jax.jit(static_argnums=0)
+def _value(e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any) -> jax.Array:
+    return e_step.log_likelihood(problem, problem.constrain(x), state)
