@@ -83,18 +83,28 @@ def expand(factors: LogFactors, condensation: Condensation) -> LogFactors:
     """The tables over all rows again, from those over points."""
     tables, names = dict(factors.tables), dict(factors.layout.names)
     for key, rows in condensation.items():
-        axes = names[key]
-        basis = next(name for name in axes if name.startswith(BASIS))
-        target = basis.removeprefix(BASIS)
+        axes, target = names[key], _target(factors, key)
+        basis = BASIS + target
         table = jnp.moveaxis(tables[key], axes.index(basis), -1)
         left = [name for name in axes if name != basis]
         if target in left:
             table = jnp.squeeze(table, left.index(target))
             left.remove(target)
-        full = jnp.einsum("...r,nr->...n", table, rows.coefficients) + rows.offsets
-        tables[key], names[key] = full, (*left, target)
+        if target in {chain.time for chain in factors.layout.chains}:
+            full = jnp.einsum("...r,nr->n...", table, rows.coefficients)
+            offsets = rows.offsets.reshape((-1, *(1,) * len(left)))
+            tables[key], names[key] = full + offsets, (target, *left)
+        else:
+            full = jnp.einsum("...r,nr->...n", table, rows.coefficients)
+            tables[key], names[key] = full + rows.offsets, (*left, target)
     layout = factors.layout
     return LogFactors(tables, replace(layout, names=tuple(names.items())))
+
+
+def _target(factors: LogFactors, key: str) -> str:
+    """The axis of the rows that a condensed table stands for."""
+    axes = dict(factors.layout.names)[key]
+    return next(name for name in axes if name.startswith(BASIS)).removeprefix(BASIS)
 
 
 def _rows(problem: Problem, params: dict[str, Any]) -> dict[str, jax.Array]:
@@ -216,7 +226,9 @@ def _compare(
     for key in condensation:
         names = dict(long.layout.names)[key]
         expected = Table(full.tables[key], dict(full.layout.names)[key])
-        gap = add([expected, Table(-long.tables[key], names)], names).array
+        names = tuple(sorted(names, key=lambda name: name == _target(short, key)))
+        long_table = Table(-long.tables[key], dict(long.layout.names)[key])
+        gap = add([expected, long_table], names).array
         mean = jnp.mean(gap.reshape(-1, gap.shape[-1]), axis=0)
         scale = jnp.max(jnp.abs(short.tables[key])) + 1.0
         result[key] = mean, jnp.max(jnp.abs(gap)) / scale

@@ -135,8 +135,10 @@ def at_boundary(problem: Problem, x: jax.Array, information: Information) -> np.
 
 def boundary_labels(problem: Problem, x: jax.Array, held: np.ndarray) -> np.ndarray:
     """Flattened parameters that only coordinates in `held` (p,) move, shape (P,)."""
-    _, jacobian = jax.device_get(_flat_and_jacobian(problem, x))
-    return np.any(jacobian != 0, axis=1) & np.all(np.abs(jacobian[:, ~held]) < 1e-12, axis=1)
+    jacobian = np.asarray(_flat_and_jacobian(problem, x)[1])
+    elsewhere = np.asarray(_flat_and_jacobian(problem, jnp.zeros_like(x))[1])
+    still = np.all(np.abs(jacobian[:, ~held]) < 1e-12, axis=1)
+    return still & np.any(elsewhere[:, held] != 0, axis=1)
 
 
 def holding(

@@ -123,7 +123,8 @@ def lbfgs(
     max_steps
         At most so many line searches.
     tol
-        Stop once the predicted gain, half the gradient times the step, is below this.
+        Stop once the predicted gain, half the gradient times the step, is below this or below
+        rounding.
     memory
         Number of stored curvature pairs.
 
@@ -152,7 +153,8 @@ def lbfgs(
         better = new_value < best
         best_x = jnp.where(better, new_x, best_x)
         best = jnp.where(better, new_value, best)
-        return new_x, state, best_x, best, count + 1, better & (promised > tol)
+        floor = jnp.maximum(tol, jnp.finfo(x.dtype).eps * jnp.abs(best))
+        return new_x, state, best_x, best, count + 1, better & (promised > floor)
 
     first = loss(x)
     start = (x, optimizer.init(x), x, first, jnp.zeros((), int), jnp.isfinite(first))

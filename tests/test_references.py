@@ -32,22 +32,23 @@ def off_by(result: EMResult, reference: dict) -> np.ndarray:
 # What `make test-long` adds are models of kinds that the quick ones show already.
 EXACT = [
     "faithful",
-    "latent_class",
     "linkage",
     "pump",
     "sleepstudy",
     "zero_inflated",
+    "earthquakes:stationary",
+    "nile",
+    "poisson_mixture",
+    pytest.param("latent_class", marks=pytest.mark.slow),
     pytest.param("airquality", marks=pytest.mark.slow),
     pytest.param("airquality:every_column", marks=pytest.mark.long),
     pytest.param("kidney", marks=pytest.mark.slow),
-    pytest.param("nile", marks=pytest.mark.slow),
-    pytest.param("poisson_mixture", marks=pytest.mark.long),
 ]
 
 
 @pytest.mark.parametrize("name", EXACT)
 def test_exact_reaches_the_reference(name):
-    result, reference = fit(name, "exact", max_steps=3000)
+    result, reference = fit(name, "exact")
     assert result.converged
     assert result.log_likelihood.kind == "exact"
     assert abs(result.log_likelihood.value - reference["log_likelihood"]) < 1e-9 * (
@@ -74,6 +75,38 @@ def test_factors_reach_what_is_identified(name):
     # Loadings are free to rotate: their errors are not available, and the run says so.
     with pytest.warns(UserWarning, match="loadings"):
         assert np.all(np.isnan(result.standard_errors()["loadings"]))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "earthquakes",
+        pytest.param("earthquakes:three_states", marks=pytest.mark.slow),
+        pytest.param("earthquakes:three_states_stationary", marks=pytest.mark.long),
+    ],
+)
+def test_chains_with_probabilities_at_their_boundary(name):
+    """Parameters at 0 or 1 have no standard errors and are named; the others have theirs."""
+    result, reference = fit(name, "exact")
+    assert result.converged
+    assert abs(result.log_likelihood.value - reference["log_likelihood"]) < 1e-9 * 350
+    with pytest.warns(UserWarning, match="at the boundary"):
+        errors = result.standard_errors()
+    for site, expected in reference["params"].items():
+        np.testing.assert_allclose(result.params[site], expected, atol=1e-5, rtol=1e-5)
+        inside = (expected > 1e-9) & (np.abs(expected - 1) > 1e-9)
+        assert np.all(np.isfinite(errors[site]) == inside)
+    for site, expected in reference["standard_errors"].items():
+        np.testing.assert_allclose(errors[site], expected, rtol=1e-4)
+
+
+def test_slow_em_ends_in_newton_steps():
+    """Plain EM needs more than 2000 steps here (its rate is 0.9957)."""
+    result, _ = fit("poisson_mixture", "exact")
+    assert result.num_steps < 50
+    phases = result.history["phase"]
+    assert phases[0] == "em" and phases[-1] == "newton"
+    assert np.all(np.diff(result.history["objective"]) > -1e-9)
 
 
 def test_nonlinear_latents_are_refused_by_exact():
