@@ -35,8 +35,9 @@ def to_datatree(result: EMResult, problem: Problem) -> "xarray.DataTree":
 
     Groups: `posterior` (latent and deterministic sites, chain x draw), `sample_stats`,
     `log_likelihood` (pointwise, given the latents), `observed_data`, `em_trace` (dim
-    `iteration`), `params`, `uncertainty` (covariance, standard and Monte Carlo errors), and
-    `responsibilities` where there are discrete latents.
+    `iteration`), `params`, `uncertainty` (covariance, standard and Monte Carlo errors); where
+    there are continuous latents `latent_mean` and `latent_sd`; where there are discrete ones
+    `responsibilities`, and `most_probable` if all are.
     """
     import xarray
     from arviz_base import dict_to_dataset
@@ -60,6 +61,7 @@ def to_datatree(result: EMResult, problem: Problem) -> "xarray.DataTree":
     groups["uncertainty"] = _uncertainty_dataset(result)
     if problem.spec.discrete:
         groups["responsibilities"] = _responsibilities(result, problem)
+    groups |= _summaries(result, problem)
     groups["posterior"].attrs["latents"] = ",".join(draws)
     groups["/"] = xarray.Dataset(attrs={"ppl_em": json.dumps(header(result))})
     return xarray.DataTree.from_dict(groups)
@@ -212,6 +214,25 @@ def _responsibilities(result: EMResult, problem: Problem) -> Any:
         if site.values.value.ndim == 1:
             coords[f"{site.name}_state"] = site.values.value
     return xarray.Dataset(variables, coords=coords)
+
+
+def _summaries(result: EMResult, problem: Problem) -> dict[str, Any]:
+    """Means and standard deviations of continuous sites; jointly most probable discrete values."""
+    import xarray
+
+    found: dict[str, Any] = {}
+    sites = {site.name: site.dims for site in problem.spec.latents}
+    sites |= {site.name: site.dims for site in problem.spec.discrete}
+    names = [site.name for site in problem.spec.latents]
+    if names:
+        found["latent_mean"] = {k: result.posterior.mean()[k] for k in names}
+        found["latent_sd"] = {k: result.posterior.sd()[k] for k in names}
+    elif problem.spec.discrete:
+        found["most_probable"] = result.posterior.most_probable()
+    return {
+        group: xarray.Dataset({k: (sites[k][: v.ndim], v) for k, v in values.items()})
+        for group, values in found.items()
+    }
 
 
 def _known(

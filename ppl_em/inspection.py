@@ -244,8 +244,10 @@ def _discrete_site(site: Site) -> DiscreteSite:
 
 
 def site_dims(site: Site, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Name every axis of a site: plates by their names, the rest `NAME_dim_i`."""
+    """Name every axis of a site: plates by their names, `time_T` in a scan, else `NAME_dim_i`."""
     names = [f"{site['name']}_dim_{i}" for i in range(len(shape))]
+    if shape and "_scan_current_index" in site["infer"]:
+        names[0] = f"time_{shape[0]}"
     event = site["fn"].event_dim
     for frame in site["cond_indep_stack"]:
         axis = len(shape) - event + frame.dim if frame.dim is not None else -1

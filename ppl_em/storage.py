@@ -81,18 +81,30 @@ class StoredPosterior:
         return {name: values[picked] for name, values in draws.items()}
 
     def mean(self) -> Arrays:
-        """Means of the stored draws, each of the site's shape."""
-        return {name: values.mean(axis=0) for name, values in self._flat().items()}
+        """Stored means, of the stored draws for discrete sites; each of the site's shape."""
+        means = {name: values.mean(axis=0) for name, values in self._flat().items()}
+        return means | self._group("latent_mean")
 
     def sd(self) -> Arrays:
-        """Standard deviations of the stored draws, each of the site's shape."""
-        return {name: values.std(axis=0) for name, values in self._flat().items()}
+        """Stored standard deviations of continuous sites, each of the site's shape."""
+        return self._group("latent_sd")
+
+    def most_probable(self) -> Arrays:
+        """Stored most probable values of discrete sites, each of the site's shape."""
+        if "most_probable" not in self.tree:
+            raise ModelError("`posterior.most_probable()`: not all latents are discrete.")
+        return self._group("most_probable")
 
     def probs(self) -> Arrays:
         """Stored probabilities of discrete sites, (*plates, size of the support)."""
         if "responsibilities" not in self.tree:
             raise ModelError("`posterior.probs()`: the model has no discrete latents.")
         return {str(k): v.values for k, v in self.tree["responsibilities"].data_vars.items()}
+
+    def _group(self, name: str) -> Arrays:
+        if name not in self.tree:
+            return {}
+        return {str(k): v.values for k, v in self.tree[name].data_vars.items()}
 
     def _flat(self) -> Arrays:
         latents = self.tree["posterior"].attrs["latents"].split(",")
