@@ -42,6 +42,8 @@ class EM:
         A NumPyro model. Nothing in it needs to change.
     e_step
         `"auto"`, `"exact"`, `"mean_field"`, `"nuts"`, or a configuration from `ppl_em.e_step`.
+        `"exact"` takes discrete latents (also along a `scan`), Gaussian ones (blocks, chains, with
+        shared coordinates), conjugate gamma, beta and Dirichlet ones, and Gaussian given discrete.
     m_step
         `"auto"`, `"lbfgs"`, `"newton"`, or a configuration from `ppl_em.m_step`.
     map_sites
@@ -52,7 +54,7 @@ class EM:
     constraints
         `{site: constraint}`, narrower than the model's own.
     max_steps
-        At most so many EM steps.
+        At most so many EM steps; an exact run that gets slow near its end adds a few Newton steps.
     stopping
         Tolerances, a `ppl_em.Stopping`.
     on_decrease

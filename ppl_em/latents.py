@@ -18,7 +18,11 @@ MEAN_SAMPLES = 2000
 
 @dataclass(frozen=True)
 class LatentPosterior:
-    """p(z given y) at the fitted parameters, exact or approximate as the E-step was."""
+    """p(z given y) at the fitted parameters, exact or approximate as the E-step was.
+
+    `sample` draws all latents jointly, `mean` and `sd` summarise them site by site, `probs` and
+    `most_probable` are for discrete sites.
+    """
 
     problem: Problem = field(repr=False)
     params: Params = field(repr=False)

@@ -45,14 +45,15 @@ class EMResult:
     status
         How the run ended; its value is a sentence.
     num_steps
-        EM steps taken.
+        EM steps taken, and Newton steps at the end of a slow exact run.
     history
-        Leading axis = EM step, the last row is the result: every parameter under its name,
+        Leading axis = step, the last row is the result: every parameter under its name,
         `objective`, `change`, `change_mcse`, `em_rate`, `phase`, `gradient_norm`, `seconds`, and
         what the E-step reports. With a Monte Carlo E-step `objective` is a path estimate,
         anchored at the final log-likelihood.
     posterior
-        Latents given the data at `params`: `sample`, `mean`, `probs`.
+        Latents given the data at `params`: `sample`, `mean`, `sd`, and for discrete sites `probs`
+        and `most_probable` (Viterbi's path along a chain).
     e_step
         The E-step that ran, as a word.
     seconds
@@ -78,7 +79,8 @@ class EMResult:
         """Covariance of the estimates, dims (parameter, parameter_), labelled `alpha[0]`, `sd`, ...
 
         The inverse observed information, carried to the model's own scale by the delta method.
-        Fixed parameters have zeros; NaN, with a warning, where it is not available.
+        Fixed parameters have zeros; NaN, with a warning, where it is not available: for those at
+        a boundary, or for all if the information is singular.
         """
         import xarray
 
@@ -133,7 +135,8 @@ class EMResult:
 
         Groups: `posterior` (latents at the fitted parameters, chain x draw), `sample_stats`,
         `em_trace` (dim `iteration`), `log_likelihood` (pointwise), `observed_data`, `params`,
-        `uncertainty`, and `responsibilities` where there are discrete latents.
+        `uncertainty`; where there are continuous latents `latent_mean` and `latent_sd`; where there
+        are discrete ones `responsibilities`, and `most_probable` if all are.
         """
         return self.parts.datatree(self)
 
