@@ -76,7 +76,12 @@ def log_factors(
 
 
 def observed_rows(
-    model: Callable, first_dim: int, args: tuple, kwargs: dict, values: dict[str, Any]
+    model: Callable,
+    first_dim: int,
+    args: tuple,
+    kwargs: dict,
+    values: dict[str, Any],
+    in_plates: bool,
 ) -> dict[str, tuple[str, jax.Array]]:
     """Observed sites whose rows differ in their values only, not in their distribution's shape.
 
@@ -86,7 +91,7 @@ def observed_rows(
         Key of the table to the axis of the rows, a plate or the time of a scan, and the values,
         shape (N, *event_shape).
     """
-    return _run(model, first_dim, args, kwargs, values, True, None).rows
+    return _run(model, first_dim, args, kwargs, values, in_plates, None).rows
 
 
 def step_rows(

@@ -148,7 +148,7 @@ def _in_full(e_step: Enumeration, problem: Problem, x: jax.Array, condensed: flo
     if not abs(value - condensed) < 1e-8 * (1 + abs(value)):
         logger.warning(
             "The condensed data give the log-likelihood %.10g, all rows %.10g: rounding has grown, "
-            "perhaps because a scale went to 0. Use `Exact(condense=False)`.",
+            "perhaps because a scale went to 0. Use `Exact(min_rows=None)`.",
             condensed,
             value,
         )

@@ -37,6 +37,8 @@ class NewtonStep(NamedTuple):
 
 def is_due(steps: list[Step], e_step: Any, problem: Problem, stopping: Stopping) -> bool:
     """Whether Newton steps should be tried now."""
+    if stopping.gap_for(False) <= 0:  # every step was asked for
+        return False
     if e_step.kind != "exact" or not steps or remaining_gap(steps) > NEAR:
         return False
     size = sum(np.size(leaf) for leaf in problem.leaves) + problem.num_latents

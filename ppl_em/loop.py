@@ -185,7 +185,11 @@ def _home_stretch(problem: Problem, e_step: Any, trail: _Trail, limits: Limits, 
         floor = rounding(step.value, trail.x.dtype)
         if step.promised < max(limits.stopping.gap_for(False), floor):
             break
-        if len(found) >= MAX_NEWTON or time.monotonic() > limits.deadline:
+        if (
+            len(found) + len(trail.rows) >= limits.max_steps
+            or len(found) >= MAX_NEWTON
+            or time.monotonic() > limits.deadline
+        ):
             return False
     else:
         return False

@@ -240,7 +240,12 @@ class Problem:
         args, kwargs = self.arguments
         values = {**params, **self.fixed}
         return factors.observed_rows(
-            self.spec.model, self.spec.first_available_dim, args, kwargs, values
+            self.spec.model,
+            self.spec.first_available_dim,
+            args,
+            kwargs,
+            values,
+            bool(self.spec.discrete),
         )
 
     def step_rows(self, params: Params, latents: Latents) -> dict[str, jax.Array]:

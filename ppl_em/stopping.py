@@ -113,7 +113,7 @@ def remaining_gap(steps: Sequence[Step]) -> float:
 
 def remaining_steps(steps: Sequence[Step], gap: float) -> float:
     """Estimate how many more EM steps bring the remaining gain below `gap`."""
-    left = remaining_gap(steps)
+    left, gap = remaining_gap(steps), max(gap, np.finfo(float).tiny)
     if not np.isfinite(left) or left <= gap:
         return np.inf if not np.isfinite(left) else 0.0
     return float(np.log(left / gap) / (-2 * np.log(observed_rate(steps))))

@@ -231,7 +231,11 @@ SHORT = PLANE[:60, 0]
 
 
 @pytest.mark.parametrize(
-    "model, data", [(state_space, (RNG.normal(size=(60, 3)), SHORT)), (level_and_slope, (SHORT,))]
+    "model, data",
+    [
+        (state_space, (RNG.normal(size=(60, 3)), SHORT)),
+        pytest.param(level_and_slope, (SHORT,), marks=pytest.mark.long),
+    ],
 )
 def test_condensed_steps_give_the_same_q(model, data):
     data = tuple(map(jnp.asarray, data))

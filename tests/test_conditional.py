@@ -29,7 +29,7 @@ QUICK = ("regressions", "contaminated")
 def names(kind: str | None = None) -> list:
     """Cases that have a `kind` of check, for `parametrize`; most are slow."""
     every = [name for name, case in CASES.items() if kind is None or getattr(case, kind)]
-    return [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in every]
+    return [pytest.param(n, marks=[pytest.mark.long] * (n not in QUICK)) for n in every]
 
 
 class Setting(NamedTuple):
@@ -155,7 +155,7 @@ def test_likelihood_is_a_mixture_of_normals(name):
     assert relative(s.library["gradient"], gradient) < 1e-10
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["regressions", "factor_analysers", "missing", "positive"])
 def test_hessian(name):
     """Standard errors come from second derivatives of the likelihood."""
@@ -195,7 +195,7 @@ def test_sum_over_all_configurations(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["contaminated", pytest.param("row_outliers", marks=pytest.mark.slow)]
+    "name", ["contaminated", pytest.param("row_outliers", marks=pytest.mark.long)]
 )
 def test_draws(name, rng_key):
     """Moments of continuous draws, frequencies of discrete ones, and what both have in common."""
@@ -277,7 +277,7 @@ COSTLY = ("one_state", "coupled")
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(n, marks=[pytest.mark.slow] * (n in COSTLY)) for n in REFUSED]
+    "case", [pytest.param(n, marks=[pytest.mark.long] * (n in COSTLY)) for n in REFUSED]
 )
 def test_refusals(case, rng_key):
     site, words, model, count = REFUSED[case]
@@ -287,7 +287,7 @@ def test_refusals(case, rng_key):
         e_steps.Exact().resolve(rng_key, problem, params)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_bound_on_states_can_be_raised(rng_key):
     y = np.linspace(-1.0, 1.0, 7)
     problem, params = build_problem(rng_key, too_many, (y,), {})
@@ -295,7 +295,7 @@ def test_the_bound_on_states_can_be_raised(rng_key):
     assert engine.layout.states.num_states == 128
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_apart_from_each_other(rng_key):
     """A continuous latent that the discrete ones do not touch needs no joint state."""
 
@@ -319,7 +319,7 @@ def test_apart_from_each_other(rng_key):
     np.testing.assert_allclose(posterior.probs["k"], jax.nn.softmax(terms, 1), rtol=1e-10)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fit(rng_key):
     """EM climbs to the maximum of the hand-written likelihood, with its standard errors."""
     rng = np.random.default_rng(SEED)

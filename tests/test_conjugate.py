@@ -25,7 +25,7 @@ from ppl_em.static import Static
 def table(cases: dict[str, Case]) -> list:
     """Names for `parametrize`; those whose kind others show already are marked slow."""
     costly = {"mixed", "multinomial", "frailty", "imputed"}
-    return [pytest.param(n, marks=[pytest.mark.slow] * (n in costly)) for n in cases]
+    return [pytest.param(n, marks=[pytest.mark.long] * (n in costly)) for n in cases]
 
 
 class Setting(NamedTuple):

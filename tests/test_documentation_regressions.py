@@ -91,6 +91,7 @@ def test_hierarchical_regression_exact(give):
     check_draws(result, {"a": (12,), "b": (12,)})
 
 
+@pytest.mark.long
 def test_hierarchical_regression_on_a_data_frame():
     result = fit(fvc_frame_model, "exact", fvc_data(), map_sites=FVC_SITES)
     check_exact(result, fvc_marginal)
@@ -153,6 +154,7 @@ def test_eight_schools_does_not_depend_on_the_parameterisation(model, latent):
     check_draws(result, {latent: (8,)})
 
 
+@pytest.mark.long
 def test_eight_schools_with_a_learned_centering():
     """The likelihood does not depend on how far theta is centred: no standard errors."""
     centering = handlers.reparam(eight_schools, config={"theta": LocScaleReparam()})
@@ -328,6 +330,7 @@ def neural_marginal(params):
     return log_normal_density(y, mean, covariance + params["sigma"] ** 2 * jnp.eye(80))
 
 
+@pytest.mark.long
 def test_neural_network_parameters():
     x, group, y = neural_data()
     result = fit(neural_random_effects, "exact", x, group, y=y)
@@ -456,6 +459,7 @@ def vector_marginal(params):
     return log_normal_density(y, mean, covariance + params["sigma"] ** 2 * jnp.eye(len(y)))
 
 
+@pytest.mark.long
 def test_vector_latents():
     data = fvc_data()
     group, x, y = (data[k].values for k in ("patient", "weeks", "fvc"))

@@ -119,6 +119,7 @@ def missing_marginal(params):
     ("model", "latent", "shape"),
     [(masked_regression, "x_unobserved", (40,)), (imputed_regression, "x_impute", (7,))],
 )
+@pytest.mark.long
 def test_missing_covariates(model, latent, shape):
     x, y = missing_data()
     result = fit(model, "exact", x, y=y)
@@ -178,6 +179,7 @@ def dawid_skene_by_hand(positions, labels, beta, pi, num_steps=2000):
     return value, beta, pi, resp
 
 
+@pytest.mark.long
 def test_dawid_skene():
     positions, labels = annotations()
     start = {"beta": np.tile(0.2 + 0.4 * np.eye(3), (3, 1, 1)), "pi": np.full(3, 1 / 3)}

@@ -26,7 +26,7 @@ from ppl_em.structure import Arrow, Blocks, Chain
 
 def table(quick: tuple[str, ...]) -> list:
     """Names for `parametrize`; those that are not quick are marked slow."""
-    return [pytest.param(n, marks=[pytest.mark.slow] * (n not in quick)) for n in CASES]
+    return [pytest.param(n, marks=[pytest.mark.long] * (n not in quick)) for n in CASES]
 
 
 QUICK = ("outside", "coefficients")

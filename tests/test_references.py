@@ -36,10 +36,10 @@ EXACT = [
     "pump",
     "sleepstudy",
     "zero_inflated",
-    "earthquakes:stationary",
+    pytest.param("earthquakes:stationary", marks=pytest.mark.slow),
     "nile",
     "poisson_mixture",
-    pytest.param("latent_class", marks=pytest.mark.slow),
+    pytest.param("latent_class", marks=pytest.mark.long),
     pytest.param("airquality", marks=pytest.mark.slow),
     pytest.param("airquality:every_column", marks=pytest.mark.long),
     pytest.param("kidney", marks=pytest.mark.slow),
@@ -64,7 +64,11 @@ def test_exact_reaches_the_reference(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["wine_factors:ppca", pytest.param("wine_factors", marks=pytest.mark.slow)]
+    "name",
+    [
+        pytest.param("wine_factors:ppca", marks=pytest.mark.long),
+        pytest.param("wine_factors", marks=pytest.mark.slow),
+    ],
 )
 def test_factors_reach_what_is_identified(name):
     result, reference = fit(name, "exact")
@@ -81,7 +85,7 @@ def test_factors_reach_what_is_identified(name):
     "name",
     [
         "earthquakes",
-        pytest.param("earthquakes:three_states", marks=pytest.mark.slow),
+        pytest.param("earthquakes:three_states", marks=pytest.mark.long),
         pytest.param("earthquakes:three_states_stationary", marks=pytest.mark.long),
     ],
 )
