@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ppl_em.e_step import DeterministicEStep
-from ppl_em.information import marginal_information
+from ppl_em.information import is_large, marginal_information
 from ppl_em.problem import Problem
 from ppl_em.stopping import Step, Stopping, remaining_gap, remaining_steps, rounding
 
@@ -22,9 +21,6 @@ NEAR = 0.01
 
 WORTH = 15
 """EM steps still to come from which they are worth their compilation."""
-
-MAX_WORK = 2e7
-"""Parameters times data up to which the Hessian is affordable in memory."""
 
 
 class NewtonStep(NamedTuple):
@@ -41,8 +37,7 @@ def is_due(steps: list[Step], e_step: Any, problem: Problem, stopping: Stopping)
         return False
     if e_step.kind != "exact" or not steps or remaining_gap(steps) > NEAR:
         return False
-    size = sum(np.size(leaf) for leaf in problem.leaves) + problem.num_latents
-    if problem.spec.space.size * size > MAX_WORK:
+    if is_large(problem):
         return False
     return remaining_steps(steps, stopping.gap_for(False)) > WORTH
 

@@ -15,6 +15,9 @@ from ppl_em.params import flat_labels
 from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import Problem
 
+MAX_HESSIAN = 2e7
+"""Parameters times data up to which Hessians are computed with all columns at once."""
+
 MAX_SE_NOISE = 0.2
 """Standard errors with a larger relative Monte Carlo error are withheld."""
 
@@ -99,6 +102,17 @@ def _score_and_hessian(
 
 
 @jax.jit(static_argnums=0)
+def _score(e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any) -> jax.Array:
+    return jax.grad(lambda x: e_step.log_likelihood(problem, problem.constrain(x), state))(x)
+
+
+def is_large(problem: Problem) -> bool:
+    """Whether a Hessian with all columns at once, by automatic differentiation, is too large."""
+    size = sum(np.size(leaf) for leaf in problem.leaves) + problem.num_latents
+    return problem.spec.space.size * size > MAX_HESSIAN
+
+
+@jax.jit(static_argnums=0)
 def _differenced_hessian(
     e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
 ) -> jax.Array:
@@ -112,7 +126,10 @@ def marginal_information(
     e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
 ) -> Information:
     """Information of a deterministic E-step's objective, by automatic differentiation."""
-    gradient, hessian = jax.device_get(_score_and_hessian(e_step, problem, x, state))
+    if is_large(problem):
+        gradient, hessian = np.asarray(_score(e_step, problem, x, state)), np.array(np.nan)
+    else:
+        gradient, hessian = jax.device_get(_score_and_hessian(e_step, problem, x, state))
     if not np.all(np.isfinite(hessian)):
         hessian = np.asarray(_differenced_hessian(e_step, problem, x, state))
     method = "Hessian of the exact log-likelihood"
