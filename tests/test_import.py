@@ -26,7 +26,7 @@ def test_import_touches_no_configuration_and_allocates_nothing():
     assert python(code).strip() == "[]"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_import_costs_little_more_than_numpyro():
     seconds = {"ppl_em": np.inf, "numpyro": np.inf}
     for _ in range(10):  # in turn, so that what else the machine does falls on both
