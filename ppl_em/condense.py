@@ -57,7 +57,7 @@ def condense(rng_key: jax.Array, problem: Problem, x: jax.Array, min_rows: int) 
         Sites with fewer rows are left as they are.
     """
     params = problem.constrain(x)
-    shapes = jax.eval_shape(lambda p, q: _rows(p, q), problem, params)
+    shapes = jax.eval_shape(_rows, problem, params)
     long = {key for key, rows in shapes.items() if len(rows.shape) and rows.shape[0] >= min_rows}
     if not long:
         return {}
@@ -66,9 +66,8 @@ def condense(rng_key: jax.Array, problem: Problem, x: jax.Array, min_rows: int) 
     result: Condensation = {key: value for key, value in proposed.items() if value is not None}
     while result:
         points = {key: value.points for key, value in result.items()}
-        shapes = jax.eval_shape(lambda p, q, r: _tables(p, q, r).tables, problem, params, points)
-        layout = _layout(problem, params, points)
-        fixed = {k: v for k, v in result.items() if _is_constant(k, shapes[k].shape, layout)}
+        short = _abstract(problem, params, points)
+        fixed = {key: value for key, value in result.items() if _is_constant(short, key)}
         if len(fixed) < len(result):
             result = fixed
             continue
@@ -111,25 +110,22 @@ def _rows(problem: Problem, params: dict[str, Any]) -> dict[str, jax.Array]:
     return {key: rows for key, (_, rows) in problem.observed_rows(params).items()}
 
 
-def _tables(problem: Problem, params: dict[str, Any], points: dict[str, jax.Array]) -> LogFactors:
-    return problem.log_factors(params, {}, points)
-
-
-def _layout(problem: Problem, params: dict[str, Any], points: dict[str, jax.Array]) -> Layout:
+def _abstract(problem: Problem, params: dict[str, Any], points: dict[str, jax.Array]) -> LogFactors:
+    """Shapes and layout of the tables over points."""
     found: list[Layout] = []
 
-    def run(problem: Problem, params: dict[str, Any], points: dict[str, jax.Array]) -> None:
-        found.append(_tables(problem, params, points).layout)
+    def run(problem: Problem, params: dict[str, Any], points: dict[str, jax.Array]) -> Any:
+        factors = problem.log_factors(params, {}, points)
+        found.append(factors.layout)
+        return factors.tables
 
-    jax.eval_shape(run, problem, params, points)
-    return found[0]
+    return LogFactors(jax.eval_shape(run, problem, params, points), found[0])
 
 
-def _is_constant(key: str, shape: tuple[int, ...], layout: Layout) -> bool:
+def _is_constant(short: LogFactors, key: str) -> bool:
     """Whether the table over points does not change along the axis of the rows."""
-    names = dict(layout.names)[key]
-    target = next(name for name in names if name.startswith(BASIS)).removeprefix(BASIS)
-    return target not in names or shape[names.index(target)] == 1
+    names, target = dict(short.layout.names)[key], _target(short, key)
+    return target not in names or short.tables[key].shape[names.index(target)] == 1
 
 
 def _propose(rows: np.ndarray) -> Condensed | None:

@@ -48,15 +48,6 @@ def log_normalizer(factors: LogFactors, chain: str | None = None) -> jax.Array:
     return _run(factors, {}, Method(elimination.log_sum, chain or mode()))
 
 
-def marginals(factors: LogFactors) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """log Z, and the posterior marginal of every table, of its shape."""
-
-    def objective(tables: dict[str, jax.Array]) -> jax.Array:
-        return log_normalizer(factors._replace(tables=tables), mode(once=True))
-
-    return jax.value_and_grad(objective)(factors.tables)
-
-
 def site_probs(factors: LogFactors) -> dict[str, jax.Array]:
     """Posterior probabilities of every discrete site, (*time, *plates, size of the support)."""
     return _indicators(factors, Method(elimination.log_sum, mode(once=True)))
