@@ -25,6 +25,15 @@ def test_khat_of_bounded_weights_is_negative(seed):
     assert pareto_khat(stats.norm.logpdf(z) - stats.t.logpdf(z, 7)) < 0
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_khat_of_bounded_weights_that_end_in_a_bump(seed):
+    """Nearly equal weights, and one in sixty up to a fifth larger: nothing is heavy there."""
+    rng = np.random.default_rng(SEED + seed)
+    flat = 0.842 - 0.25 * rng.standard_normal(4000) ** 2 / 10
+    weights = np.where(rng.random(4000) < 1 / 60, rng.uniform(0.85, 1.0, 4000), flat)
+    assert pareto_khat(np.log(weights)) < 0.7
+
+
 def test_a_bad_khat_is_said_in_words():
     assert "neither the value nor its error" in str(LogLikelihood(-1.0, "estimate", 0.1, 0.9))
     assert "far from the posterior" in str(LogLikelihood(-1.0, "lower_bound", 0.1, 0.9))

@@ -1,5 +1,6 @@
 """Importing ppl_em is cheap and changes nothing."""
 
+import compileall
 import subprocess
 import sys
 
@@ -26,8 +27,9 @@ def test_import_touches_no_configuration_and_allocates_nothing():
     assert python(code).strip() == "[]"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_import_costs_little_more_than_numpyro():
+    compileall.compile_dir(str(ROOT / "ppl_em"), quiet=2)  # as an installer does
     seconds = {"ppl_em": np.inf, "numpyro": np.inf}
     for _ in range(10):  # in turn, so that what else the machine does falls on both
         for module in seconds:

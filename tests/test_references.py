@@ -128,7 +128,7 @@ def test_linkage_digits():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["seeds", pytest.param("pump", marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", ["seeds", "pump"])
 def test_monte_carlo_within_its_errors(name):
     """At least 9 of 10 seeds within 0.1 standard error, and within 15 % on standard errors."""
     near, likelihood, spread = 0, 0, 0
