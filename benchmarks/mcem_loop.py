@@ -58,13 +58,13 @@ def ppl_em_steps(model, data: dict) -> list[float]:
     problem, params = build_problem(key, model, (), data)
     e_step, m_step = NUTSStep(num_chains=4, num_samples=DRAWS // 4), Newton()
     x = before = problem.unconstrain(params)
-    state = e_step.init(key, problem, params)
+    state, m_state = e_step.init(key, problem, params), m_step.init(x)
     seconds = []
     for _ in range(10 * STEPS):
         start = time.perf_counter()
         posterior, state, info = expectation(e_step, problem, x, state)
-        out = jax.block_until_ready(maximization(m_step, problem, x, before, posterior, ()))
-        before, x = x, out.x
+        out = jax.block_until_ready(maximization(m_step, problem, x, before, posterior, m_state))
+        before, x, m_state = x, out.x, out.state
         jax.device_get((info, out.info))
         seconds.append(time.perf_counter() - start)
     return seconds

@@ -193,7 +193,8 @@ OBJECTIVES = {
 def test_m_step_on_hard_objectives(name, m_name):
     objective, start = OBJECTIVES[name]
     x = jnp.array(start)
-    new_x, _, info = jax.jit(lambda x: M_STEPS[m_name].step(objective, x, ()))(x)
+    m_step = M_STEPS[m_name]
+    new_x, _, info = jax.jit(lambda x: m_step.step(objective, x, m_step.init(x)))(x)
     assert jnp.all(jnp.isfinite(new_x)), new_x
     assert objective(new_x) >= objective(x)
     assert info.q_end >= info.q_start
