@@ -83,18 +83,21 @@ def totals(problem: Problem, params: Params, draws: jax.Array, points: StepPoint
 
     def one(u: jax.Array) -> dict[str, jax.Array]:
         rows = problem.step_rows(params, problem.constrain_latents(params, u))
-        return {time: _summed(rows[time], w) for time, w in points.items()}
+        return {time: summed(rows[time], w) for time, w in points.items()}
 
     weights = jax.lax.map(one, draws)
     return StepTotals(points, {time: jnp.mean(w, axis=0) for time, w in weights.items()})
 
 
-def _summed(rows: jax.Array, points: jax.Array) -> jax.Array:
-    """Sum over rows (T, m) of the coefficients of quadratic interpolation at `points` (R, m)."""
+def summed(rows: jax.Array, points: jax.Array, spread: jax.Array | float = 0.0) -> jax.Array:
+    """Sum over rows (T, m) of the coefficients of quadratic interpolation at `points` (R, m).
+
+    If `rows` are means, `spread` (m, m) is the sum of their covariances.
+    """
     size = rows.shape[1]
     scale = jnp.diagonal(points[1 : size + 1] - points[0])
     t = (rows - points[0]) / scale
-    first, second = jnp.sum(t, 0), t.T @ t
+    first, second = jnp.sum(t, 0), t.T @ t + spread / jnp.outer(scale, scale)
     square, cross = jnp.diagonal(second), second - jnp.diag(jnp.diagonal(second))
     row, column = np.tril_indices(size, -1)
     pairs = second[row, column]

@@ -80,8 +80,9 @@ def newton(
     References
     ----------
     Nocedal & Wright (2006), Numerical Optimization, section 3.4 (modified Hessians),
-    algorithm 3.1 (backtracking) and equation 6.17 (BFGS). Hager & Zhang (2005), A new conjugate gradient method with
-    guaranteed descent, SIAM J. Optim. 16, section 4 (line search within rounding).
+    algorithm 3.1 (backtracking) and equation 6.17 (BFGS). Hager & Zhang (2005), A new conjugate
+    gradient method with guaranteed descent, SIAM J. Optim. 16, section 4 (line search within
+    rounding).
     """
     value_and_grad = jax.value_and_grad(objective)
     eps = jnp.finfo(x.dtype).eps

@@ -7,8 +7,10 @@ import jax
 
 from ppl_em.condense_steps import StepPoints, condense_steps, totals
 from ppl_em.e_step.base import ExactInfo
+from ppl_em.e_step.gaussian import GaussianPart
+from ppl_em.e_step.uniform_chain import UniformChain, find_uniform
 from ppl_em.params import Params
-from ppl_em.posterior import PartPosterior, Product
+from ppl_em.posterior import GaussianChain, PartPosterior, Product
 from ppl_em.problem import Problem
 from ppl_em.static import Static
 from ppl_em.structure import Density
@@ -31,10 +33,11 @@ class Part(Protocol):
 
 
 class ContinuousState(NamedTuple):
-    """Where the parts are fitted, shape (D,), and the points of condensed scans."""
+    """Where the parts are fitted, shape (D,), the points of condensed scans, and what they see."""
 
     center: jax.Array
     points: StepPoints
+    uniform: UniformChain | None
 
 
 @dataclass(frozen=True)
@@ -63,21 +66,32 @@ class Continuous:
     def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> ContinuousState:
         """The expansion point, and points that stand for the steps of long scans."""
         x = problem.unconstrain(params)
-        return ContinuousState(problem.start, condense_steps(rng_key, problem, x, self.min_rows))
+        keys = jax.random.split(rng_key)
+        points = condense_steps(keys[0], problem, x, self.min_rows)
+        uniform, part = None, self.parts[0]
+        if points and len(self.parts) == 1 and isinstance(part, GaussianPart):
+            uniform = find_uniform(keys[1], problem, x, part.structure, points)
+        return ContinuousState(problem.start, points, uniform)
 
     def step(
         self, problem: Problem, params: Params, state: ContinuousState
     ) -> tuple[Product, ContinuousState, ExactInfo]:
         """The posterior at `params`, and the exact log-likelihood."""
-        value, posterior = self._fit(problem, params, state.center)
-        if state.points:
-            steps = totals(problem, params, posterior.points(), state.points)
-            posterior = replace(posterior, steps=steps)
+        value, posterior = self._fit(problem, params, state)
+        chain, steps = posterior.parts[0], None
+        if state.uniform is not None and isinstance(chain, GaussianChain):
+            nodes = state.uniform.nodes(chain)
+            steps = state.uniform.totals(problem, params, chain, state.points)
+        else:
+            nodes = posterior.points()
+            if state.points:
+                steps = totals(problem, params, nodes, state.points)
+        posterior = replace(posterior, nodes=nodes, steps=steps)
         return posterior, state._replace(center=posterior.center), ExactInfo(value)
 
     def log_likelihood(self, problem: Problem, params: Params, state: ContinuousState) -> jax.Array:
         """log p(y; params), latents integrated out; a scalar."""
-        return self._fit(problem, params, state.center)[0]
+        return self._fit(problem, params, state)[0]
 
     def describe(self, info: ExactInfo) -> str:
         """Nothing beyond the objective."""
@@ -88,10 +102,18 @@ class Continuous:
         posteriors = tuple(part.fit(density, u, gradient) for part in self.parts)
         return Product(posteriors, tuple(part.index for part in self.parts))
 
-    def _fit(self, problem: Problem, params: Params, u: jax.Array) -> tuple[jax.Array, Product]:
+    def _fit(
+        self, problem: Problem, params: Params, state: ContinuousState
+    ) -> tuple[jax.Array, Product]:
         def density(u: jax.Array) -> jax.Array:
             return problem.log_joint_unconstrained(params, u)
 
+        u = state.center
         value, gradient = jax.value_and_grad(density)(u)
-        posterior = self.posterior(density, u, gradient)
+        part = self.parts[0]
+        if state.uniform is not None:
+            chain = state.uniform.fit(problem, params, u, gradient, state.points)
+            posterior = Product((chain,), (part.index,))
+        else:
+            posterior = self.posterior(density, u, gradient)
         return value - posterior.log_density(u), posterior

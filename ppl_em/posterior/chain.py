@@ -21,16 +21,13 @@ class GaussianChain:
     """N(mean, covariance) on the unconstrained scale, B chains of T blocks of k coordinates.
 
     `mean` is (d,). Time is in front of all else: `tril` holds the L_t and `root` their inverse
-    transposes, (T, B, k, k); `coupling` holds C_(t+1) at t, zero at the end. `columns`
-    (T, B, k, 2k) are such that U_t U_t' and U_t U_(t+1)' are the covariances of block t with
-    itself and with its neighbor.
+    transposes, (T, B, k, k); `coupling` holds C_(t+1) at t, zero at the end.
     """
 
     mean: jax.Array
     tril: jax.Array
     root: jax.Array
     coupling: jax.Array
-    columns: jax.Array
     chain: Chain = field(metadata={"static": True})
 
     @classmethod
@@ -63,7 +60,7 @@ class GaussianChain:
         inputs = (root, coupling, half)
         shift: jax.Array = jax.lax.scan(substitute, start[1], inputs, reverse=True)[1]
         mean = here + chain.join(jnp.moveaxis(shift[..., 0], 0, 1))
-        return cls(mean, tril, root, coupling, _columns(root, coupling), chain)
+        return cls(mean, tril, root, coupling, chain)
 
     @property
     def center(self) -> jax.Array:
@@ -86,13 +83,29 @@ class GaussianChain:
     def points(self) -> jax.Array:
         """4 k equally weighted points, (4k, d), over which the log-joint has its exact mean.
 
-        They lie at the mean plus and minus sqrt(2k) times each column. Covariances of blocks that
-        are not neighbors are wrong, but the log-joint has no such terms. No fewer points have the
-        right covariances of all pairs of neighbors.
+        They lie at the mean plus and minus sqrt(2k) times each of 2k columns. Covariances of blocks
+        that are not neighbors are wrong, but the log-joint has no such terms. No fewer points have
+        the right covariances of all pairs of neighbors.
         """
-        columns = jnp.transpose(self.columns, (3, 1, 0, 2))
+        columns = jnp.transpose(_columns(self.root, self.coupling), (3, 1, 0, 2))
         offsets = np.sqrt(len(columns)) * self.chain.join(columns)
         return self.mean + jnp.concatenate([offsets, -offsets])
+
+    def pair_covariances(self) -> jax.Array:
+        """Covariances of neighboring blocks t and t + 1 together, (T - 1, B, 2k, 2k)."""
+
+        def step(after: jax.Array, inputs: tuple) -> tuple:
+            root, coupling = inputs
+            back = _mul(root, _t(coupling))
+            across = -_mul(back, after)
+            own = _mul(root, _t(root)) - _mul(across, _t(back))
+            return own, (own, across)
+
+        start = jnp.zeros_like(self.root[0])
+        inputs = (self.root, self.coupling)
+        covariances: tuple = jax.lax.scan(step, start, inputs, reverse=True)[1]
+        own, across = covariances
+        return jnp.block([[own[:-1], across[:-1]], [_t(across[:-1]), own[1:]]])
 
     def draw(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
         """Independent draws, (num_samples, d), each from the last block to the first."""
@@ -110,8 +123,9 @@ class GaussianChain:
 
 
 def _columns(root: jax.Array, coupling: jax.Array) -> jax.Array:
-    """The U_t of `GaussianChain`, (T, B, k, 2k), from the last to the first.
+    """Columns U_t, (T, B, k, 2k), from the last to the first.
 
+    U_t U_t' and U_t U_(t+1)' are the covariances of block t with itself and with its neighbor.
     U_t = L_t^-T (N_t - C_(t+1)' U_(t+1)), where the rows of N_t are orthonormal and orthogonal
     to those of U_(t+1).
     """

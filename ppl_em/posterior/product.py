@@ -50,11 +50,14 @@ class PartPosterior(Protocol):
 class Product:
     """Independent parts; `index` says where in `u` (D,) the coordinates of each one are.
 
-    `steps` stands for the steps of condensed scans, see `condense_steps.py`.
+    `nodes` (n, D) are equally weighted points over which the log-joint has its exact mean, and
+    `steps` stands for the steps of condensed scans, see `condense_steps.py`: the nodes then need
+    do for the other terms only.
     """
 
     parts: tuple[PartPosterior, ...]
     index: tuple[Static, ...] = field(metadata={"static": True})
+    nodes: jax.Array | None = None
     steps: StepTotals | None = None
 
     @property
@@ -84,18 +87,20 @@ class Product:
     def expected_log_joint(self, problem: Problem, params: Params) -> jax.Array:
         """Q(params), exactly; a scalar."""
 
-        if self.steps is not None:
-            return self._from_steps(problem, params, self.steps)
+        if self.steps is not None and self.nodes is not None:
+            return self._from_steps(problem, params, self.steps, self.nodes)
 
         def density(u: jax.Array) -> jax.Array:
             return problem.log_joint_unconstrained(params, u)
 
-        points = self.points()
+        points = self.points() if self.nodes is None else self.nodes
         if len(points) <= 16:
             return jnp.mean(jax.vmap(density)(points))
         return jnp.mean(jax.lax.map(jax.checkpoint(density), points, batch_size=16))
 
-    def _from_steps(self, problem: Problem, params: Params, steps: StepTotals) -> jax.Array:
+    def _from_steps(
+        self, problem: Problem, params: Params, steps: StepTotals, nodes: jax.Array
+    ) -> jax.Array:
         """Q from condensed scans, and the mean over points of all other terms."""
 
         def tables(u: jax.Array) -> tuple[LogFactors, jax.Array]:
@@ -106,7 +111,7 @@ class Product:
             return other_terms(factors, steps.weights) + jacobian
 
         common = steps_term(tables(self.center)[0], steps.weights)
-        return common + jnp.mean(jax.vmap(others)(self.points()))
+        return common + jnp.mean(jax.vmap(others)(nodes))
 
     def sample(
         self, problem: Problem, params: Params, rng_key: jax.Array, num_samples: int
