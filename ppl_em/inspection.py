@@ -160,11 +160,6 @@ def _parameters(
 
 
 @jax.jit(static_argnums=0)
-def _unconstrain(space: ParamSpace, values: Params) -> jax.Array:
-    return space.unconstrain(values)
-
-
-@jax.jit(static_argnums=0)
 def _shifted(space: ParamSpace, values: Params) -> Params:
     """Other valid values of the parameters, near the initial ones."""
     x = space.unconstrain(values)
@@ -264,7 +259,7 @@ def _unconstrained_start(site: Site) -> jax.Array:
 def _with_arguments(
     spec: ProblemSpec, args: tuple, kwargs: dict, fixed: Params, values: Params, u: jax.Array
 ) -> Problem:
-    x = _unconstrain(spec.space, values)
+    x = spec.space.unconstrain(values)
 
     def candidate(arguments: Arguments, leaves: tuple) -> Problem:
         return Problem(leaves, fixed, u, dataclasses.replace(spec, arguments=arguments))
@@ -279,7 +274,7 @@ def _side_by_side(problem: Problem, values: Params) -> Problem:
     """Let the steps of the model's scans be evaluated side by side, if they are of that kind."""
     candidate = dataclasses.replace(problem, spec=dataclasses.replace(problem.spec, scans=True))
     try:
-        x = _unconstrain(problem.spec.space, values)
+        x = problem.spec.space.unconstrain(values)
         jax.eval_shape(density_and_gradients, candidate, x, problem.start)
     except Exception as error:
         if problem.spec.discrete:

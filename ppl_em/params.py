@@ -146,13 +146,11 @@ class ParamSpace:
 
     def unconstrain(self, params: Params) -> jax.Array:
         """Flatten the free entries of `params` to the unconstrained vector, shape (p,)."""
-        tree = {site.name: site.unconstrain(params[site.name]) for site in self.sites}
-        return ravel_pytree(tree)[0]
+        return _unconstrain(self, {site.name: params[site.name] for site in self.sites})
 
     def constrain(self, x: jax.Array) -> Params:
         """Rebuild the free parameters from the unconstrained vector `x`, shape (p,)."""
-        tree = self.unravel(x)
-        return {site.name: site.constrain(tree[site.name]) for site in self.sites}
+        return _constrain(self, x)
 
     def unravel(self, x: jax.Array) -> Params:
         """Split the unconstrained vector `x`, shape (p,), into unconstrained values by site."""
@@ -194,3 +192,18 @@ def brief(value: Any) -> str:
     """A value in a few characters, for messages."""
     text = np.array2string(np.asarray(jax.tree.leaves(value)[0]), precision=4, threshold=6)
     return " ".join(text.split())
+
+
+# Compiled as a whole, also where they are called outside of compiled code.
+
+
+@jax.jit(static_argnums=0)
+def _unconstrain(space: ParamSpace, params: Params) -> jax.Array:
+    tree = {site.name: site.unconstrain(params[site.name]) for site in space.sites}
+    return ravel_pytree(tree)[0]
+
+
+@jax.jit(static_argnums=0)
+def _constrain(space: ParamSpace, x: jax.Array) -> Params:
+    tree = space.unravel(x)
+    return {site.name: site.constrain(tree[site.name]) for site in space.sites}

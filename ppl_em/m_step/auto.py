@@ -11,7 +11,7 @@ from ppl_em.m_step.newton import Newton
 class Auto:
     """`Newton` for up to `max_newton` unconstrained parameters, else `LBFGS`."""
 
-    max_newton: int = 60
+    max_newton: int = 100
 
     def resolve(self, size: int) -> MStep:
         """Return `Newton` or `LBFGS` for `size` parameters."""
