@@ -12,13 +12,11 @@ import numpy as np
 from ppl_em import arviz, evidence
 from ppl_em.e_step import DeterministicEStep, EStep
 from ppl_em.e_step.enumeration import Enumeration
+from ppl_em.identifiability import set_aside
 from ppl_em.information import (
     MAX_SE_NOISE,
     Information,
-    at_boundary,
-    boundary_labels,
     constrained_covariance,
-    holding,
     louis_information,
     marginal_information,
     score_moments,
@@ -26,7 +24,7 @@ from ppl_em.information import (
 from ppl_em.latents import LatentPosterior
 from ppl_em.likelihood import LogLikelihood
 from ppl_em.loop import Outcome
-from ppl_em.params import Params, flat_labels
+from ppl_em.params import Params
 from ppl_em.posterior import Factorized, Posterior, WeightedDraws
 from ppl_em.problem import Problem
 from ppl_em.result import EMResult
@@ -61,16 +59,7 @@ class FittedParts:
     def uncertainty(self) -> Uncertainty:
         """Invert the observed information; carry it to the model's own scale."""
         information = self.information or self._information()
-        note, at_edge = "", np.zeros(0, int)
-        held = at_boundary(self.problem, self.x, information)
-        if held.any() and not held.all():
-            information = holding(self.problem, self.x, information, held)
-            at_edge = np.flatnonzero(boundary_labels(self.problem, self.x, held))
-            names = [flat_labels(self.problem.constrain(self.x))[i] for i in at_edge]
-            note = (
-                f"{', '.join(names)} at the boundary of the parameter space: no standard errors "
-                f"there; the others are given with these held"
-            )
+        information, left_out, note = set_aside(self.problem, self.x, information)
         reason = information.problem_text
         if not reason and information.se_noise > MAX_SE_NOISE:
             reason = (
@@ -82,7 +71,7 @@ class FittedParts:
         )
         covariance = constrained_covariance(self.problem, self.x, jnp.asarray(covariance_x))
         covariance = np.array(covariance)
-        covariance[at_edge], covariance[:, at_edge] = np.nan, np.nan
+        covariance[left_out], covariance[:, left_out] = np.nan, np.nan
         mcse_x = self.mcse_x
         if mcse_x is None:
             mcse_x = np.full_like(covariance_x, np.nan if self.e_step.stochastic else 0.0)

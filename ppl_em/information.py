@@ -42,6 +42,8 @@ class Information:
         Empty if the matrix is positive definite; else which direction is not, and what to do.
     held
         Coordinates at a boundary, shape (p,), that count as known; None for none.
+    flat
+        Directions in which the likelihood is flat, (p, r), that count as known; None for none.
     """
 
     gradient: np.ndarray
@@ -51,6 +53,7 @@ class Information:
     problem_text: str
     se_noise: float = 0.0
     held: np.ndarray | None = None
+    flat: np.ndarray | None = None
 
     @property
     def usable(self) -> bool:
@@ -62,6 +65,9 @@ class Information:
         """Inverse of the matrix, shape (p, p); NaN where it is not usable."""
         if not self.usable:
             return np.full_like(self.matrix, np.nan)
+        if self.flat is not None:
+            rest = np.linalg.qr(self.flat, mode="complete")[0][:, self.flat.shape[1] :]
+            return rest @ np.linalg.inv(rest.T @ self.matrix @ rest) @ rest.T
         if self.held is None:
             return np.linalg.inv(self.matrix)
         free = np.ix_(~self.held, ~self.held)
@@ -136,35 +142,6 @@ def marginal_information(
     if e_step.kind != "exact":
         method = f"Hessian of the {e_step.kind.replace('_', ' ')}"
     return _checked(problem, x, gradient, -hessian, method, np.zeros_like(hessian))
-
-
-def at_boundary(problem: Problem, x: jax.Array, information: Information) -> np.ndarray:
-    """Coordinates of `x` (p,) that have run off to a boundary, shape (p,).
-
-    There neither the parameters on their own scale nor the log-likelihood respond to them: a
-    probability that is 0 has an unconstrained value of minus infinity, in theory.
-    """
-    flat, jacobian = jax.device_get(_flat_and_jacobian(problem, x))
-    response = np.max(np.abs(jacobian) / np.maximum(1, np.abs(flat))[:, None], axis=0)
-    flat_log_likelihood = np.abs(np.diag(information.matrix)) + np.abs(information.gradient)
-    return (response < 1e-3) & (flat_log_likelihood < 1e-3)
-
-
-def boundary_labels(problem: Problem, x: jax.Array, held: np.ndarray) -> np.ndarray:
-    """Flattened parameters that only coordinates in `held` (p,) move, shape (P,)."""
-    jacobian = np.asarray(_flat_and_jacobian(problem, x)[1])
-    elsewhere = np.asarray(_flat_and_jacobian(problem, jnp.zeros_like(x))[1])
-    still = np.all(np.abs(jacobian[:, ~held]) < 1e-12, axis=1)
-    return still & np.any(elsewhere[:, held] != 0, axis=1)
-
-
-def holding(
-    problem: Problem, x: jax.Array, information: Information, held: np.ndarray
-) -> Information:
-    """The information with coordinates `held` (p,) at their values: they get zero variance."""
-    free = ~held
-    text = _trouble(problem, x, information.matrix[np.ix_(free, free)], np.flatnonzero(free))
-    return replace(information, problem_text=text, held=held)
 
 
 class ScoreMoments(NamedTuple):
@@ -255,10 +232,10 @@ def _checked(
     error: np.ndarray,
 ) -> Information:
     matrix = (matrix + matrix.T) / 2
-    return Information(gradient, matrix, method, error, _trouble(problem, x, matrix))
+    return Information(gradient, matrix, method, error, trouble(problem, x, matrix))
 
 
-def _trouble(
+def trouble(
     problem: Problem, x: jax.Array, matrix: np.ndarray, places: np.ndarray | None = None
 ) -> str:
     """Why `matrix` cannot be inverted; its rows are coordinates `places` of `x`, all by default."""
@@ -285,12 +262,12 @@ def constrained_covariance(problem: Problem, x: jax.Array, covariance: jax.Array
     Rows are in the order of `params.flat_labels`; fixed parameters have zeros.
     """
 
-    jacobian = _flat_and_jacobian(problem, x)[1]
+    jacobian = flat_and_jacobian(problem, x)[1]
     return jacobian @ covariance @ jacobian.T
 
 
 @jax.jit
-def _flat_and_jacobian(problem: Problem, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def flat_and_jacobian(problem: Problem, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """All flattened parameters on their own scale, (P,), and their derivatives in `x`, (P, p)."""
 
     def flat(x: jax.Array) -> jax.Array:

@@ -20,7 +20,8 @@ class Uncertainty:
     reason
         Why it is not available; empty if it is.
     note
-        Parameters at a boundary, which have none (NaN), while the others do; empty if none are.
+        Which parameters have none (NaN), at a boundary or along a flat direction, while the others
+        do; empty if all or none have.
     """
 
     covariance: np.ndarray

@@ -76,9 +76,20 @@ def test_factors_reach_what_is_identified(name):
     assert result.log_likelihood.value == pytest.approx(reference["log_likelihood"], abs=1e-9)
     for site, expected in reference["params"].items():
         np.testing.assert_allclose(result.params[site], expected, rtol=1e-5)
-    # Loadings are free to rotate: their errors are not available, and the run says so.
-    with pytest.warns(UserWarning, match="loadings"):
-        assert np.all(np.isnan(result.standard_errors()["loadings"]))
+    # Loadings are free to rotate: they have no errors, and the run says so.
+    with pytest.warns(UserWarning, match=r"flat along a direction .* loadings\[0,0\]"):
+        errors = result.standard_errors()
+    assert np.all(np.isnan(errors["loadings"]))
+    count = len(next(iter(catalog.find(name).load().values())))
+    loadings = np.asarray(result.params["loadings"])
+    dim, num_factors = loadings.shape
+    noise = result.params.get("uniqueness", result.params.get("sigma2"))
+    variances = np.sum(loadings**2, axis=1) + noise
+    np.testing.assert_allclose(errors["mu"], np.sqrt(variances / count), rtol=1e-6)
+    if "sigma2" in errors:  # Tipping & Bishop (1999): a mean of d - q eigenvalues
+        expected = noise * np.sqrt(2 / (count * (dim - num_factors)))
+        np.testing.assert_allclose(errors["sigma2"], expected, rtol=1e-5)
+    assert all(np.all(np.isfinite(errors[name])) for name in errors if name != "loadings")
 
 
 @pytest.mark.parametrize(
