@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.e_step import EStep
+from ppl_em.growth import grow, simplex_sites
 from ppl_em.m_step import MStep
+from ppl_em.params import Params
 from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Problem
 
@@ -41,12 +43,23 @@ def maximization(
     posterior: Posterior,
     state: Any,
 ) -> Maximized:
-    """M-step on Q under `posterior`; compiled once per problem and configuration."""
+    """M-step on Q under `posterior`; compiled once per problem and configuration.
+
+    Probability vectors first go where Q would be largest if it were a multinomial log-likelihood.
+    """
+
+    def q_of_params(free: Params) -> jax.Array:
+        return posterior.expected_log_joint(problem, {**free, **problem.fixed})
 
     def q_function(x: jax.Array) -> jax.Array:
         return posterior.expected_log_joint(problem, problem.constrain(x))
 
-    new_x, state, info = m_step.step(q_function, x, state)
+    if simplex_sites(problem.spec.space):
+        grown = grow(problem.spec.space, q_of_params, x)
+        new_x, state, info = m_step.step(q_function, grown.x, state)
+        info = info._replace(q_start=grown.start_value)
+    else:
+        new_x, state, info = m_step.step(q_function, x, state)
     forward = backward = jnp.zeros(2, x.dtype)
     if isinstance(posterior, WeightedDraws):
         before, here, after = (
