@@ -1,5 +1,6 @@
 """The models that come with ppl_em, and models in users' files."""
 
+import functools
 import importlib.util
 import inspect
 import logging
@@ -173,6 +174,12 @@ def _column(series: Any) -> np.ndarray:
 def _load(path: pathlib.Path) -> ModuleType:
     if not path.is_file():
         raise ModelError(f"File '{path}': there is no such file.")
+    return _run_file(path.resolve(), path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _run_file(path: pathlib.Path, changed: int) -> ModuleType:
+    """The module of a file, the same until the file changes, so that programs stay compiled."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ModelError(f"File '{path}': it is not a Python file.")

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from types import ModuleType
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -29,6 +30,14 @@ SEED = int(os.environ.get("PPL_EM_TEST_SEED", "0"))
 def rng_key() -> jax.Array:
     """A new-style random key."""
     return jax.random.key(SEED)
+
+
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """Compile for speed: for tests that run for much longer than they compile."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def load_model(name: str) -> ModuleType:

@@ -249,7 +249,7 @@ SHORT = PLANE[:60, 0]
     [
         (state_space, (RNG.normal(size=(60, 3)), SHORT)),
         pytest.param(level_and_slope, (SHORT,), marks=pytest.mark.long),
-        (two_series, (PLANE[:60],)),
+        pytest.param(two_series, (PLANE[:60],), marks=pytest.mark.slow),
     ],
 )
 def test_condensed_steps_give_the_same(model, data):

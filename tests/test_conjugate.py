@@ -67,6 +67,7 @@ def setting(name: str) -> Setting:
 
         gradient, curvature = jax.jvp(jax.grad(log_likelihood), (here,), (direction,))
         fisher, oakes = jax.jvp(gradient_of_q, (here,), (direction,))
+        complete = jax.jvp(lambda x: jax.grad(q_function)(x, here), (here,), (direction,))[1]
         posterior, _, info = engine.step(problem, problem.constrain(here), state)
         return posterior, {
             "from_the_start": first.objective,
@@ -75,6 +76,8 @@ def setting(name: str) -> Setting:
             "curvature": curvature,
             "fisher": fisher,
             "oakes": oakes,
+            "complete": complete,
+            "direction": direction,
             "entropy": info.objective
             - posterior.expected_log_joint(problem, problem.constrain(here)),
             "by_density": -jnp.mean(jax.vmap(posterior.log_density)(posterior.points())),
@@ -97,6 +100,33 @@ def setting(name: str) -> Setting:
 
 def relative(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("name", ["counts", "binomial"])
+def test_louis(name):
+    """The observed curvature is that of Q plus the variance of the complete-data score.
+
+    The log-joint is a sum over coordinates here, so that variance is a sum of integrals over one
+    coordinate each, which the trapezoidal rule gives to rounding.
+    """
+    s = setting(name)
+
+    def log_joint(x: jax.Array, u: jax.Array) -> jax.Array:
+        return s.problem.log_joint_unconstrained(s.problem.constrain(x), u)
+
+    @jax.jit
+    def score_variance(x: jax.Array, center: jax.Array) -> jax.Array:
+        def of_coordinate(i: jax.Array) -> jax.Array:
+            points = center[i] + jnp.arange(-40.0, 20.0, 0.02)
+            us = jax.vmap(lambda value: center.at[i].set(value))(points)
+            values, scores = jax.vmap(jax.value_and_grad(log_joint), (None, 0))(x, us)
+            return jnp.cov(scores.T, aweights=jax.nn.softmax(values), ddof=0)
+
+        return jnp.sum(jax.lax.map(of_coordinate, jnp.arange(center.size)), axis=0)
+
+    missing = score_variance(s.here, s.posterior.center)
+    found = s.library["complete"] + missing @ s.library["direction"]
+    assert relative(found, s.reference["curvature"]) < 1e-8
 
 
 @pytest.mark.parametrize("name", table(CONJUGATE))

@@ -140,7 +140,7 @@ def test_linkage_digits():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["seeds", "pump"])
-def test_monte_carlo_within_its_errors(name):
+def test_monte_carlo_within_its_errors(name, optimized):
     """At least 9 of 10 seeds within 0.1 standard error, and within 15 % on standard errors."""
     near, likelihood, spread = 0, 0, 0
     for seed in range(SEED, SEED + 10):
