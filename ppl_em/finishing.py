@@ -131,9 +131,14 @@ def make_result(rng_key: jax.Array, problem: Problem, e_step: EStep, outcome: Ou
     )
 
 
+@jax.jit(static_argnums=0)
+def _log_likelihood_in_full(e_step: Enumeration, problem: Problem, x: jax.Array) -> jax.Array:
+    return e_step.in_full(problem, problem.constrain(x))
+
+
 def _in_full(e_step: Enumeration, problem: Problem, x: jax.Array, condensed: float) -> float:
     """The log-likelihood from every row of the data, to compare with that of condensed ones."""
-    value = float(jax.jit(lambda p, x: e_step.in_full(p, p.constrain(x)))(problem, x))
+    value = float(_log_likelihood_in_full(e_step, problem, x))
     if not abs(value - condensed) < 1e-8 * (1 + abs(value)):
         logger.warning(
             "The condensed data give the log-likelihood %.10g, all rows %.10g: rounding has grown, "

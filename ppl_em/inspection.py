@@ -71,12 +71,16 @@ def build_problem(
     narrower = check_mapping("constraints", constraints)
     init_params = check_mapping("init_params", init_params)
     check_call(model, args, kwargs)
-    raw = _run(model, rng_key, args, kwargs, {})
+    trace = None
+    if not (map_sites or fixed or init_params):
+        with contextlib.suppress(ModelError):  # it comes again, after checks that may say more
+            trace = _run(model, rng_key, args, kwargs, {}, validate=True)
+    raw = trace or _run(model, rng_key, args, kwargs, {})
     check_model(raw, model)
     fixed, init_params = check_options(raw, map_sites, fixed, narrower, init_params)
-
     start = {**init_params, **fixed}
-    trace = _run(model, rng_key, args, kwargs, start, spread=map_sites, validate=True)
+    if trace is None:
+        trace = _run(model, rng_key, args, kwargs, start, spread=map_sites, validate=True)
     check_observations(trace)
     space, values = _parameters(trace, map_sites, fixed, narrower, model)
     latents = {
@@ -175,6 +179,10 @@ def _moving_supports(
     model, rng_key, args, kwargs, trace, space: ParamSpace, values: Params, fixed, continuous
 ) -> set[str]:
     """Latents whose support moves with other latents; raise if it moves with parameters."""
+    supports = [trace[k]["fn"].support for k in continuous]
+    supports += [s.constraint for s in space.sites if s.is_sample]
+    if all(_has_no_numbers(support) for support in supports):
+        return set()
     shifted = _shifted(space, values)
     at_same_latents = {k: s["value"] for k, s in trace.items() if is_latent(s) and k not in values}
     other = _run(model, rng_key, args, kwargs, {**at_same_latents, **shifted, **fixed})
@@ -199,6 +207,12 @@ def _moving_supports(
                 )
             moving.add(name)
     return moving
+
+
+def _has_no_numbers(support: Any) -> bool:
+    """Whether a support is one of NumPyro's own, or has no bounds that a model could compute."""
+    named = any(support is known for known in vars(constraints).values())
+    return named or not jax.tree.leaves(support)
 
 
 def _moved(site: Site) -> jax.Array:
