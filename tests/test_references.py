@@ -165,3 +165,25 @@ def test_mean_field_is_a_bound_and_says_so():
     assert "lower bound" in str(result) and "k-hat" in str(result)
     distance = off_by(result, reference)
     assert 0.01 < distance.max() < 0.2  # close to the maximum, and visibly not there
+
+
+RANDOM_EFFECTS = [
+    "crossed",
+    "epil",
+    "kidney:lognormal",
+    "lsat",
+    "lsat:two_parameter",
+    "wine_ordinal",
+    "wine_ordinal:probit",
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", RANDOM_EFFECTS)
+def test_monte_carlo_on_random_effects(name, optimized):
+    result, reference = fit(name, "nuts")
+    assert result.converged
+    assert off_by(result, reference).max() < 0.15
+    value, kind, mcse, _ = result.log_likelihood
+    assert kind == "estimate"
+    assert abs(value - reference["log_likelihood"]) < 4 * mcse

@@ -37,7 +37,7 @@ class Exact:
 
     max_dense: int = 2000
     max_states: int = 64
-    min_rows: int | None = 2000
+    min_rows: int | None = 500
     chain: str | None = None
     stochastic: ClassVar[bool] = False
     kind: ClassVar[str] = "exact"
