@@ -20,7 +20,7 @@ NEAR = 0.01
 """Remaining gain below which Newton steps are tried: about a seventh of a standard error."""
 
 WORTH = 15
-"""EM steps still to come from which they are worth their compilation."""
+"""EM steps still to come from which they are worth their compilation; and twice the parameters."""
 
 
 class NewtonStep(NamedTuple):
@@ -39,7 +39,8 @@ def is_due(steps: list[Step], e_step: Any, problem: Problem, stopping: Stopping)
         return False
     if is_large(problem):
         return False
-    return remaining_steps(steps, stopping.gap_for(False)) > WORTH
+    worth = max(WORTH, 2 * problem.spec.space.size)  # a Hessian costs an E-step per parameter
+    return remaining_steps(steps, stopping.gap_for(False)) > worth
 
 
 def newton_steps(
