@@ -76,7 +76,8 @@ class FittedParts:
         if mcse_x is None:
             mcse_x = np.full_like(covariance_x, np.nan if self.e_step.stochastic else 0.0)
         mcse = constrained_covariance(self.problem, self.x, jnp.asarray(mcse_x))
-        return Uncertainty(covariance, np.sqrt(np.diag(mcse)), information.method, reason, note)
+        mcse = np.sqrt(np.maximum(np.diag(mcse), 0.0))  # NaN stays
+        return Uncertainty(covariance, mcse, information.method, reason, note)
 
     def _information(self) -> Information:
         """From the objective, or from the draws at the end of a run that did not converge."""

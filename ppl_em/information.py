@@ -83,8 +83,10 @@ class Information:
     @property
     def newton_error(self) -> np.ndarray:
         """Monte Carlo covariance of `newton_step`, shape (p, p)."""
-        inverse = np.linalg.inv(self.matrix)
-        return inverse @ self.score_error @ inverse
+        values, vectors = np.linalg.eigh(self.score_error)
+        # By a square root: rounding must not make a variance of zero negative.
+        root = np.linalg.solve(self.matrix, vectors * np.sqrt(np.maximum(values, 0.0)))
+        return root @ root.T
 
     @property
     def gap(self) -> float:

@@ -59,7 +59,8 @@ def polish(
     """Draw at `x` until the Newton step is precise, take it, and test whether it was needed.
 
     The number of draws doubles until every parameter's Monte Carlo error is below
-    `stopping.mcse_fraction` of its standard error, and standard errors are within `SE_NOISE`.
+    `stopping.mcse_fraction` of its standard error, and, unless the step is needed anyway, standard
+    errors are within `SE_NOISE` or the draws are spent.
     """
     rows: list[ScoreMoments] = []
     target, num_draws = 10, 0
@@ -72,24 +73,32 @@ def polish(
             bar.update(0)
         information = louis_information(problem, x, rows)
         precise = information.usable and _precise(information, stopping)
+        near = precise and information.gap <= _allowed(information, stopping)
         spent = num_draws >= stopping.max_draws or time.monotonic() > deadline
-        if precise or spent or (not information.usable and len(rows) >= 40):
+        if spent or (not information.usable and len(rows) >= 40):
+            break
+        if precise and not (near and information.se_noise > _allowed_se_noise(stopping)):
             break
         target *= 2
     if not information.usable:
         return Polish(x, information, np.full_like(information.matrix, np.nan), False, False, state)
-    noise = information.gap_noise
-    confirmed = precise and information.gap <= stopping.gap_for(True) + 4 * noise
     step = information.newton_step
     length = np.sqrt(step @ information.matrix @ step)
     step = step * min(1.0, 3.0 / max(length, 1e-300))
     x = x + jnp.asarray(step, x.dtype)
-    return Polish(x, information, information.newton_error, precise, confirmed, state)
+    return Polish(x, information, information.newton_error, precise, near, state)
 
 
 def _precise(information: Information, stopping: Stopping) -> bool:
-    if information.se_noise > np.clip(stopping.mcse_fraction, SE_NOISE, MAX_SE_NOISE):
-        return False
     error = np.sqrt(np.diag(information.newton_error))
     se = np.sqrt(np.diag(information.covariance))
     return bool(np.all(error <= stopping.mcse_fraction * se))
+
+
+def _allowed(information: Information, stopping: Stopping) -> float:
+    """Promised gain up to which a score counts as zero: the tolerance, and what noise makes."""
+    return stopping.gap_for(True) + 4 * information.gap_noise
+
+
+def _allowed_se_noise(stopping: Stopping) -> float:
+    return float(np.clip(stopping.mcse_fraction, SE_NOISE, MAX_SE_NOISE))

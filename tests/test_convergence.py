@@ -17,6 +17,7 @@ from small_models import POSITIVE, Case, intercept, intercept_law
 
 from ppl_em import EM, EMResult, Stopping
 from ppl_em import e_step as e_steps
+from ppl_em.information import Information
 from ppl_em.inspection import build_problem
 from ppl_em.m_step import Newton
 from ppl_em.stopping import rounding
@@ -239,3 +240,15 @@ def test_gap_tolerance_is_kept():
     assert loose.converged and loose.num_steps < every.num_steps == 40
     left = reference.log_likelihood.value - loose.log_likelihood.value
     assert 0 < left < 1e-3
+
+
+def test_a_score_without_noise_has_an_error_of_zero():
+    """A balanced design: rounding must not make the Monte Carlo variance negative."""
+    rng = np.random.default_rng(SEED)
+    root = rng.normal(size=(4, 4))
+    noise = rng.normal(size=(4, 2)) * np.array([[1.0], [1.0], [0.0], [1.0]])
+    information = Information(np.zeros(4), root @ root.T + np.eye(4), "", noise @ noise.T, "")
+    errors = np.diag(information.newton_error)
+    inverse = np.linalg.inv(information.matrix)
+    assert np.all(errors >= 0)
+    np.testing.assert_allclose(errors, np.diag(inverse @ information.score_error @ inverse))
