@@ -175,7 +175,8 @@ def report_optimum(name: str, case: Case, size: int, peers: dict[str, Run], args
         rough = f"{near[0]:18d}" if len(near) else f"{'no':>18}"
         reached = after[trace >= best - NATS]
         if not len(reached):
-            print(f"  {side:14}{'no':>12}{best - trace[-1]:10.1e} left{rough}", flush=True)
+            left = f"{best - trace[-1]:.1e} left after {spent[side]:.1f} s"
+            print(f"  {side:14}{'no':>12}  {left}{rough}", flush=True)
             continue
         count = max(int(reached[0]), 1)
         repeats = args.repeats if spent[side] * count / len(trace) < LONG else 1
