@@ -17,11 +17,11 @@ demo: $(INSTALLED) ## fit the seeds model by Monte Carlo EM, next to the referen
 
 # pytest leaves with status 5 where no test is marked slow: that is no failure.
 test: $(INSTALLED) ## run all tests, the quick ones first
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not long" tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "slow and not long" tests || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not long" tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow and not long" tests || [ $$? -eq 5 ]
 
 test-long: $(INSTALLED) ## run the tests that `make test` leaves out for time
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m long tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m long tests
 
 lint: $(INSTALLED) ## check style, formatting and types
 	$(BIN)/ruff check .

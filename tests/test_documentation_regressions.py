@@ -98,6 +98,7 @@ def test_hierarchical_regression_on_a_data_frame():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_hierarchical_regression_nuts():
     data = fvc_data()
     columns = {name: data[name].values for name in data}
@@ -218,6 +219,7 @@ BASEBALL = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "sites", "marginal", "latent"), BASEBALL)
+@pytest.mark.usefixtures("optimized")
 def test_baseball_nuts(model, sites, marginal, latent):
     result = fit(model, "nuts", AT_BATS, hits=HITS, map_sites=sites)
     check_monte_carlo(result, marginal)
@@ -279,6 +281,7 @@ def rates_marginal(params):
 @pytest.mark.parametrize(
     "model", [lognormal_rates, pytest.param(transformed_rates, marks=pytest.mark.long)]
 )
+@pytest.mark.usefixtures("optimized")
 def test_positive_latents_nuts(model):
     exposure, counts = rate_data()
     result = fit(model, "nuts", exposure, counts=counts)

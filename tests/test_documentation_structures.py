@@ -250,6 +250,7 @@ def level_marginal(params):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_latent_autoregression_in_scan():
     result = fit(latent_ar, "exact", jnp.asarray(ar_data()), num_steps=60)
     check_exact(result, ar_marginal)
@@ -296,6 +297,7 @@ def zero_inflated_marginal(params):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_zero_inflation_with_random_effects_nuts():
     group, y = zero_inflated_data()
     result = fit(zero_inflated, "nuts", group, y=y)
