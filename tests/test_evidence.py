@@ -25,13 +25,24 @@ def test_khat_of_bounded_weights_is_negative(seed):
     assert pareto_khat(stats.norm.logpdf(z) - stats.t.logpdf(z, 7)) < 0
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_khat_of_bounded_weights_that_end_in_a_bump(seed):
-    """Nearly equal weights, and one in sixty up to a fifth larger: nothing is heavy there."""
-    rng = np.random.default_rng(SEED + seed)
-    flat = 0.842 - 0.25 * rng.standard_normal(4000) ** 2 / 10
-    weights = np.where(rng.random(4000) < 1 / 60, rng.uniform(0.85, 1.0, 4000), flat)
-    assert pareto_khat(np.log(weights)) < 0.7
+@pytest.mark.parametrize("one_in", [20, 60, 100, 160, 250, 500])
+def test_khat_of_bounded_weights_that_end_in_a_bump(one_in):
+    """Nearly equal weights, and few of them up to a fifth larger: nothing is heavy there."""
+    for seed in range(10):
+        rng = np.random.default_rng(SEED + seed)
+        flat = 0.842 - 0.25 * rng.standard_normal(4000) ** 2 / 10
+        weights = np.where(rng.random(4000) < 1 / one_in, rng.uniform(0.85, 1.0, 4000), flat)
+        assert pareto_khat(np.log(weights)) < 0.7
+
+
+@pytest.mark.parametrize("size", [1e4, 1e6, 1e8])
+def test_khat_of_few_draws_that_outweigh_all_others(size):
+    """However badly the Pareto law fits, that is not called usable."""
+    for seed in range(10):
+        rng = np.random.default_rng(SEED + seed)
+        weights = rng.uniform(0.8, 1.0, 4000)
+        weights[:3] *= size
+        assert pareto_khat(np.log(weights)) > 0.7
 
 
 def test_a_bad_khat_is_said_in_words():
