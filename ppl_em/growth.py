@@ -70,7 +70,7 @@ def _closed_form(probs: jax.Array, slope: jax.Array) -> jax.Array:
     counts = jnp.where(probs > 0, probs * slope, 0.0)
     counts = jnp.where(jnp.all(counts >= 0, -1, keepdims=True), counts, jnp.nan)
     # As the inverse of the transform, but with the small rests of the stick summed from their end.
-    counts = jnp.maximum(counts, 1e-300 ** (1 if probs.dtype == jnp.float64 else 0.1))
+    counts = jnp.maximum(counts, 1e8 * jnp.finfo(probs.dtype).tiny)
     rests = jnp.flip(jnp.cumsum(jnp.flip(counts, -1), -1), -1)[..., 1:]
     places = jnp.arange(rests.shape[-1], 0, -1)
     return jnp.log(counts[..., :-1]) - jnp.log(rests) + jnp.log(places)

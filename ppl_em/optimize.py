@@ -85,25 +85,9 @@ def newton(
     rounding).
     """
     value_and_grad = jax.value_and_grad(objective)
-    eps = jnp.finfo(x.dtype).eps
 
     def promise(gradient: jax.Array, inverse: jax.Array) -> jax.Array:
         return 0.5 * gradient @ inverse @ gradient
-
-    def line_search(x: jax.Array, value: jax.Array, step: jax.Array, gain: jax.Array) -> tuple:
-        """Scale, value and gradient at the first of 1, 1/2, 1/4, ... that gains enough."""
-
-        def refused(carry: tuple) -> jax.Array:
-            scale, new_value, _ = carry
-            enough = new_value >= value + 2e-4 * scale * gain - noise(value)
-            return ~(enough & jnp.isfinite(new_value)) & (scale > 2.0**-30)
-
-        def halve(carry: tuple) -> tuple:
-            scale = carry[0] / 2
-            return scale, *value_and_grad(x + scale * step)
-
-        start = (jnp.full((), 2.0, x.dtype), jnp.full((), -jnp.inf, x.dtype), step)
-        return jax.lax.while_loop(refused, halve, start)
 
     def body(carry: tuple) -> tuple:
         x, value, gradient, known, _, count, _ = carry
@@ -114,10 +98,10 @@ def newton(
         )
         promised = promise(gradient, inverse)
         step = inverse @ gradient
-        scale, new_value, new_gradient = line_search(x, value, step, promised)
+        scale, new_value, new_gradient = _line_search(value_and_grad, x, value, step, promised)
         left = promise(new_gradient, inverse)
-        lost = promised < 1e2 * noise(value)
-        even = (new_value >= value - noise(value)) & (left < promised)
+        lost = promised < 1e2 * _noise(value)
+        even = (new_value >= value - _noise(value)) & (left < promised)
         better = jnp.where(lost, even, new_value > value)
         poor = ~lost & ((scale < 1) | ~better | (left > 0.1 * promised))
         poor |= jnp.any(jnp.diag(inverse) == 0)
@@ -129,11 +113,8 @@ def newton(
         more = (left > floor(value)) & (better | ~(known.stale | lost))
         return x, value, gradient, Curvature(inverse, poor), left, count + 1, more
 
-    def noise(value: jax.Array) -> jax.Array:
-        return 2 * eps * jnp.abs(value)
-
     def floor(value: jax.Array) -> jax.Array:
-        return jnp.maximum(tol, 1e-6 * noise(value))
+        return jnp.maximum(tol, 1e-6 * _noise(value))
 
     first, gradient = value_and_grad(x)
     promised = jnp.where(curvature.stale, jnp.inf, promise(gradient, curvature.inverse))
@@ -142,6 +123,29 @@ def newton(
         lambda carry: carry[-1] & (carry[-2] < max_steps), body, start
     )
     return Maximum(x, value, first, jnp.linalg.norm(gradient), left, count), curvature
+
+
+def _noise(value: jax.Array) -> jax.Array:
+    """Size of rounding errors in an objective of this value."""
+    return 2 * jnp.finfo(value.dtype).eps * jnp.abs(value)
+
+
+def _line_search(
+    value_and_grad: Callable, x: jax.Array, value: jax.Array, step: jax.Array, gain: jax.Array
+) -> tuple:
+    """Scale, value and gradient at the first of 1, 1/2, 1/4, ... that gains enough of `gain`."""
+
+    def refused(carry: tuple) -> jax.Array:
+        scale, new_value, _ = carry
+        enough = new_value >= value + 2e-4 * scale * gain - _noise(value)
+        return ~(enough & jnp.isfinite(new_value)) & (scale > 2.0**-30)
+
+    def halve(carry: tuple) -> tuple:
+        scale = carry[0] / 2
+        return scale, *value_and_grad(x + scale * step)
+
+    start = (jnp.full((), 2.0, x.dtype), jnp.full((), -jnp.inf, x.dtype), step)
+    return jax.lax.while_loop(refused, halve, start)
 
 
 def _secant(inverse: jax.Array, step: jax.Array, fall: jax.Array) -> jax.Array:

@@ -40,11 +40,6 @@ def _density_at_points(problem: Problem, x: jax.Array, points: jax.Array) -> tup
     return jax.vmap(lambda u: density_and_gradients(problem, x, u))(points)
 
 
-@jax.jit
-def _unconstrain(problem: Problem, values: Params) -> jax.Array:
-    return problem.unconstrain(values)
-
-
 def probe(rng_key: jax.Array, problem: Problem, values: Params) -> Problem:
     """Move the problem's start to a point of finite log-joint, and mark idle latents.
 
@@ -53,7 +48,7 @@ def probe(rng_key: jax.Array, problem: Problem, values: Params) -> Problem:
     ModelError
         If no point near the start is finite, or a parameter touches no log-density.
     """
-    x, u = _unconstrain(problem, values), problem.start
+    x, u = problem.unconstrain(values), problem.start
     if not u.size and sum(np.size(leaf) for leaf in problem.leaves) > LARGE:
         if not bool(jnp.isfinite(_density_at(problem, x, u))):
             raise _not_finite(problem, values, u)

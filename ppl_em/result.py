@@ -80,7 +80,7 @@ class EMResult:
 
         The inverse observed information, carried to the model's own scale by the delta method.
         Fixed parameters have zeros; NaN, with a warning, where it is not available: for those at
-        a boundary, or for all if the information is singular.
+        a boundary or along a flat direction, or for all if the information is otherwise singular.
         """
         import xarray
 

@@ -80,8 +80,7 @@ class Continuous:
         value, posterior = self._fit(problem, params, state)
         chain, steps = posterior.parts[0], None
         if state.uniform is not None and isinstance(chain, GaussianChain):
-            nodes = state.uniform.nodes(chain)
-            steps = state.uniform.totals(problem, params, chain, state.points)
+            nodes, steps = state.uniform.moments(problem, params, chain, state.points)
         else:
             nodes = posterior.points()
             if state.points:

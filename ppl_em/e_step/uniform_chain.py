@@ -6,7 +6,6 @@ covariances of neighbors, and not the points over which any quadratic function i
 other terms of the log-joint see one pair of neighbors, as those of the first step do.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import jax
@@ -85,23 +84,26 @@ class UniformChain:
         lower = lower.at[:, self.near + 1].add(rest[:, k:, :k])
         return Band(-diagonal, -lower)
 
-    def totals(
+    def moments(
         self, problem: Problem, params: Params, law: GaussianChain, points: StepPoints
-    ) -> StepTotals:
-        """Expected sums over steps of the coefficients of `points`, as `condense_steps.totals`."""
-        ((time, w),) = points.items()
-        rows = problem.step_rows(params, problem.constrain_latents(params, law.center))[time]
-        pairs = law.pair_covariances()[self.first : self.first + self.count]
-        spread = jnp.einsum("bim,bij,bjn->mn", self.jacobian, jnp.sum(pairs, 0), self.jacobian)
-        return StepTotals(points, {time: summed(rows, w, spread)})
+    ) -> tuple[jax.Array, StepTotals]:
+        """What `Product` needs of the law.
 
-    def nodes(self, law: GaussianChain) -> jax.Array:
-        """4k equally weighted points, (4k, D), over which all other terms have their mean."""
-        root = jnp.linalg.cholesky(law.pair_covariances()[self.near])
+        4k equally weighted points, (4k, D), over which all other terms have their mean, and the
+        expected sums over steps of the coefficients of `points`, as `condense_steps.totals`.
+        """
+        ((time, w),) = points.items()
+        covariances = law.pair_covariances()
+        rows = problem.step_rows(params, problem.constrain_latents(params, law.center))[time]
+        pairs = jnp.sum(covariances[self.first : self.first + self.count], axis=0)
+        spread = jnp.einsum("bim,bij,bjn->mn", self.jacobian, pairs, self.jacobian)
+
+        root = jnp.linalg.cholesky(covariances[self.near])
         columns = np.sqrt(root.shape[-1]) * jnp.moveaxis(root, -1, 0)
         offsets = jnp.concatenate([columns, -columns]).reshape(2 * len(columns), -1)
         index = _pair_index(self.chain, self.near).ravel()
-        return jnp.tile(law.mean, (len(offsets), 1)).at[:, index].add(offsets)
+        nodes = jnp.tile(law.mean, (len(offsets), 1)).at[:, index].add(offsets)
+        return nodes, StepTotals(points, {time: summed(rows, w, spread)})
 
 
 def find_uniform(
@@ -128,14 +130,14 @@ def find_uniform(
     keys = jax.random.split(rng_key, 4)
     near_x = x + 0.3 * jax.random.normal(keys[0], x.shape, x.dtype)
     u, other = (problem.start + jax.random.normal(k, problem.start.shape) for k in keys[1:3])
-    rows, others = _functions(problem, points)
-    found = _pair_of_the_rows(rows, x, u, chain)
-    near = _pair_of_the_rest(others, near_x, u, chain)
+    found = _pair_of_the_rows(problem, x, u, chain, points)
+    near = _pair_of_the_rest(_slope_of_others(problem, near_x, u, points), chain)
     if found is None or near is None:
         return None
     first, jacobian = found
     # The same derivative in every row, at other parameters and latents.
-    moved = np.asarray(rows(near_x, other) - rows(near_x, u))
+    after, before = (_rows(problem, near_x, point, points) for point in (other, u))
+    moved = np.asarray(after - before)
     blocks = np.asarray(chain.split(other - u))
     pairs = np.concatenate([blocks[:, :-1], blocks[:, 1:]], axis=-1)[:, first : first + len(moved)]
     expected = np.einsum("bti,bim->tm", pairs, jacobian)
@@ -143,7 +145,7 @@ def find_uniform(
     if not np.max(np.abs(moved - expected)) <= small * (1 + np.max(np.abs(expected))):
         return None
     mixed = other.at[_pair_index(chain, near)].set(u[_pair_index(chain, near)])
-    values = [float(others(near_x, point)) for point in (u, mixed)]
+    values = [float(_others(problem, near_x, point, points)) for point in (u, mixed)]
     if not abs(values[0] - values[1]) <= small * (1 + abs(values[0])):
         return None
     return UniformChain(jnp.asarray(jacobian), chain, len(moved), first, near)
@@ -155,30 +157,39 @@ def _pair_index(chain: Chain, t: int) -> np.ndarray:
     return np.concatenate([index[:, t], index[:, t + 1]], axis=-1)
 
 
-def _functions(problem: Problem, points: StepPoints) -> tuple[Callable, Callable]:
-    """Rows (R, m), and the terms that no point stands for, as functions of `x` and `u`."""
+@jax.jit
+def _rows(problem: Problem, x: jax.Array, u: jax.Array, points: StepPoints) -> jax.Array:
+    """What the steps of the scan see, (R, m)."""
     (time,) = points
+    params = problem.constrain(x)
+    return problem.step_rows(params, problem.constrain_latents(params, u))[time]
 
-    @jax.jit
-    def rows(x: jax.Array, u: jax.Array) -> jax.Array:
-        params = problem.constrain(x)
-        return problem.step_rows(params, problem.constrain_latents(params, u))[time]
 
-    @jax.jit
-    def others(x: jax.Array, u: jax.Array) -> jax.Array:
-        factors, jacobian = problem.log_factors_unconstrained(problem.constrain(x), u, points)
-        return other_terms(factors, points) + jacobian
+@jax.jit
+def _others(problem: Problem, x: jax.Array, u: jax.Array, points: StepPoints) -> jax.Array:
+    """The terms that no point stands for; a scalar."""
+    factors, jacobian = problem.log_factors_unconstrained(problem.constrain(x), u, points)
+    return other_terms(factors, points) + jacobian
 
-    return rows, others
+
+_slope_of_others = jax.jit(jax.grad(_others, argnums=2))
+
+
+@jax.jit
+def _slopes_of_row(
+    problem: Problem, x: jax.Array, u: jax.Array, points: StepPoints, row: jax.Array
+) -> jax.Array:
+    """Derivatives of one row, (m, D)."""
+    return jax.jacrev(lambda u: _rows(problem, x, u, points)[row])(u)
 
 
 def _pair_of_the_rows(
-    rows: Callable, x: jax.Array, u: jax.Array, chain: Chain
+    problem: Problem, x: jax.Array, u: jax.Array, chain: Chain, points: StepPoints
 ) -> tuple[int, np.ndarray] | None:
     """The block that the first row sees first, and the derivative of a row, (B, 2k, m)."""
-    count = len(rows(x, u))
+    count = len(_rows(problem, x, u, points))
     middle = count // 2
-    slopes = np.asarray(jax.jit(jax.jacrev(lambda u: rows(x, u)[middle]))(u))
+    slopes = np.asarray(_slopes_of_row(problem, x, u, points, middle))
     times = np.flatnonzero(np.any(slopes[:, chain.index.value] != 0, axis=(0, 1, 3)))
     if not len(times) or times[-1] - times[0] > 1:
         return None
@@ -190,10 +201,9 @@ def _pair_of_the_rows(
     return first, np.moveaxis(slopes[:, _pair_index(chain, first + middle)], 0, -1)
 
 
-def _pair_of_the_rest(others: Callable, x: jax.Array, u: jax.Array, chain: Chain) -> int | None:
-    """The first of the two neighboring blocks that all other terms see."""
-    slopes = np.asarray(jax.jit(jax.grad(others, argnums=1))(x, u))
-    times = np.flatnonzero(np.any(slopes[chain.index.value] != 0, axis=(0, 2)))
+def _pair_of_the_rest(slope: jax.Array, chain: Chain) -> int | None:
+    """The first of the two neighboring blocks that terms with this gradient (D,) see."""
+    times = np.flatnonzero(np.any(np.asarray(slope)[chain.index.value] != 0, axis=(0, 2)))
     if len(times) and times[-1] - times[0] > 1:
         return None
     return int(min(times[0] if len(times) else 0, chain.length - 2))
