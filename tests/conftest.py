@@ -35,7 +35,7 @@ def rng_key() -> jax.Array:
 @pytest.fixture
 def optimized() -> Iterator[None]:
     """Compile for speed: for tests that run for much longer than they compile."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
