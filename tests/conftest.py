@@ -1,5 +1,6 @@
 """Shared set-up: double precision, a persistent compilation cache, the models folder."""
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -10,6 +11,9 @@ from types import ModuleType
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and run little: spend less on optimising what they compile.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+if importlib.metadata.version("jaxlib") < "0.11":  # later versions refuse the flag
+    # Half of the compiler's time here goes to an emitter that can be left out.
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import numpyro
