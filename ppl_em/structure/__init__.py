@@ -12,6 +12,7 @@ from ppl_em.structure.base import (
 from ppl_em.structure.blocks import Blocks, dense
 from ppl_em.structure.candidates import coordinates, owners
 from ppl_em.structure.chain import Chain
+from ppl_em.structure.components import find_components
 from ppl_em.structure.search import find_blocks, find_structure
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "coordinates",
     "dense",
     "find_blocks",
+    "find_components",
     "find_structure",
     "hessian_product",
     "owners",

@@ -1,0 +1,220 @@
+"""The log-joint as a sum of functions of independent components of the latents.
+
+The log-joint of a model is a sum of terms: the log-density of every element of every site, and the
+log-Jacobian of every latent. A term mostly depends on the latents of one component only. Which one
+is found by derivatives along directions that move half of the components: with number k of a
+component in binary, the term moves with the components that have a certain bit, or with those that
+have not. A term that moves with both depends on two components.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.infer.util import compute_log_probs
+
+from ppl_em.problem import Problem
+
+CHUNK = 512
+"""Points per call: programs are compiled for this number alone."""
+
+SIDE_BY_SIDE = 64
+"""Points evaluated side by side, at most."""
+
+MAX_NUMBERS = 4_000_000
+"""Terms at points side by side, at most."""
+
+NODES = (8, 16, 32)
+"""Nodes of line integrals, until the pieces add up."""
+
+Target = Callable[[np.ndarray], tuple[np.ndarray, float]]
+"""Points (n, D) to the log-joint of every component relative to a center, (n, G), and there."""
+
+
+class NotAdditive(ValueError):
+    """The log-joint is not a sum of functions of the proposed components."""
+
+
+def targets(
+    problem: Problem, x: jax.Array, center: np.ndarray, labels: np.ndarray
+) -> Iterator[Target]:
+    """Ways to see the components of the log-joint apart, the fastest first.
+
+    Each raises `NotAdditive` if its pieces do not add up to the log-joint at some point.
+
+    Parameters
+    ----------
+    problem, x
+        The problem and its unconstrained parameters, shape (p,).
+    center
+        The point where all pieces are 0, shape (D,).
+    labels
+        The component of every latent, shape (D,).
+
+    Yields
+    ------
+    Target
+        One run of the model for each point, where terms belong to one component each; otherwise
+        line integrals of the gradient from the center, by Gauss-Legendre rules of 8 to 32 nodes.
+    """
+    count = int(labels.max()) + 1
+
+    def pieces(function: Callable, points: np.ndarray) -> tuple[np.ndarray, float]:
+        """Outputs of `function` if they add up; the center is one point more."""
+        found, total = _in_chunks(function, np.concatenate([points, center[None]]))
+        limit = max(1e-3, 20 * float(np.finfo(center.dtype).eps) * abs(total[-1]))
+        added, change = found.sum(axis=1), total - total[-1]
+        same = np.isneginf(added) & np.isneginf(change)
+        if not np.max(np.abs(np.where(same, 0, added) - np.where(same, 0, change))) < limit:
+            raise NotAdditive("the pieces do not add up to the log-joint")
+        return found[:-1], float(total[-1])
+
+    if count == 1:
+        yield partial(_whole, problem, x, center)
+        return
+    owner = _owners_of_terms(problem, x, center, labels)
+    if owner is not None:
+        where = jnp.asarray(owner)
+        yield partial(pieces, lambda p: _sums(count, problem, x, center, where, p))
+    place = jnp.asarray(labels)
+    for num_nodes in NODES:
+        nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
+        rule = jnp.asarray((nodes + 1) / 2), jnp.asarray(weights / 2)
+        integrals = partial(_line_integrals, count, problem, x, center, place, *rule)
+        yield partial(pieces, integrals)
+
+
+def _whole(
+    problem: Problem, x: jax.Array, center: np.ndarray, points: np.ndarray
+) -> tuple[np.ndarray, float]:
+    total = log_joints(problem, x, np.concatenate([points, center[None]]))
+    return (total[:-1] - total[-1])[:, None], float(total[-1])
+
+
+def log_joints(problem: Problem, x: jax.Array, points: np.ndarray) -> np.ndarray:
+    """The log-joint at `points` (n, D) of the unconstrained latents, shape (n,)."""
+    return _in_chunks(lambda p: (_log_joints(problem, x, p),), points)[0]
+
+
+def _in_chunks(function: Callable, points: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Outputs of `function` at all points, called with `CHUNK` of them at a time."""
+    size = len(points)
+    points = points[np.minimum(np.arange(-(-size // CHUNK) * CHUNK), size - 1)]
+    chunks = [function(jnp.asarray(part)) for part in points.reshape(-1, CHUNK, points.shape[1])]
+    return tuple(
+        np.concatenate([np.asarray(part, float) for part in parts])[:size]
+        for parts in zip(*chunks, strict=True)
+    )
+
+
+@jax.jit
+def _log_joints(problem: Problem, x: jax.Array, points: jax.Array) -> jax.Array:
+    params = problem.constrain(x)
+    return jax.lax.map(
+        lambda u: problem.log_joint_unconstrained(params, u), points, batch_size=SIDE_BY_SIDE
+    )
+
+
+def _terms(problem: Problem, x: jax.Array, u: jax.Array) -> jax.Array:
+    """Terms whose sum is the log-joint, up to a constant; no support moves, nothing is discrete."""
+    params = problem.constrain(x)
+    parts = []
+    if problem.spec.idle is not None:
+        idle = jnp.asarray(problem.spec.idle.value)
+        parts.append(jnp.where(idle, -0.5 * u**2, 0.0))
+        u = jnp.where(idle, 0.0, u)
+    values = problem.unravel(u)
+    latents = {}
+    for site in problem.spec.latents:
+        latents[site.name] = value = site.transform(values[site.name])
+        parts.append(site.transform.log_abs_det_jacobian(values[site.name], value))
+    args, kwargs = problem.arguments
+    log_probs, _ = compute_log_probs(
+        problem.spec.model, args, kwargs, {**params, **latents}, sum_log_prob=False
+    )
+    parts += log_probs.values()
+    return jnp.concatenate([jnp.ravel(jnp.asarray(part, u.dtype)) for part in parts])
+
+
+def _owners_of_terms(
+    problem: Problem, x: jax.Array, center: np.ndarray, labels: np.ndarray
+) -> np.ndarray | None:
+    """The component of every term, G for constants, (E,); None where terms depend on two."""
+    spec = problem.spec
+    if spec.discrete or any(site.support is None for site in spec.latents):
+        return None
+    count = int(labels.max()) + 1
+    rng = np.random.default_rng(0)
+    bits = np.arange(int(count - 1).bit_length())
+    has = (labels >> bits[:, None]) & 1 == 1
+    moved = np.concatenate([has, ~has]) * rng.uniform(1.0, 2.0, len(labels))
+    point = center + 0.1 * rng.uniform(1.0, 2.0, len(labels))
+    dtype = center.dtype
+    slopes = np.asarray(_slopes(problem, x, jnp.asarray(point, dtype), jnp.asarray(moved, dtype)))
+    with_bit, without = np.split(slopes != 0, 2)
+    constant = ~np.any(with_bit | without, axis=0)
+    if not np.all(np.isfinite(slopes)) or not np.all((with_bit ^ without) | constant):
+        return None
+    return np.where(constant, count, np.sum(with_bit << bits[:, None], axis=0))
+
+
+@jax.jit
+def _slopes(problem: Problem, x: jax.Array, u: jax.Array, directions: jax.Array) -> jax.Array:
+    def slope(direction: jax.Array) -> jax.Array:
+        return jax.jvp(lambda u: _terms(problem, x, u), (u,), (direction,))[1]
+
+    return jax.lax.map(slope, directions)
+
+
+@jax.jit(static_argnums=0)
+def _sums(
+    count: int,
+    problem: Problem,
+    x: jax.Array,
+    center: np.ndarray,
+    owner: jax.Array,
+    points: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Terms relative to the center by component, (n, G), and the log-joint, (n,)."""
+    params = problem.constrain(x)
+    start = _terms(problem, x, jnp.asarray(center))
+
+    def at(u: jax.Array) -> tuple[jax.Array, jax.Array]:
+        change = _terms(problem, x, u) - start
+        pieces = jax.ops.segment_sum(change, owner, num_segments=count)
+        return pieces, problem.log_joint_unconstrained(params, u)
+
+    return jax.lax.map(at, points, batch_size=_side_by_side(owner.size))
+
+
+@jax.jit(static_argnums=0)
+def _line_integrals(
+    count: int,
+    problem: Problem,
+    x: jax.Array,
+    center: np.ndarray,
+    labels: jax.Array,
+    nodes: jax.Array,
+    weights: jax.Array,
+    points: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Integrals of the gradient from the center by component, (n, G), and the log-joint, (n,)."""
+    params = problem.constrain(x)
+
+    def density(u: jax.Array) -> jax.Array:
+        return problem.log_joint_unconstrained(params, u)
+
+    def at(point: jax.Array) -> tuple[jax.Array, jax.Array]:
+        path = point - center
+        slopes = jax.vmap(lambda t: jax.grad(density)(center + t * path))(nodes)
+        change = jnp.asarray(weights, path.dtype) @ slopes * path
+        return jax.ops.segment_sum(change, labels, num_segments=count), density(point)
+
+    return jax.lax.map(at, points, batch_size=_side_by_side(8 * labels.size))
+
+
+def _side_by_side(terms: int) -> int:
+    """A power of two, so that it divides `CHUNK`."""
+    return 1 << (max(1, min(SIDE_BY_SIDE, MAX_NUMBERS // max(terms, 1))).bit_length() - 1)
