@@ -74,7 +74,7 @@ def targets(
     if count == 1:
         yield partial(_whole, problem, x, center)
         return
-    owner = _owners_of_terms(problem, x, center, labels)
+    owner = owners(problem, x, center, labels)
     if owner is not None:
         where = jnp.asarray(owner)
         yield partial(pieces, lambda p: _sums(count, problem, x, center, where, p))
@@ -117,7 +117,7 @@ def _log_joints(problem: Problem, x: jax.Array, points: jax.Array) -> jax.Array:
     )
 
 
-def _terms(problem: Problem, x: jax.Array, u: jax.Array) -> jax.Array:
+def terms(problem: Problem, x: jax.Array, u: jax.Array) -> jax.Array:
     """Terms whose sum is the log-joint, up to a constant; no support moves, nothing is discrete."""
     params = problem.constrain(x)
     parts = []
@@ -138,7 +138,7 @@ def _terms(problem: Problem, x: jax.Array, u: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.ravel(jnp.asarray(part, u.dtype)) for part in parts])
 
 
-def _owners_of_terms(
+def owners(
     problem: Problem, x: jax.Array, center: np.ndarray, labels: np.ndarray
 ) -> np.ndarray | None:
     """The component of every term, G for constants, (E,); None where terms depend on two."""
@@ -163,7 +163,7 @@ def _owners_of_terms(
 @jax.jit
 def _slopes(problem: Problem, x: jax.Array, u: jax.Array, directions: jax.Array) -> jax.Array:
     def slope(direction: jax.Array) -> jax.Array:
-        return jax.jvp(lambda u: _terms(problem, x, u), (u,), (direction,))[1]
+        return jax.jvp(lambda u: terms(problem, x, u), (u,), (direction,))[1]
 
     return jax.lax.map(slope, directions)
 
@@ -179,10 +179,10 @@ def _sums(
 ) -> tuple[jax.Array, jax.Array]:
     """Terms relative to the center by component, (n, G), and the log-joint, (n,)."""
     params = problem.constrain(x)
-    start = _terms(problem, x, jnp.asarray(center))
+    start = terms(problem, x, jnp.asarray(center))
 
     def at(u: jax.Array) -> tuple[jax.Array, jax.Array]:
-        change = _terms(problem, x, u) - start
+        change = terms(problem, x, u) - start
         pieces = jax.ops.segment_sum(change, owner, num_segments=count)
         return pieces, problem.log_joint_unconstrained(params, u)
 
