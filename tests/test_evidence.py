@@ -265,3 +265,34 @@ def test_crossed_effects_in_any_order():
     found = importance_sampled(jax.random.key(SEED), problem, x, posterior, num_samples=4000)
     assert found.pareto_khat < 0.5
     assert abs(found.value - module.REFERENCE["log_likelihood"]) < 4 * found.mcse < 0.2
+
+
+def test_curved_posteriors_are_bridged():
+    """A narrow curved ridge gives heavy importance weights; only the density of y is left of it."""
+
+    def ridge(y):
+        mu = numpyro.param("mu", 0.0)
+        a = numpyro.sample("a", dist.Normal(mu, 1.0))
+        numpyro.sample("b", dist.Normal(a**2, 0.1))
+        numpyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+    problem, params = build_problem(jax.random.key(SEED), ridge, (0.5,), {})
+    x, rng = problem.unconstrain(params), np.random.default_rng(SEED)
+    a = rng.standard_normal((4, 500))
+    draws = jnp.asarray(np.stack([a, a**2 + 0.1 * rng.standard_normal(a.shape)], axis=-1))
+    found = importance_sampled(
+        jax.random.key(SEED), problem, x, WeightedDraws.equal(draws), num_samples=4000
+    )
+    assert found.pareto_khat < 0.7
+    assert abs(found.value - stats.norm.logpdf(0.5)) < 4 * found.mcse < 0.5
+
+
+@pytest.mark.slow
+def test_wrong_components_are_noticed(monkeypatch):
+    """Pieces that do not add up are put together again."""
+    case = small_models.GAUSSIAN["crossed"]
+    problem, params = build_problem(jax.random.key(SEED), case.model, case.args, {})
+    x = problem.unconstrain(params)
+    monkeypatch.setattr("ppl_em.evidence.find_components", lambda *_: np.arange(7) // 3)
+    found = importance_sampled(jax.random.key(SEED), problem, x, exact_draws(problem, x, 4), 2000)
+    assert abs(found.value - float(case.log_likelihood(params))) < 4 * found.mcse < 0.2
