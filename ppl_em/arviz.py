@@ -192,6 +192,7 @@ def _uncertainty_dataset(result: EMResult) -> Any:
     variables["covariance"] = (pair, uncertainty.covariance)
     variables["se"] = (["parameter"], np.sqrt(np.diag(uncertainty.covariance)))
     variables["mcse"] = (["parameter"], uncertainty.mcse)
+    variables["se_mcse"] = (["parameter"], uncertainty.se_mcse)
     return xarray.Dataset(
         variables,
         coords=dict.fromkeys(pair, result.labels),

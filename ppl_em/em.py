@@ -17,11 +17,12 @@ from ppl_em import m_step as m_steps
 from ppl_em.e_step import EStep
 from ppl_em.finishing import make_result
 from ppl_em.inspection import build_problem
-from ppl_em.loop import Limits, run_loop
+from ppl_em.loop import run_loop
 from ppl_em.m_step import MStep
 from ppl_em.params import Params
 from ppl_em.result import EMResult
 from ppl_em.stopping import Stopping
+from ppl_em.trail import Limits
 from ppl_em.validation import ModelError, check_choice, check_option_names
 
 logger = logging.getLogger("ppl_em")

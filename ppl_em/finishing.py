@@ -10,24 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em import arviz, evidence
-from ppl_em.e_step import DeterministicEStep, EStep
+from ppl_em.e_step import DeterministicEStep, EStep, StochasticEStep
 from ppl_em.e_step.enumeration import Enumeration
 from ppl_em.identifiability import set_aside
 from ppl_em.information import (
     MAX_SE_NOISE,
     Information,
     constrained_covariance,
-    louis_information,
+    flat_and_jacobian,
     marginal_information,
-    score_moments,
+    relative_error,
 )
 from ppl_em.latents import LatentPosterior
 from ppl_em.likelihood import LogLikelihood
-from ppl_em.loop import Outcome
+from ppl_em.motion import find_motion
 from ppl_em.params import Params
 from ppl_em.posterior import Factorized, Posterior, WeightedDraws
 from ppl_em.problem import Problem
 from ppl_em.result import EMResult
+from ppl_em.scores import find, louis_information, score_moments
+from ppl_em.trail import Outcome
 from ppl_em.uncertainty import Uncertainty
 from ppl_em.updates import expectation
 
@@ -77,17 +79,27 @@ class FittedParts:
             mcse_x = np.full_like(covariance_x, np.nan if self.e_step.stochastic else 0.0)
         mcse = constrained_covariance(self.problem, self.x, jnp.asarray(mcse_x))
         mcse = np.sqrt(np.maximum(np.diag(mcse), 0.0))  # NaN stays
-        return Uncertainty(covariance, mcse, information.method, reason, note)
+        se_mcse = self._se_mcse(information) * np.sqrt(np.diag(covariance))
+        return Uncertainty(covariance, mcse, se_mcse, information.method, reason, note)
+
+    def _se_mcse(self, information: Information) -> np.ndarray:
+        """Relative Monte Carlo errors of the standard errors, (P,)."""
+        jacobian = np.asarray(flat_and_jacobian(self.problem, self.x)[1])
+        if information.replicates is None:
+            return np.full(len(jacobian), np.nan if self.e_step.stochastic else 0.0)
+        variances = np.einsum("pi,rij,pj->rp", jacobian, information.replicates, jacobian)
+        return relative_error(np.maximum(variances, 0.0))
 
     def _information(self) -> Information:
         """From the objective, or from the draws at the end of a run that did not converge."""
         if not isinstance(self.posterior, WeightedDraws):
             e_step = cast(DeterministicEStep, self.e_step)
             return marginal_information(e_step, self.problem, self.x, self.e_state)
-        pieces = jnp.array_split(self.posterior.draws, 10, axis=1)
+        components = find(self.problem, self.x, self.posterior)
+        motion = find_motion(self.problem, self.x, self.posterior)
         moments = [
-            jax.device_get(score_moments(self.problem, self.x, WeightedDraws.equal(piece)))
-            for piece in pieces
+            score_moments(self.problem, WeightedDraws.equal(piece), components, motion)
+            for piece in jnp.array_split(self.posterior.draws, 10, axis=1)
         ]
         return louis_information(self.problem, self.x, moments)
 
@@ -96,19 +108,23 @@ def make_result(rng_key: jax.Array, problem: Problem, e_step: EStep, outcome: Ou
     """End a run: an E-step at the returned parameters, and the log-likelihood there."""
     key_posterior, key_evidence = jax.random.split(rng_key)
     x, state = outcome.x, outcome.e_state
-    posterior, state, info = expectation(e_step, problem, x, state)
-    if isinstance(posterior, WeightedDraws):
-        posterior, state = _more_draws(e_step, problem, x, state)
+    if e_step.stochastic:
+        sampler, state = cast(StochasticEStep, e_step).fresh(state)
+        posterior, state = _more_draws(sampler, problem, x, state)
         log_likelihood = evidence.importance_sampled(
             key_evidence, problem, x, posterior, EVIDENCE_SAMPLES
         )
-    elif isinstance(posterior, Factorized):
-        log_likelihood = evidence.lower_bound(key_evidence, problem, x, posterior, EVIDENCE_SAMPLES)
     else:
-        value = float(info.objective)
-        if isinstance(e_step, Enumeration) and state:
-            value = _in_full(e_step, problem, x, value)
-        log_likelihood = LogLikelihood(value, e_step.kind)
+        posterior, state, info = expectation(e_step, problem, x, state)
+        if isinstance(posterior, Factorized):
+            log_likelihood = evidence.lower_bound(
+                key_evidence, problem, x, posterior, EVIDENCE_SAMPLES
+            )
+        else:
+            value = float(info.objective)
+            if isinstance(e_step, Enumeration) and state:
+                value = _in_full(e_step, problem, x, value)
+            log_likelihood = LogLikelihood(value, e_step.kind)
     params = problem.constrain(x)
     last = outcome.polish
     return EMResult(
@@ -168,7 +184,7 @@ def _more_draws(
 
 def _flag(e_step: EStep) -> str:
     exact = dict.fromkeys(("Enumeration", "Continuous", "Conditional"), "exact")
-    names = {**exact, "MeanField": "mean_field"}
+    names = {**exact, "MeanField": "mean_field", "SAEM": "nuts"}
     return names.get(type(e_step).__name__, type(e_step).__name__.lower())
 
 
@@ -178,7 +194,7 @@ def _history(
     history: dict[str, np.ndarray] = {}
     names = list(dict.fromkeys(name for row in rows for name in row if name != "params"))
     for name in names:
-        missing = "" if name == "phase" else np.nan
+        missing = "" if name in ("phase", "verdict") else np.nan
         history[name] = np.array([row.get(name, missing) for row in rows])
     if e_step.stochastic and rows:
         history["objective"] = history["objective"] + final.value - history["objective"][-1]

@@ -1,18 +1,15 @@
 """Observed information and the covariance of the parameters."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from ppl_em import optimize
 from ppl_em.e_step import DeterministicEStep
 from ppl_em.params import flat_labels
-from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import Problem
 
 MAX_HESSIAN = 2e7
@@ -36,8 +33,9 @@ class Information:
         How they were computed.
     score_error
         Monte Carlo covariance of the score, shape (p, p); zero if deterministic.
-    se_noise
-        Largest relative Monte Carlo error of a standard error; zero if deterministic.
+    replicates
+        Estimates of the covariance from parts of the draws, (R, p, p), each without one of R
+        parts; None if deterministic.
     problem_text
         Empty if the matrix is positive definite; else which direction is not, and what to do.
     held
@@ -51,7 +49,7 @@ class Information:
     method: str
     score_error: np.ndarray
     problem_text: str
-    se_noise: float = 0.0
+    replicates: np.ndarray | None = None
     held: np.ndarray | None = None
     flat: np.ndarray | None = None
 
@@ -74,6 +72,19 @@ class Information:
         result = np.zeros_like(self.matrix)
         result[free] = np.linalg.inv(self.matrix[free])
         return result
+
+    @property
+    def se_noise(self) -> float:
+        """Largest relative Monte Carlo error of a standard error; zero if deterministic.
+
+        By the jackknife: Efron & Tibshirani (1993), An Introduction to the Bootstrap, chapter 11.
+        """
+        if self.replicates is None:
+            return 0.0
+        variances = np.diagonal(self.replicates, axis1=1, axis2=2)
+        if len(variances) < 2 or not np.min(variances) > 0:
+            return np.inf
+        return float(np.max(relative_error(variances)))
 
     @property
     def newton_step(self) -> np.ndarray:
@@ -143,89 +154,17 @@ def marginal_information(
     method = "Hessian of the exact log-likelihood"
     if e_step.kind != "exact":
         method = f"Hessian of the {e_step.kind.replace('_', ' ')}"
-    return _checked(problem, x, gradient, -hessian, method, np.zeros_like(hessian))
+    return checked(problem, x, gradient, -hessian, method, np.zeros_like(hessian))
 
 
-class ScoreMoments(NamedTuple):
-    """Moments over the draws of one Monte Carlo E-step.
-
-    `scores` (chain, p) are each chain's mean complete-data scores, `outer` (p, p) the mean outer
-    product, `hessian` (p, p) the mean complete-data Hessian.
-    """
-
-    scores: jax.Array
-    outer: jax.Array
-    hessian: jax.Array
-
-
-@jax.jit
-def score_moments(problem: Problem, x: jax.Array, posterior: WeightedDraws) -> ScoreMoments:
-    """Complete-data scores and Hessian at `x` (p,) over draws of the latents."""
-
-    def log_joint(x: jax.Array, u: jax.Array) -> jax.Array:
-        return problem.log_joint_unconstrained(problem.constrain(x), u)
-
-    by_draw = jax.vmap(jax.vmap(jax.grad(log_joint), (None, 0)), (None, 0))
-    scores = by_draw(x, posterior.draws)
-    flat = scores.reshape(-1, x.size)
-
-    def q_function(x: jax.Array) -> jax.Array:
-        return posterior.expected_log_joint(problem, problem.constrain(x))
-
-    mean_hessian = optimize.hessian(jax.grad(q_function), x)
-    return ScoreMoments(jnp.mean(scores, axis=1), flat.T @ flat / len(flat), mean_hessian)
-
-
-def louis_information(
-    problem: Problem, x: jax.Array, moments: Sequence[ScoreMoments]
-) -> Information:
-    """Complete minus missing information from accumulated moments.
-
-    Parameters
-    ----------
-    problem, x
-        Where the draws were taken, x of shape (p,).
-    moments
-        One entry per E-step, all at `x`.
-
-    References
-    ----------
-    Louis (1982), Finding the observed information matrix when using the EM algorithm, JRSS B 44.
-    """
-    batches = np.concatenate([step.scores for step in moments])
-    score = batches.mean(axis=0)
-    error = np.atleast_2d(np.cov(batches.T)) / len(batches)
-    information = _checked(problem, x, score, _louis_matrix(moments), "Louis's identity", error)
-    return replace(information, se_noise=_jackknife(moments))
-
-
-def _louis_matrix(moments: Sequence[ScoreMoments]) -> np.ndarray:
-    """Complete minus missing information, (p, p)."""
-    score = np.concatenate([step.scores for step in moments]).mean(axis=0)
-    missing = np.mean([step.outer for step in moments], axis=0) - np.outer(score, score)
-    return -np.mean([step.hessian for step in moments], axis=0) - missing
-
-
-def _jackknife(moments: Sequence[ScoreMoments], num_groups: int = 10) -> float:
-    """Largest relative error of a standard error, by leaving out groups of E-steps.
-
-    References
-    ----------
-    Efron & Tibshirani (1993), An Introduction to the Bootstrap, chapter 11.
-    """
-    rest = [
-        [step for i, step in enumerate(moments) if i * num_groups // len(moments) != group]
-        for group in range(min(num_groups, len(moments)))
-    ]
-    variances = [np.diag(np.linalg.pinv(_louis_matrix(steps))) for steps in rest if steps]
-    if len(variances) < 2 or np.min(variances) <= 0:
-        return np.inf
+def relative_error(variances: np.ndarray) -> np.ndarray:
+    """Jackknife error of standard errors relative to them, (P,), from their squares (R, P)."""
     errors = np.sqrt(variances)
     spread = np.sqrt((len(errors) - 1) * np.var(errors, axis=0))
-    return float(np.max(spread / errors.mean(axis=0)))
+    return spread / np.maximum(errors.mean(axis=0), np.finfo(float).tiny)
 
 
-def _checked(
+def checked(
     problem: Problem,
     x: jax.Array,
     gradient: np.ndarray,
@@ -233,6 +172,7 @@ def _checked(
     method: str,
     error: np.ndarray,
 ) -> Information:
+    """Symmetrise `matrix` (p, p) and say whether it can be inverted."""
     matrix = (matrix + matrix.T) / 2
     return Information(gradient, matrix, method, error, trouble(problem, x, matrix))
 

@@ -7,6 +7,7 @@ EM is. Convergence is only ever declared here, on draws that no M-step has seen.
 
 import time
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import jax
@@ -14,20 +15,43 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
-from ppl_em.e_step import EStep
-from ppl_em.information import (
-    MAX_SE_NOISE,
-    Information,
+from ppl_em.e_step.base import StochasticEStep
+from ppl_em.health import Health, examine
+from ppl_em.information import MAX_SE_NOISE, Information
+from ppl_em.motion import find_motion
+from ppl_em.problem import Problem
+from ppl_em.scores import (
+    Components,
     ScoreMoments,
+    curvature_of_score,
+    find,
     louis_information,
     score_moments,
 )
-from ppl_em.problem import Problem
 from ppl_em.stopping import Stopping
 from ppl_em.updates import expectation
 
 SE_NOISE = 0.04
 """Relative Monte Carlo error that standard errors may have, unless `mcse_fraction` is larger."""
+
+FIRST_LOOK = 10
+"""E-steps until the score is looked at."""
+
+MAX_KEPT = 20_000_000
+"""Numbers in the draws kept for reweighting, at most."""
+
+EVEN = 10.0
+"""Largest weight, in units of the mean, up to which reweighted draws are used."""
+
+
+class Verdict(Enum):
+    """What a round found."""
+
+    CONFIRMED = "the score is zero within its error"
+    MOVED = "a Newton step was needed"
+    NOISY = "the draws are spent"
+    SINGULAR = "the information is not positive definite"
+    SICK = "the chains are not to be believed"
 
 
 @dataclass(frozen=True)
@@ -35,70 +59,148 @@ class Polish:
     """The outcome of one round.
 
     `x` (p,) are the parameters after the Newton step, `information` belongs to where the draws
-    were taken, `mcse_x` (p, p) is the Monte Carlo covariance of `x`, `precise` says whether the
-    Monte Carlo error is small enough, `confirmed` whether moreover the score is zero within it.
+    were taken, `mcse_x` (p, p) is the Monte Carlo covariance of `x`, `state` the fresh sampler's.
     """
 
     x: jax.Array
     information: Information
     mcse_x: np.ndarray
-    precise: bool
-    confirmed: bool
+    verdict: Verdict
+    health: Health
+    components: Components
     state: Any
 
 
+class _Round:
+    """Draws at one value of the parameters, and their moments."""
+
+    def __init__(
+        self,
+        sampler: StochasticEStep,
+        problem: Problem,
+        x: jax.Array,
+        state: Any,
+        components: Components | None,
+    ) -> None:
+        self.sampler, self.problem, self.x = sampler, problem, x
+        self.rows: list[ScoreMoments] = []
+        self.stats: list[dict[str, np.ndarray]] = []
+        self.kept: list[np.ndarray] = []
+        # The chains come from other parameters: what they do first does not count.
+        posterior, self.state, self.info = expectation(sampler, problem, x, state)
+        self.components = components or find(problem, x, posterior)
+        self.motion = find_motion(problem, x, posterior)
+
+    def extend(self, target: int, bar: tqdm, deadline: float) -> None:
+        """E-steps until there are `target`."""
+        while len(self.rows) < target:
+            if len(self.rows) >= FIRST_LOOK and time.monotonic() > deadline:
+                return
+            posterior, self.state, info = expectation(
+                self.sampler, self.problem, self.x, self.state
+            )
+            self.rows.append(score_moments(self.problem, posterior, self.components, self.motion))
+            self.stats.append(jax.device_get(posterior.stats))
+            if len(self.kept) < FIRST_LOOK and posterior.draws.size * FIRST_LOOK < MAX_KEPT:
+                self.kept.append(np.asarray(posterior.draws))
+            self.size = posterior.weights.size
+            bar.set_postfix_str(f"confirming on {self.draws} draws, {self.sampler.describe(info)}")
+            bar.update(0)
+
+    @property
+    def draws(self) -> int:
+        """How many there are."""
+        return len(self.rows) * self.size
+
+    def information(self) -> Information:
+        """Score and information there."""
+        return louis_information(self.problem, self.x, self.rows)
+
+    def health(self) -> Health:
+        """How the chains do."""
+        scores = np.concatenate([row.scores for row in self.rows], axis=1)
+        return examine(self.stats, scores)
+
+    def newton_step(self, information: Information) -> np.ndarray:
+        """The step to the maximum, (p,), corrected for curvature that Newton's does not see."""
+        step = information.newton_step
+        length = np.sqrt(step @ information.matrix @ step)
+        if length > 1 or not self.kept:
+            return step * min(1.0, 3.0 / max(length, 1e-300))
+        draws = jnp.asarray(np.concatenate(self.kept).reshape(-1, self.kept[0].shape[-1]))
+        for _ in range(2):
+            beyond, largest = curvature_of_score(
+                self.problem, self.motion, jnp.asarray(step, self.x.dtype), draws
+            )
+            if not (np.all(np.isfinite(beyond)) and largest < EVEN):
+                break
+            step = np.linalg.solve(information.matrix, information.gradient + np.asarray(beyond))
+        return step
+
+
 def polish(
-    e_step: EStep,
+    sampler: StochasticEStep,
     problem: Problem,
     x: jax.Array,
     state: Any,
+    components: Components | None,
     stopping: Stopping,
     deadline: float,
     bar: tqdm,
 ) -> Polish:
     """Draw at `x` until the Newton step is precise, take it, and test whether it was needed.
 
-    The number of draws doubles until every parameter's Monte Carlo error is below
-    `stopping.mcse_fraction` of its standard error, and, unless the step is needed anyway, standard
-    errors are within `SE_NOISE` or the draws are spent.
+    A step that is clearly needed is taken at once. Else the number of draws doubles until every
+    parameter's Monte Carlo error is below `stopping.mcse_fraction` of its standard error, standard
+    errors are within `SE_NOISE`, and the chains agree, or the draws are spent.
     """
-    rows: list[ScoreMoments] = []
-    target, num_draws = 10, 0
+    here = _Round(sampler, problem, x, state, components)
+    target = FIRST_LOOK
     while True:
-        while len(rows) < target:
-            posterior, state, info = expectation(e_step, problem, x, state)
-            rows.append(jax.device_get(score_moments(problem, x, posterior)))
-            num_draws += posterior.weights.size
-            bar.set_postfix_str(f"confirming on {num_draws} draws, {e_step.describe(info)}")
-            bar.update(0)
-        information = louis_information(problem, x, rows)
-        precise = information.usable and _precise(information, stopping)
-        near = precise and information.gap <= _allowed(information, stopping)
-        spent = num_draws >= stopping.max_draws or time.monotonic() > deadline
-        if spent or (not information.usable and len(rows) >= 40):
-            break
-        if precise and not (near and information.se_noise > _allowed_se_noise(stopping)):
+        here.extend(target, bar, deadline)
+        information = here.information()
+        verdict = _judge(here, information, stopping)
+        spent = here.draws >= stopping.max_draws or time.monotonic() > deadline
+        if verdict is not None or spent or (not information.usable and target >= 4 * FIRST_LOOK):
             break
         target *= 2
+    health = here.health()
     if not information.usable:
-        return Polish(x, information, np.full_like(information.matrix, np.nan), False, False, state)
-    step = information.newton_step
-    length = np.sqrt(step @ information.matrix @ step)
-    step = step * min(1.0, 3.0 / max(length, 1e-300))
-    x = x + jnp.asarray(step, x.dtype)
-    return Polish(x, information, information.newton_error, precise, near, state)
+        error, new_x, verdict = np.full_like(information.matrix, np.nan), x, Verdict.SINGULAR
+    else:
+        error = information.newton_error
+        new_x = x + jnp.asarray(here.newton_step(information), x.dtype)
+        verdict = verdict or Verdict.NOISY
+    if verdict in (Verdict.CONFIRMED, Verdict.NOISY) and not (health.sound and health.mixed):
+        verdict = Verdict.SICK
+    return Polish(new_x, information, error, verdict, health, here.components, here.state)
 
 
-def _precise(information: Information, stopping: Stopping) -> bool:
+def _judge(here: _Round, information: Information, stopping: Stopping) -> Verdict | None:
+    """What the draws so far say; None if more are needed.
+
+    Noise alone makes a promised gain of `gap_noise` on average. At the first look a step that
+    promises twice that is cheap to take; later it must be four times.
+    """
+    if not information.usable:
+        return None
+    noise = 2 if len(here.rows) == FIRST_LOOK else 4
+    if information.gap > stopping.gap_for(True) + noise * information.gap_noise:
+        return Verdict.MOVED
+    if max(_excess(information, stopping)) > 1:
+        return None
+    return Verdict.CONFIRMED if here.health().mixed else None
+
+
+def _excess(information: Information, stopping: Stopping) -> tuple[float, float]:
+    """Monte Carlo errors of estimates and of standard errors in units of what is allowed."""
     error = np.sqrt(np.diag(information.newton_error))
     se = np.sqrt(np.diag(information.covariance))
-    return bool(np.all(error <= stopping.mcse_fraction * se))
+    allowed = float(np.clip(stopping.mcse_fraction, SE_NOISE, MAX_SE_NOISE))
+    of_estimates = float(np.max(error / se)) / stopping.mcse_fraction
+    return of_estimates, information.se_noise / allowed
 
 
-def _allowed(information: Information, stopping: Stopping) -> float:
-    """Promised gain up to which a score counts as zero: the tolerance, and what noise makes."""
-    return stopping.gap_for(True) + 4 * information.gap_noise
-
-
-def _allowed_se_noise(stopping: Stopping) -> float:
-    return float(np.clip(stopping.mcse_fraction, SE_NOISE, MAX_SE_NOISE))
+def draws_needed(found: Polish, stopping: Stopping) -> float:
+    """About how many draws would have been enough: errors fall with the root of their number."""
+    return found.health.draws * max(1.0, *_excess(found.information, stopping)) ** 2

@@ -110,7 +110,8 @@ class EMResult:
         """A row per scalar parameter: estimate, se, lower, upper (Wald), mcse.
 
         The interval is estimate plus and minus a normal quantile times the total error
-        sqrt(se^2 + mcse^2).
+        sqrt(se^2 + mcse^2). After a Monte Carlo E-step two more columns show that `total` and
+        `se_mcse`, the Monte Carlo error of se.
         """
         import pandas
         from scipy.stats import norm
@@ -118,17 +119,18 @@ class EMResult:
         estimate = np.asarray(ravel_pytree(self.params)[0])
         se = np.sqrt(np.diag(self.covariance().values))
         mcse = self.uncertainty.mcse
-        half = norm.ppf(0.5 + level / 2) * np.hypot(se, mcse)
-        return pandas.DataFrame(
-            {
-                "estimate": estimate,
-                "se": se,
-                "lower": estimate - half,
-                "upper": estimate + half,
-                "mcse": mcse,
-            },
-            index=pandas.Index(self.labels, name="parameter"),
-        )
+        total = np.hypot(se, mcse)
+        half = norm.ppf(0.5 + level / 2) * total
+        columns = {
+            "estimate": estimate,
+            "se": se,
+            "lower": estimate - half,
+            "upper": estimate + half,
+            "mcse": mcse,
+        }
+        if np.any(mcse != 0):
+            columns |= {"total": total, "se_mcse": self.uncertainty.se_mcse}
+        return pandas.DataFrame(columns, index=pandas.Index(self.labels, name="parameter"))
 
     def to_datatree(self) -> "xarray.DataTree":
         """Everything as an ArviZ-ready DataTree.

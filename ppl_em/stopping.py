@@ -36,6 +36,11 @@ class Status(Enum):
         "Not converged: Monte Carlo noise hides whether the maximum is reached. Allow more draws "
         "(`Stopping(max_draws=...)`) or a larger error (`Stopping(mcse_fraction=...)`)."
     )
+    UNHEALTHY = (
+        "Not converged: the chains of the E-step are not to be believed (divergences, low energy, "
+        "or chains that disagree), which the log details. Reparameterise the latents, or raise "
+        "`NUTS(target_accept_prob=...)`."
+    )
     SINGULAR = (
         "Stopped: the likelihood is flat, or not concave, in some direction, which "
         "`standard_errors()` names. A parameter is at a boundary or not identified: fix it with "
@@ -146,6 +151,14 @@ def is_stationary(objective: float, promised: float, dtype: np.dtype) -> bool:
 def has_decreased(step: Step, dtype: np.dtype) -> bool:
     """Deterministic E-steps: did the objective fall by more than rounding?"""
     return step.change < -100 * rounding(step.objective, dtype)
+
+
+def verdict(step: Step, dtype: np.dtype) -> str:
+    """`up`, `within noise` or `down`: a step's gain against twice its error, or rounding."""
+    noise = max(2 * step.error, rounding(step.objective, dtype))
+    if abs(step.change) <= noise:
+        return "within noise"
+    return "up" if step.change > 0 else "down"
 
 
 def has_settled(steps: Sequence[Step]) -> bool:

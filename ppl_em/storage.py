@@ -61,6 +61,7 @@ class StoredParts:
         return Uncertainty(
             group["covariance"].values,
             group["mcse"].values,
+            group["se_mcse"].values,
             group.attrs["method"],
             group.attrs["reason"],
             group.attrs.get("note", ""),

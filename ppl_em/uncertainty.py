@@ -14,7 +14,9 @@ class Uncertainty:
     covariance
         Statistical covariance, (P, P); zeros for fixed parameters, NaN if not available.
     mcse
-        Monte Carlo standard errors, (P,).
+        Monte Carlo standard errors of the estimates, (P,).
+    se_mcse
+        Monte Carlo standard errors of their standard errors, (P,).
     method
         How the covariance was computed.
     reason
@@ -26,6 +28,7 @@ class Uncertainty:
 
     covariance: np.ndarray
     mcse: np.ndarray
+    se_mcse: np.ndarray
     method: str
     reason: str
     note: str = ""

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ppl_em.e_step import EStep
 from ppl_em.growth import grow, simplex_sites
@@ -66,14 +65,21 @@ def maximization(
             posterior.log_joints(problem, problem.constrain(point))
             for point in (x_before, x, new_x)
         )
-        forward, backward = _mean_and_error(after - here), _mean_and_error(here - before)
+        forward = _mean_and_error(after - here, posterior.weights)
+        backward = _mean_and_error(here - before, posterior.weights)
     return Maximized(new_x, state, info, forward, backward)
 
 
-def _mean_and_error(values: jax.Array) -> jax.Array:
-    """Mean of `values` (chain, draw) and its standard error by batch means, shape (2,)."""
+def _mean_and_error(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """Weighted mean of `values` (chain, draw), standard error by batch means; shape (2,)."""
     chains, draws = values.shape
-    batches = max(2, min(5, draws // 5))
+    batches = min(max(2, min(5, draws // 5)), draws)
     length = draws // batches
-    means = values[:, : batches * length].reshape(chains * batches, length).mean(axis=1)
-    return jnp.stack([jnp.mean(values), jnp.std(means, ddof=1) / np.sqrt(chains * batches)])
+    mean = jnp.sum(weights * values)
+
+    def by_batch(terms: jax.Array) -> jax.Array:
+        return terms[:, : batches * length].reshape(chains * batches, length).sum(axis=1)
+
+    count = chains * batches
+    error = jnp.sqrt(jnp.sum(by_batch(weights * (values - mean)) ** 2) * count / (count - 1))
+    return jnp.stack([mean, error])

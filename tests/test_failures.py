@@ -7,6 +7,7 @@ import pytest
 from test_errors import Y, groups
 
 import ppl_em.loop
+import ppl_em.monte_carlo
 from ppl_em import EM, ModelError, Status, Stopping
 
 SLOW = Stopping(gap=0.0)
@@ -21,7 +22,8 @@ def interfere(monkeypatch, count, change):
         out = original(*args)
         return change(out) if len(calls) == count else out
 
-    monkeypatch.setattr(ppl_em.loop, "maximization", maximization)
+    for module in (ppl_em.loop, ppl_em.monte_carlo):
+        monkeypatch.setattr(module, "maximization", maximization)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from conftest import SEED
 from small_models import POSITIVE
 
 import ppl_em.loop
+import ppl_em.monte_carlo
 from ppl_em import EM, Stopping
 from ppl_em.e_step import NUTS, Exact, MeanField
 from ppl_em.inspection import build_problem
@@ -53,7 +54,7 @@ def models():
 @pytest.fixture
 def never_settled(monkeypatch):
     """Monte Carlo runs go on as long as `max_steps` lets them."""
-    monkeypatch.setattr(ppl_em.loop, "has_settled", lambda steps: False)
+    monkeypatch.setattr(ppl_em.monte_carlo, "has_settled", lambda steps: False)
 
 
 @pytest.mark.usefixtures("never_settled")
@@ -67,7 +68,8 @@ def test_traces_do_not_grow_with_steps(name, models, monkeypatch):
         counts.append(model.calls)
         return out
 
-    monkeypatch.setattr(ppl_em.loop, "maximization", counted)
+    for module in (ppl_em.loop, ppl_em.monte_carlo):
+        monkeypatch.setattr(module, "maximization", counted)
     compiled = original._cache_size()
     long = run(model, name)
     assert long.num_steps == 50 and len(counts) == 51

@@ -1,7 +1,7 @@
 """E-steps: one file per method, one flag each. `EM(model, e_step=...)` takes either."""
 
 from ppl_em.e_step.auto import Auto
-from ppl_em.e_step.base import DeterministicEStep, EStep
+from ppl_em.e_step.base import DeterministicEStep, EStep, StochasticEStep
 from ppl_em.e_step.exact import Exact
 from ppl_em.e_step.mean_field import MeanField
 from ppl_em.e_step.nuts import NUTS
@@ -32,5 +32,6 @@ __all__ = [
     "EStep",
     "Exact",
     "MeanField",
+    "StochasticEStep",
     "from_flag",
 ]

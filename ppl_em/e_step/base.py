@@ -58,6 +58,27 @@ class DeterministicEStep(EStep, Protocol):
         ...
 
 
+class StochasticEStep(EStep, Protocol):
+    """An E-step by draws."""
+
+    @property
+    def num_samples(self) -> int:
+        """Draws that each chain makes in a step."""
+        ...
+
+    def fresh(self, state: Any) -> tuple["StochasticEStep", Any]:
+        """A sampler of equally weighted draws at one value of the parameters, tuning held."""
+        ...
+
+    def resume(self, state: Any) -> Any:
+        """The state of this E-step from that of its fresh sampler, when the parameters move on."""
+        ...
+
+    def calm(self, state: Any) -> Any:
+        """The state of a fresh sampler, tuned to take smaller steps: for divergences."""
+        ...
+
+
 class ExactInfo(NamedTuple):
     """What an exact E-step reports: `objective`, the log-likelihood."""
 

@@ -1,0 +1,138 @@
+"""The loop of Monte Carlo EM: moving, then Newton steps on fresh draws until one is confirmed."""
+
+import logging
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm.auto import tqdm
+
+from ppl_em.e_step import StochasticEStep
+from ppl_em.health import complaint
+from ppl_em.m_step import MStep
+from ppl_em.polish import Polish, Verdict, draws_needed, polish
+from ppl_em.problem import Problem
+from ppl_em.stopping import Status, Step, has_settled
+from ppl_em.trail import Limits, Trail
+from ppl_em.updates import expectation, maximization
+
+logger = logging.getLogger("ppl_em")
+
+MAX_POLISHES = 12
+"""Rounds of the last phase before the run is called noise-limited."""
+
+MAX_CALMED = 3
+"""Rounds after which a sampler that diverges is not given smaller steps any more."""
+
+
+def monte_carlo(
+    problem: Problem,
+    e_step: StochasticEStep,
+    m_step: MStep,
+    trail: Trail,
+    limits: Limits,
+    bar: tqdm,
+) -> tuple[Status, Polish | None, float]:
+    """EM steps until noise hides their gains, then rounds of `polish`; and again if need be.
+
+    Returns the status, the last round, and the seconds of the first step.
+    """
+    x, e_state, m_state = trail.x, trail.e_state, m_step.init(trail.x)
+    before, forward, m_info, compile_seconds = x, np.zeros(2), None, 0.0
+    last: Polish | None = None
+    moving = 0
+    for count in range(limits.max_steps + 1):
+        start = time.monotonic()
+        posterior, e_state, e_info = expectation(e_step, problem, x, e_state)
+        out = maximization(m_step, problem, x, before, posterior, m_state)
+        out = jax.block_until_ready(out)
+        seconds = time.monotonic() - start
+        compile_seconds += seconds if count == 0 else 0.0
+        if not np.all(np.isfinite(out.backward)):
+            return Status.NON_FINITE, last, compile_seconds
+        if m_info is not None:
+            change, error = _path_gain(forward, out.backward)
+            length = float(jnp.linalg.norm(x - before))
+            step = Step(trail.objective + change, change, error, length)
+            trail.record(step, x, "moving", seconds, e_info, m_info)
+            moving += 1
+            bar.update(1)
+            bar.set_postfix_str(f"gain {change:.1e} ± {error:.0e}, {e_step.describe(e_info)}")
+        trail.x, trail.e_state = x, e_state
+        if not bool(jnp.all(jnp.isfinite(out.x))):
+            return Status.NON_FINITE, last, compile_seconds
+        if time.monotonic() > limits.deadline:
+            return Status.MAX_SECONDS, last, compile_seconds
+        before, x, m_state = x, out.x, out.state
+        forward, m_info = np.asarray(out.forward), out.info
+        if has_settled(trail.steps[len(trail.steps) - moving :]):
+            last, ended = _confirm(problem, e_step, x, e_state, trail, limits, bar, last)
+            if ended is not None:
+                return ended, last, compile_seconds
+            x, e_state = last.x, e_step.resume(last.state)
+            moving, m_info = 0, None
+    return Status.MAX_STEPS, last, compile_seconds
+
+
+def _confirm(
+    problem: Problem,
+    e_step: StochasticEStep,
+    x: jax.Array,
+    e_state: Any,
+    trail: Trail,
+    limits: Limits,
+    bar: tqdm,
+    last: Polish | None,
+) -> tuple[Polish, Status | None]:
+    """Newton steps on fresh draws until one is confirmed; no status if EM has to go on."""
+    sampler, state = e_step.fresh(e_state)
+    components = last.components if last is not None else None
+    for count in range(MAX_POLISHES):
+        start = time.monotonic()
+        found = polish(
+            sampler, problem, x, state, components, limits.stopping, limits.deadline, bar
+        )
+        x, state, components = found.x, found.state, found.components
+        trail.rounds += 1
+        if found.verdict is Verdict.SINGULAR:
+            return found, Status.SINGULAR if trail.rounds >= MAX_POLISHES else None
+        trail.record(
+            _polish_step(trail, found), x, "polish", time.monotonic() - start, found.health
+        )
+        trail.x, trail.e_state = x, e_step.resume(state)
+        bar.update(1)
+        if found.verdict is Verdict.CONFIRMED:
+            return found, Status.CONVERGED
+        if time.monotonic() > limits.deadline:
+            return found, Status.MAX_SECONDS
+        if found.verdict is Verdict.NOISY:
+            logger.warning(
+                "About %.2g draws would be needed, of which %.2g were allowed.",
+                draws_needed(found, limits.stopping),
+                limits.stopping.max_draws,
+            )
+            return found, Status.NOISE_LIMITED
+        if found.verdict is Verdict.SICK:
+            if count >= MAX_CALMED:
+                logger.warning("%s", complaint(found.health, problem))
+                return found, Status.UNHEALTHY
+            state = sampler.calm(state)
+    return found, Status.NOISE_LIMITED
+
+
+def _path_gain(forward: np.ndarray, backward: jax.Array) -> tuple[float, float]:
+    """Gain in log-likelihood from one point to the next, and its Monte Carlo error.
+
+    The mean difference of log-joints is a lower bound on the gain under the draws at the old
+    point and an upper bound under those at the new one; their average errs in the third order.
+    """
+    value = 0.5 * (forward[0] + float(backward[0]))
+    return float(value), float(0.5 * np.hypot(forward[1], float(backward[1])))
+
+
+def _polish_step(trail: Trail, last: Polish) -> Step:
+    gain, noise = last.information.gap, last.information.gap_noise
+    length = float(np.linalg.norm(np.asarray(last.x) - np.asarray(trail.x)))
+    return Step(trail.objective + gain - noise, gain - noise, noise, length)

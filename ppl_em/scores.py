@@ -1,0 +1,186 @@
+"""Score and information of the log-likelihood from draws of the latents.
+
+Latents often fall into components that are independent given the data. The missing information is
+then the sum over components of the variance of their scores. That leaves out the covariances
+between them, which are zero but for noise: with G components, estimates need G times fewer draws.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl_em import optimize
+from ppl_em.contributions import owners, terms
+from ppl_em.information import Information, checked
+from ppl_em.motion import Motion, log_joint
+from ppl_em.posterior import WeightedDraws
+from ppl_em.problem import Problem
+from ppl_em.structure import find_components
+
+MAX_PARAMS = 64
+"""With more parameters scores are not computed by component: each costs a pass of the model."""
+
+MAX_NUMBERS = 4_000_000
+"""Scores of terms held at once, at most."""
+
+NUM_BATCHES = 10
+"""Batches of each chain, for errors of means; and parts of the draws in the jackknife."""
+
+
+class Components(NamedTuple):
+    """The component of every term of the log-joint, (E,), and their number; None for one."""
+
+    owner: jax.Array | None
+    number: int
+
+
+class ScoreMoments(NamedTuple):
+    """Moments over the draws of one Monte Carlo E-step.
+
+    `scores` (chain, draw, p) are complete-data scores, `means` (G, p) their means by component,
+    `outer` (p, p) the sum over components of mean outer products, `hessian` (p, p) the mean
+    complete-data Hessian.
+    """
+
+    scores: jax.Array
+    means: jax.Array
+    outer: jax.Array
+    hessian: jax.Array
+
+
+def find(problem: Problem, x: jax.Array, posterior: WeightedDraws) -> Components:
+    """Components of the latents and the terms of the log-joint that belong to each."""
+    if x.size > MAX_PARAMS:
+        return Components(None, 1)
+    points = np.asarray(posterior.draws[:, -1])
+    labels = find_components(problem, x, points[:3], jax.random.key(0))
+    owner = owners(problem, x, points[0], labels) if labels.max() > 0 else None
+    if owner is None:
+        return Components(None, 1)
+    return Components(jnp.asarray(owner), int(labels.max()) + 1)
+
+
+def score_moments(
+    problem: Problem, posterior: WeightedDraws, components: Components, motion: Motion
+) -> ScoreMoments:
+    """Complete-data scores and Hessian over equally weighted draws at `motion.start`."""
+    return jax.device_get(_moments(components.number, problem, posterior, components.owner, motion))
+
+
+@partial(jax.jit, static_argnums=0)
+def _moments(
+    number: int,
+    problem: Problem,
+    posterior: WeightedDraws,
+    owner: jax.Array | None,
+    motion: Motion,
+) -> ScoreMoments:
+    x = motion.start
+
+    def by_component(u: jax.Array) -> jax.Array:
+        if owner is None:
+            return jax.grad(log_joint, argnums=2)(problem, motion, x, u)[None]
+
+        def pieces(x: jax.Array) -> jax.Array:  # terms of no component are the last
+            moved, log_scale = motion.at(x, u)
+            sums = jax.ops.segment_sum(terms(problem, x, moved), owner, num_segments=number + 1)
+            return sums.at[-1].add(jnp.sum(log_scale))
+
+        return jax.jacfwd(pieces)(x)
+
+    def add(sums: tuple, draws: jax.Array) -> tuple:
+        scores = jax.vmap(by_component)(draws)
+        outer = jnp.einsum("ngi,ngj->ij", scores, scores)
+        return (sums[0] + scores.sum(axis=0), sums[1] + outer), scores.sum(axis=1)
+
+    def q_function(x: jax.Array) -> jax.Array:
+        return jnp.mean(jax.vmap(lambda u: log_joint(problem, motion, x, u))(flat))
+
+    chains, length, size = posterior.draws.shape
+    flat = posterior.draws.reshape(-1, size)
+    total = chains * length
+    at_once = MAX_NUMBERS // ((1 if owner is None else owner.size) * (x.size + 1))
+    side = max(d for d in range(1, total + 1) if total % d == 0 and d <= max(at_once, 1))
+    rows = 1 if owner is None else number + 1
+    zeros = (jnp.zeros((rows, x.size), x.dtype), jnp.zeros((x.size, x.size), x.dtype))
+    scores: jax.Array
+    (means, outer), scores = jax.lax.scan(add, zeros, flat.reshape(-1, side, size))
+    hessian = optimize.hessian(jax.grad(q_function), x)
+    return ScoreMoments(scores.reshape(chains, length, -1), means / total, outer / total, hessian)
+
+
+def louis_information(
+    problem: Problem, x: jax.Array, moments: Sequence[ScoreMoments]
+) -> Information:
+    """Complete minus missing information from accumulated moments.
+
+    Parameters
+    ----------
+    problem, x
+        Where the draws were taken, x of shape (p,).
+    moments
+        One entry per E-step, all at `x`, in the order of the chains.
+
+    References
+    ----------
+    Louis (1982), Finding the observed information matrix when using the EM algorithm, JRSS B 44.
+    """
+    scores = np.concatenate([step.scores for step in moments], axis=1)
+    draws, size = scores.shape[1:]
+    length = draws // min(NUM_BATCHES, draws)
+    batches = scores[:, -(draws // length) * length :].reshape(-1, length, size).mean(axis=1)
+    error = np.atleast_2d(np.cov(batches.T)) / len(batches)
+    score = scores.mean(axis=(0, 1))
+    information = checked(problem, x, score, _louis_matrix(moments), "Louis's identity", error)
+    if not information.usable:
+        return information
+    return replace(information, replicates=_replicates(moments))
+
+
+def _louis_matrix(moments: Sequence[ScoreMoments]) -> np.ndarray:
+    """Complete minus missing information, (p, p)."""
+    means = np.mean([step.means for step in moments], axis=0)
+    missing = np.mean([step.outer for step in moments], axis=0) - means.T @ means
+    return -np.mean([step.hessian for step in moments], axis=0) - missing
+
+
+def _replicates(moments: Sequence[ScoreMoments]) -> np.ndarray:
+    """Covariances with one part of the E-steps left out at a time, (R, p, p)."""
+    count = min(NUM_BATCHES, len(moments))
+    part = np.arange(len(moments)) * count // len(moments)
+    rest = [
+        [step for step, its_part in zip(moments, part, strict=True) if its_part != group]
+        for group in range(count)
+    ]
+    return np.array([np.linalg.pinv(_louis_matrix(steps)) for steps in rest if steps])
+
+
+@jax.jit
+def curvature_of_score(
+    problem: Problem, motion: Motion, step: jax.Array, draws: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """What a Newton step leaves out: the score after `step` (p,), beyond the linear prediction.
+
+    Draws (n, D) at `motion.start` are reweighted to where the step leads. The same draws make the
+    prediction, so their noise cancels to the first order. Returns the difference (p,) and the
+    largest weight in units of the mean.
+    """
+    x = motion.start
+    start = jax.lax.map(lambda u: log_joint(problem, motion, x, u), draws, batch_size=64)
+
+    def score(step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def one(u: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return jax.value_and_grad(log_joint, argnums=2)(problem, motion, x + step, u)
+
+        log_joints, scores = jax.lax.map(one, draws, batch_size=64)
+        weights = jax.nn.softmax(log_joints - start)
+        return weights @ scores, jnp.max(weights)
+
+    (here, _), (slope, _) = jax.jvp(score, (jnp.zeros_like(step),), (step,))
+    there, largest = score(step)
+    return there - here - slope, largest * len(draws)

@@ -1,0 +1,67 @@
+"""What a run is allowed, what it leaves behind, and what it hands to the result."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ppl_em.polish import Polish
+from ppl_em.problem import Problem
+from ppl_em.stopping import Status, Step, Stopping, observed_rate, verdict
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Budgets and rules of one run; `begin` is its `time.monotonic()` start."""
+
+    max_steps: int
+    stopping: Stopping
+    on_decrease: str
+    begin: float
+
+    @property
+    def deadline(self) -> float:
+        """When no further step is started."""
+        seconds = self.stopping.max_seconds
+        return np.inf if seconds is None else self.begin + seconds
+
+
+class Outcome(NamedTuple):
+    """What the loop hands to the result; everything belongs to `x` (p,), the last good point."""
+
+    x: jax.Array
+    e_state: Any
+    status: Status
+    rows: list[dict[str, Any]]
+    polish: Polish | None
+    begin: float
+    compile_seconds: float
+
+
+@dataclass
+class Trail:
+    """The history so far, and the last good parameters."""
+
+    problem: Problem
+    x: jax.Array
+    e_state: Any
+    steps: list[Step] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    objective: float = 0.0
+    rounds: int = 0
+
+    def record(self, step: Step, x: jax.Array, phase: str, seconds: float, *infos: Any) -> None:
+        """Add a step that led to `x` (p,), with whatever else is known of it."""
+        row: dict[str, Any] = {"params": jax.device_get(self.problem.constrain(x))}
+        row |= {"objective": step.objective, "change": step.change, "change_mcse": step.error}
+        rate = observed_rate([*self.steps, step]) if phase == "em" else np.nan
+        if phase == "newton" and self.rows:
+            rate = self.rows[-1]["em_rate"]
+        row |= {"em_rate": rate, "phase": phase, "seconds": seconds}
+        row["verdict"] = verdict(step, x.dtype)
+        for info in infos:
+            row |= {name: float(value) for name, value in info._asdict().items()}
+        self.steps.append(step)
+        self.rows.append(row)
+        self.objective = step.objective
