@@ -67,11 +67,11 @@ def monte_carlo(
             return Status.MAX_SECONDS, last, compile_seconds
         before, x, m_state = x, out.x, out.state
         forward, m_info = np.asarray(out.forward), out.info
-        if has_settled(trail.steps[len(trail.steps) - moving :]):
+        if has_settled(trail.steps[len(trail.steps) - moving :], trail.newton_failed):
             last, ended = _confirm(problem, e_step, x, e_state, trail, limits, bar, last)
             if ended is not None:
                 return ended, last, compile_seconds
-            x, e_state = last.x, e_step.resume(last.state)
+            x, e_state = trail.x, e_step.resume(last.state)
             moving, m_info = 0, None
     return Status.MAX_STEPS, last, compile_seconds
 
@@ -86,9 +86,14 @@ def _confirm(
     bar: tqdm,
     last: Polish | None,
 ) -> tuple[Polish, Status | None]:
-    """Newton steps on fresh draws until one is confirmed; no status if EM has to go on."""
+    """Newton steps on fresh draws until one is confirmed.
+
+    No status if they fail: EM goes on from where they began, until noise hides its gains.
+    """
     sampler, state = e_step.fresh(e_state)
     components = last.components if last is not None else None
+    trail.x, trail.e_state = x, e_state
+    before, objective, promised = x, trail.objective, np.inf
     for count in range(MAX_POLISHES):
         start = time.monotonic()
         found = polish(
@@ -96,12 +101,17 @@ def _confirm(
         )
         x, state, components = found.x, found.state, found.components
         trail.rounds += 1
-        if found.verdict is Verdict.SINGULAR:
+        gap, noise = found.information.gap, found.information.gap_noise
+        if found.verdict is Verdict.SINGULAR or (
+            found.verdict is Verdict.MOVED and gap > promised + 4 * noise
+        ):
+            trail.newton_failed, trail.x, trail.objective = True, before, objective
             return found, Status.SINGULAR if trail.rounds >= MAX_POLISHES else None
         trail.record(
             _polish_step(trail, found), x, "polish", time.monotonic() - start, found.health
         )
         trail.x, trail.e_state = x, e_step.resume(state)
+        promised = gap
         bar.update(1)
         if found.verdict is Verdict.CONFIRMED:
             return found, Status.CONVERGED

@@ -34,7 +34,7 @@ from ppl_em.updates import expectation
 SE_NOISE = 0.04
 """Relative Monte Carlo error that standard errors may have, unless `mcse_fraction` is larger."""
 
-FIRST_LOOK = 10
+FIRST_LOOK = 5
 """E-steps until the score is looked at."""
 
 MAX_KEPT = 20_000_000
@@ -161,7 +161,7 @@ def polish(
         information = here.information()
         verdict = _judge(here, information, stopping)
         spent = here.draws >= stopping.max_draws or time.monotonic() > deadline
-        if verdict is not None or spent or (not information.usable and target >= 4 * FIRST_LOOK):
+        if verdict is not None or spent or (not information.usable and target >= 8 * FIRST_LOOK):
             break
         target *= 2
     health = here.health()

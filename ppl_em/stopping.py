@@ -161,10 +161,17 @@ def verdict(step: Step, dtype: np.dtype) -> str:
     return "up" if step.change > 0 else "down"
 
 
-def has_settled(steps: Sequence[Step]) -> bool:
-    """Monte Carlo E-steps: are the last gains within twice their errors?
+NEAR = 0.1
+"""Gain per step below which Newton steps are tried. The rest is more where EM is slow."""
+
+
+def has_settled(steps: Sequence[Step], within_noise: bool = False) -> bool:
+    """Monte Carlo E-steps: are the last gains small, or, if asked, within twice their errors?
 
     The end of the moving phase only: convergence is decided on fresh draws.
     """
-    recent = steps[-3:]
-    return len(steps) >= 5 and all(abs(step.change) <= 2 * step.error for step in recent)
+    if len(steps) < 5:
+        return False
+    if not within_noise and all(step.change <= NEAR + 2 * step.error for step in steps[-2:]):
+        return True
+    return all(abs(step.change) <= 2 * step.error for step in steps[-3:])

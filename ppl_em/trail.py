@@ -50,6 +50,7 @@ class Trail:
     rows: list[dict[str, Any]] = field(default_factory=list)
     objective: float = 0.0
     rounds: int = 0
+    newton_failed: bool = False
 
     def record(self, step: Step, x: jax.Array, phase: str, seconds: float, *infos: Any) -> None:
         """Add a step that led to `x` (p,), with whatever else is known of it."""
