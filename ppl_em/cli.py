@@ -1,6 +1,7 @@
 """The command line: `ppl-em fit | compare | models`."""
 
 import argparse
+import importlib.metadata
 import json
 import logging
 import os
@@ -49,11 +50,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _configure_jax() -> None:
-    """Double precision, and compiled programs kept between runs."""
+    """Double precision, quick compilation, and compiled programs kept between runs."""
     numpyro.enable_x64()
+    if importlib.metadata.version("jaxlib") < "0.11":  # later versions refuse the flag
+        # A third less time to compile, for a tenth more to run: right for one fit per process.
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "ppl-em"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpyro.diagnostics import split_gelman_rubin
+from scipy.special import ndtri
 
 from ppl_em.problem import Problem
 
@@ -60,20 +62,28 @@ def examine(stats: Sequence[dict[str, np.ndarray]], scores: np.ndarray) -> Healt
     Vehtari, Gelman, Simpson, Carpenter & Buerkner (2021), Rank-normalization, folding and
     localization, Bayesian Analysis 16; Betancourt (2016), arXiv:1604.00695, for E-BFMI.
     """
-    from arviz_stats.base import array_stats
-
     joined = {name: np.concatenate([step[name] for step in stats], axis=1) for name in stats[0]}
     energy = joined["energy"]
     ebfmi = np.mean(np.diff(energy, axis=1) ** 2, axis=1) / np.var(energy, axis=1)
-    moving = np.ptp(scores, axis=(0, 1)) > 0
-    rhat = array_stats.rhat(scores[..., moving], chain_axis=0, draw_axis=1) if moving.any() else 1.0
+    moving = scores[..., np.ptp(scores, axis=(0, 1)) > 0]
+    rhat = max(_rhat(moving), _rhat(np.abs(moving - np.median(moving, axis=(0, 1)))))
     return Health(
         int(np.size(energy)),
         int(np.sum(joined["diverging"])),
         float(np.min(ebfmi)),
         float(np.mean(joined["acceptance_rate"])),
-        float(np.nanmax(rhat)),
+        rhat,
     )
+
+
+def _rhat(values: np.ndarray) -> float:
+    """Largest split R-hat of the ranks of `values` (chain, draw, p) on the normal scale."""
+    if values.shape[-1] == 0 or values.shape[1] < 4:
+        return 1.0
+    flat = values.reshape(-1, values.shape[-1])
+    ranks = 1 + np.argsort(np.argsort(flat, axis=0), axis=0)
+    normal = ndtri((ranks - 0.375) / (len(flat) + 0.25))
+    return float(np.max(split_gelman_rubin(normal.reshape(values.shape))))
 
 
 def complaint(health: Health, problem: Problem) -> str:

@@ -19,8 +19,6 @@ def pareto_khat(log_ratios: np.ndarray) -> float:
     Smith (1985), Biometrika 72, for the break-down; Hosking & Wallis (1987), Technometrics 29,
     for the moment estimate.
     """
-    from arviz_stats.base import array_stats
-
     log_ratios = np.asarray(log_ratios, dtype=float)
     weights = np.sort(np.exp(log_ratios - log_ratios.max()))
     size = len(weights)
@@ -29,4 +27,6 @@ def pareto_khat(log_ratios: np.ndarray) -> float:
     by_moments = 0.5 * (1 - np.mean(excess) ** 2 / np.var(excess))
     if by_moments < -0.5 or weights[-1] < EVEN * np.mean(weights):
         return float(by_moments)
+    from arviz_stats.base import array_stats  # costs a second
+
     return float(array_stats.psislw(-log_ratios)[1])

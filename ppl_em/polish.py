@@ -37,6 +37,9 @@ SE_NOISE = 0.04
 FIRST_LOOK = 5
 """E-steps until the score is looked at."""
 
+RESOLUTION = 1e-4
+"""Smallest Monte Carlo error that is reported, in standard errors."""
+
 MAX_KEPT = 20_000_000
 """Numbers in the draws kept for reweighting, at most."""
 
@@ -168,7 +171,8 @@ def polish(
     if not information.usable:
         error, new_x, verdict = np.full_like(information.matrix, np.nan), x, Verdict.SINGULAR
     else:
-        error = information.newton_error
+        # What is left of higher order is not measured; nothing is claimed to be without error.
+        error = information.newton_error + RESOLUTION**2 * information.covariance
         new_x = x + jnp.asarray(here.newton_step(information), x.dtype)
         verdict = verdict or Verdict.NOISY
     if verdict in (Verdict.CONFIRMED, Verdict.NOISY) and not (health.sound and health.mixed):

@@ -5,12 +5,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ppl_em.e_step import EStep
+from ppl_em.e_step import expectation
 from ppl_em.growth import grow, simplex_sites
 from ppl_em.m_step import MStep
 from ppl_em.params import Params
 from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Problem
+
+__all__ = ["Maximized", "expectation", "maximization"]
 
 
 class Maximized(NamedTuple):
@@ -25,12 +27,6 @@ class Maximized(NamedTuple):
     info: Any
     forward: jax.Array
     backward: jax.Array
-
-
-@jax.jit(static_argnums=0)
-def expectation(e_step: EStep, problem: Problem, x: jax.Array, state: Any) -> tuple:
-    """E-step: posterior, state and info at `x`; compiled once per problem and configuration."""
-    return e_step.step(problem, problem.constrain(x), state)
 
 
 @jax.jit(static_argnums=0)

@@ -1,7 +1,7 @@
 """E-steps: one file per method, one flag each. `EM(model, e_step=...)` takes either."""
 
 from ppl_em.e_step.auto import Auto
-from ppl_em.e_step.base import DeterministicEStep, EStep, StochasticEStep
+from ppl_em.e_step.base import DeterministicEStep, EStep, StochasticEStep, expectation
 from ppl_em.e_step.exact import Exact
 from ppl_em.e_step.mean_field import MeanField
 from ppl_em.e_step.nuts import NUTS
@@ -33,5 +33,6 @@ __all__ = [
     "Exact",
     "MeanField",
     "StochasticEStep",
+    "expectation",
     "from_flag",
 ]

@@ -50,6 +50,12 @@ class EStep(Protocol):
         ...
 
 
+@jax.jit(static_argnums=0)
+def expectation(e_step: EStep, problem: Problem, x: jax.Array, state: Any) -> tuple:
+    """E-step: posterior, state and info at `x`; compiled once per problem and configuration."""
+    return e_step.step(problem, problem.constrain(x), state)
+
+
 class DeterministicEStep(EStep, Protocol):
     """An E-step whose objective is a function of the parameters alone, without noise."""
 

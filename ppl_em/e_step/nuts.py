@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.infer.hmc import hmc
 
+from ppl_em.e_step.base import expectation
 from ppl_em.e_step.saem import SAEM, SHARE
 from ppl_em.params import Params
 from ppl_em.posterior import WeightedDraws
@@ -22,8 +23,8 @@ class NUTSState(NamedTuple):
     """Chains between steps.
 
     Positions (chain, D), step sizes (chain,), inverse masses (chain, D) or (chain, D, D), a key,
-    the acceptance probability aimed at, and the number of steps since the warm-up; -1 while the
-    tuning is held.
+    the acceptance probability aimed at, the number of steps since the warm-up (-1 while the
+    tuning is held), and the number of steps that the warm-up has still to go.
     """
 
     u: jax.Array
@@ -32,6 +33,7 @@ class NUTSState(NamedTuple):
     rng_key: jax.Array
     target: jax.Array
     age: jax.Array
+    warm: jax.Array
 
 
 class NUTSInfo(NamedTuple):
@@ -58,7 +60,7 @@ class NUTS:
     num_chains, num_samples
         Vectorised chains, and draws of each per EM step.
     num_warmup
-        Transitions of the one warm-up.
+        Transitions of the one warm-up, rounded up to a multiple of `num_samples`.
     max_tree_depth, target_accept_prob, dense_mass, forward_mode_differentiation
         As in `numpyro.infer.NUTS`.
     schedule
@@ -95,8 +97,13 @@ class NUTS:
         return SAEM(replace(self, num_samples=each), self)
 
     def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> NUTSState:
-        """Warm the chains up at `params`."""
-        return _warm_up(self, problem, params, rng_key)
+        """Warm the chains up at `params`, in steps of `num_samples` transitions."""
+        key_jitter, rng_key = jax.random.split(rng_key)
+        state = _start(self, problem, key_jitter, rng_key)
+        x = problem.unconstrain(params)
+        for _ in range(int(state.warm)):
+            state = expectation(self, problem, x, state)[1]
+        return state
 
     def step(
         self, problem: Problem, params: Params, state: NUTSState
@@ -106,6 +113,7 @@ class NUTS:
         Energies and gradients are recomputed first: they belong to the previous parameters.
         """
         rng_key, *keys = jax.random.split(state.rng_key, self.num_chains + 1)
+        gains = jnp.where(state.warm > 0, (1.0 + jnp.arange(self.num_samples)) ** -0.5, 0.0)
 
         def chain(u, step_size, inverse_mass_matrix, rng_key):
             start, transition = self._kernel(problem, params)
@@ -117,14 +125,18 @@ class NUTS:
                 rng_key=rng_key,
             )
 
-            def body(current, _):
+            def body(current, gain):
                 current = transition(current)
-                info = (current.accept_prob, current.diverging, current.num_steps, current.energy)
-                return current, (current.z, info)
+                size = current.adapt_state.step_size
+                info = (current.accept_prob, current.diverging, current.num_steps)
+                out = current.z, current.energy, jnp.log(size), info
+                size = size * jnp.exp(gain * (current.accept_prob - state.target))
+                tuned = current.adapt_state._replace(step_size=size)
+                return current._replace(adapt_state=tuned), out
 
-            return jax.lax.scan(body, first, length=self.num_samples)[1]
+            return jax.lax.scan(body, first, gains)[1]
 
-        draws, (accept, diverging, steps, energy) = jax.vmap(chain)(
+        draws, energy, log_sizes, (accept, diverging, steps) = jax.vmap(chain)(
             state.u, state.step_size, state.inverse_mass_matrix, jnp.stack(keys)
         )
         info = NUTSInfo(
@@ -140,7 +152,8 @@ class NUTS:
             "n_steps": steps,
             "energy": energy,
         }
-        state = self._tuned(state._replace(u=draws[:, -1], rng_key=rng_key), draws, accept)
+        state = state._replace(u=draws[:, -1], rng_key=rng_key)
+        state = self._tuned(state, draws, accept, log_sizes)
         return WeightedDraws.equal(draws, stats), state, info
 
     def fresh(self, state: NUTSState) -> tuple["NUTS", NUTSState]:
@@ -156,17 +169,27 @@ class NUTS:
         target = jnp.minimum(0.5 * (1 + state.target), 0.995)
         return state._replace(target=target, step_size=0.6 * state.step_size)
 
-    def _tuned(self, state: NUTSState, draws: jax.Array, accept: jax.Array) -> NUTSState:
-        """Step sizes nudged to the acceptance aimed at; masses anew at ages 4, 8, 16, ..."""
-        held = state.age < 0
+    def _tuned(
+        self, state: NUTSState, draws: jax.Array, accept: jax.Array, log_sizes: jax.Array
+    ) -> NUTSState:
+        """Step sizes and masses for the next step.
+
+        In the warm-up, step sizes follow every transition and masses every step, both by the
+        second half of the step. Later step sizes are nudged, and masses set anew at ages 4, 8,
+        16, ..., until they are held.
+        """
+        warm, half = state.warm > 0, draws.shape[1] // 2
         nudge = jnp.exp(0.3 * (jnp.mean(accept, axis=1) - state.target))
-        age = jnp.where(held, state.age, state.age + 1)
-        due = (age >= REFIT) & (age & (age - 1) == 0)
-        refitted = _inverse_mass(draws, state.inverse_mass_matrix)
+        nudged = jnp.where(state.age < 0, state.step_size, state.step_size * nudge)
+        age = jnp.where(warm | (state.age < 0), state.age, state.age + 1)
+        due = ~warm & (age >= REFIT) & (age & (age - 1) == 0)
+        before = state.inverse_mass_matrix
+        masses = jnp.where(due, _inverse_mass(draws, before), before)
         return state._replace(
-            step_size=jnp.where(held, state.step_size, state.step_size * nudge),
-            inverse_mass_matrix=jnp.where(due, refitted, state.inverse_mass_matrix),
+            step_size=jnp.where(warm, jnp.exp(jnp.mean(log_sizes[:, half:], axis=1)), nudged),
+            inverse_mass_matrix=jnp.where(warm, _inverse_mass(draws[:, half:], before), masses),
             age=age,
+            warm=jnp.maximum(state.warm - 1, 0),
         )
 
     def describe(self, info: NUTSInfo) -> str:
@@ -190,22 +213,20 @@ class NUTS:
 
 
 @jax.jit(static_argnums=0)
-def _warm_up(config: NUTS, problem: Problem, params: Params, rng_key: jax.Array) -> NUTSState:
-    rng_key, key_jitter, *keys = jax.random.split(rng_key, config.num_chains + 2)
+def _start(config: NUTS, problem: Problem, key_jitter: jax.Array, rng_key: jax.Array) -> NUTSState:
+    """Chains about the problem's own start, masses of one."""
     shape = (config.num_chains, problem.num_latents)
-    jitter = 0.1 * jax.random.normal(key_jitter, shape, problem.start.dtype)
-
-    def chain(u: jax.Array, rng_key: jax.Array):
-        start, transition = config._kernel(problem, params)
-        first = start(u, num_warmup=config.num_warmup, rng_key=rng_key)
-        last = jax.lax.scan(
-            lambda current, _: (transition(current), None), first, length=config.num_warmup
-        )[0]
-        return last.z, last.adapt_state.step_size, last.adapt_state.inverse_mass_matrix
-
-    u, step_size, inverse_mass_matrix = jax.vmap(chain)(problem.start + jitter, jnp.stack(keys))
-    target = jnp.asarray(config.target_accept_prob, u.dtype)
-    return NUTSState(u, step_size, inverse_mass_matrix, rng_key, target, jnp.zeros((), int))
+    dtype = problem.start.dtype
+    mass = jnp.eye(shape[1], dtype=dtype) if config.dense_mass else jnp.ones(shape[1], dtype)
+    return NUTSState(
+        problem.start + 0.1 * jax.random.normal(key_jitter, shape, dtype),
+        jnp.ones(config.num_chains, dtype),
+        jnp.broadcast_to(mass, (config.num_chains, *mass.shape)),
+        rng_key,
+        jnp.asarray(config.target_accept_prob, dtype),
+        jnp.zeros((), int),
+        jnp.asarray(-(-config.num_warmup // config.num_samples)),
+    )
 
 
 def _inverse_mass(draws: jax.Array, before: jax.Array) -> jax.Array:

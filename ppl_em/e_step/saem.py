@@ -61,7 +61,7 @@ class SAEM:
 
     def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> SAEMState:
         """The sampler's own start, and no draws yet."""
-        return self.resume(self.inner.init(rng_key, problem, params))
+        return self.resume(self.full.init(rng_key, problem, params))
 
     def step(
         self, problem: Problem, params: Params, state: SAEMState
