@@ -155,7 +155,8 @@ def polish(
 
     A step that is clearly needed is taken at once. Else the number of draws doubles until every
     parameter's Monte Carlo error is below `stopping.mcse_fraction` of its standard error, standard
-    errors are within `SE_NOISE`, and the chains agree, or the draws are spent.
+    errors are within `SE_NOISE`, and the chains agree; or the sampler is in trouble, or the draws
+    are spent.
     """
     here = _Round(sampler, problem, x, state, components)
     target = FIRST_LOOK
@@ -163,6 +164,8 @@ def polish(
         here.extend(target, bar, deadline)
         information = here.information()
         verdict = _judge(here, information, stopping)
+        if verdict is not Verdict.MOVED and not here.health().sound:
+            verdict = Verdict.SICK
         spent = here.draws >= stopping.max_draws or time.monotonic() > deadline
         if verdict is not None or spent or (not information.usable and target >= 8 * FIRST_LOOK):
             break
@@ -175,7 +178,7 @@ def polish(
         error = information.newton_error + RESOLUTION**2 * information.covariance
         new_x = x + jnp.asarray(here.newton_step(information), x.dtype)
         verdict = verdict or Verdict.NOISY
-    if verdict in (Verdict.CONFIRMED, Verdict.NOISY) and not (health.sound and health.mixed):
+    if verdict is Verdict.NOISY and not health.mixed:
         verdict = Verdict.SICK
     return Polish(new_x, information, error, verdict, health, here.components, here.state)
 
