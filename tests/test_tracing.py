@@ -54,7 +54,7 @@ def models():
 @pytest.fixture
 def never_settled(monkeypatch):
     """Monte Carlo runs go on as long as `max_steps` lets them."""
-    monkeypatch.setattr(ppl_em.monte_carlo, "has_settled", lambda steps: False)
+    monkeypatch.setattr(ppl_em.monte_carlo, "has_settled", lambda *args: False)
 
 
 @pytest.mark.usefixtures("never_settled")

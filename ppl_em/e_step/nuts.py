@@ -101,7 +101,7 @@ class NUTS:
         key_jitter, rng_key = jax.random.split(rng_key)
         state = _start(self, problem, key_jitter, rng_key)
         x = problem.unconstrain(params)
-        for _ in range(int(state.warm)):
+        for _ in range(self._warm_up):
             state = expectation(self, problem, x, state)[1]
         return state
 
@@ -196,6 +196,11 @@ class NUTS:
         """Acceptance and divergences."""
         return f"accept {float(info.accept_prob):.2f}, divergences {int(info.divergences)}"
 
+    @property
+    def _warm_up(self) -> int:
+        """Steps of the warm-up."""
+        return -(-self.num_warmup // self.num_samples)
+
     def _kernel(self, problem: Problem, params: Params):
         def potential(u: jax.Array) -> jax.Array:
             return -problem.log_joint_unconstrained(params, u)
@@ -225,7 +230,7 @@ def _start(config: NUTS, problem: Problem, key_jitter: jax.Array, rng_key: jax.A
         rng_key,
         jnp.asarray(config.target_accept_prob, dtype),
         jnp.zeros((), int),
-        jnp.asarray(-(-config.num_warmup // config.num_samples)),
+        jnp.asarray(config._warm_up),
     )
 
 
