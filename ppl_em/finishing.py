@@ -41,6 +41,9 @@ logger = logging.getLogger("ppl_em")
 EVIDENCE_SAMPLES = 4000
 """Draws behind a lower bound, or per block of an importance-sampling estimate."""
 
+MAX_FINAL_NOISE = 0.05
+"""Relative Monte Carlo error of standard errors up to which the last draws alone give them."""
+
 
 @dataclass(frozen=True)
 class FittedParts:
@@ -60,7 +63,7 @@ class FittedParts:
 
     def uncertainty(self) -> Uncertainty:
         """Invert the observed information; carry it to the model's own scale."""
-        information = self.information or self._information()
+        information = self._information()
         information, left_out, note = set_aside(self.problem, self.x, information)
         reason = information.problem_text
         if not reason and information.se_noise > MAX_SE_NOISE:
@@ -91,7 +94,10 @@ class FittedParts:
         return relative_error(np.maximum(variances, 0.0))
 
     def _information(self) -> Information:
-        """From the objective, or from the draws at the end of a run that did not converge."""
+        """At the returned parameters: from the objective, or from the draws there.
+
+        The confirming phase had more draws, but before its last step: it is the second choice.
+        """
         if not isinstance(self.posterior, WeightedDraws):
             e_step = cast(DeterministicEStep, self.e_step)
             return marginal_information(e_step, self.problem, self.x, self.e_state)
@@ -101,7 +107,10 @@ class FittedParts:
             score_moments(self.problem, WeightedDraws.equal(piece), components, motion)
             for piece in jnp.array_split(self.posterior.draws, 10, axis=1)
         ]
-        return louis_information(self.problem, self.x, moments)
+        found = louis_information(self.problem, self.x, moments)
+        if self.information is None or (found.usable and found.se_noise < MAX_FINAL_NOISE):
+            return found
+        return self.information
 
 
 def make_result(rng_key: jax.Array, problem: Problem, e_step: EStep, outcome: Outcome) -> EMResult:

@@ -144,5 +144,7 @@ def _path_gain(forward: np.ndarray, backward: jax.Array) -> tuple[float, float]:
 
 def _polish_step(trail: Trail, last: Polish) -> Step:
     gain, noise = last.information.gap, last.information.gap_noise
+    if last.verdict is Verdict.SICK:  # no step was made
+        return Step(trail.objective, 0.0, noise, 0.0)
     length = float(np.linalg.norm(np.asarray(last.x) - np.asarray(trail.x)))
     return Step(trail.objective + gain - noise, gain - noise, noise, length)

@@ -61,8 +61,9 @@ class Verdict(Enum):
 class Polish:
     """The outcome of one round.
 
-    `x` (p,) are the parameters after the Newton step, `information` belongs to where the draws
-    were taken, `mcse_x` (p, p) is the Monte Carlo covariance of `x`, `state` the fresh sampler's.
+    `x` (p,) are the parameters after the Newton step, which sick chains do not make; `information`
+    belongs to where the draws were taken, `mcse_x` (p, p) is the Monte Carlo covariance of `x`,
+    `state` the fresh sampler's.
     """
 
     x: jax.Array
@@ -164,7 +165,7 @@ def polish(
         here.extend(target, bar, deadline)
         information = here.information()
         verdict = _judge(here, information, stopping)
-        if verdict is not Verdict.MOVED and not here.health().sound:
+        if not here.health().sound:
             verdict = Verdict.SICK
         spent = here.draws >= stopping.max_draws or time.monotonic() > deadline
         if verdict is not None or spent or (not information.usable and target >= 8 * FIRST_LOOK):
@@ -176,10 +177,10 @@ def polish(
     else:
         # What is left of higher order is not measured; nothing is claimed to be without error.
         error = information.newton_error + RESOLUTION**2 * information.covariance
-        new_x = x + jnp.asarray(here.newton_step(information), x.dtype)
-        verdict = verdict or Verdict.NOISY
-    if verdict is Verdict.NOISY and not health.mixed:
-        verdict = Verdict.SICK
+        verdict = verdict or (Verdict.NOISY if health.mixed else Verdict.SICK)
+        new_x = x
+        if verdict is not Verdict.SICK:
+            new_x = x + jnp.asarray(here.newton_step(information), x.dtype)
     return Polish(new_x, information, error, verdict, health, here.components, here.state)
 
 
