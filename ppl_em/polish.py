@@ -178,8 +178,9 @@ def polish(
         # What is left of higher order is not measured; nothing is claimed to be without error.
         error = information.newton_error + RESOLUTION**2 * information.covariance
         verdict = verdict or (Verdict.NOISY if health.mixed else Verdict.SICK)
-        new_x = x
-        if verdict is not Verdict.SICK:
+        if verdict is Verdict.SICK:
+            error, new_x = np.full_like(error, np.nan), x
+        else:
             new_x = x + jnp.asarray(here.newton_step(information), x.dtype)
     return Polish(new_x, information, error, verdict, health, here.components, here.state)
 
