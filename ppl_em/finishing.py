@@ -25,6 +25,7 @@ from ppl_em.latents import LatentPosterior
 from ppl_em.likelihood import LogLikelihood
 from ppl_em.motion import find_motion
 from ppl_em.params import Params
+from ppl_em.polish import Polish
 from ppl_em.posterior import Factorized, Posterior, WeightedDraws
 from ppl_em.problem import Problem
 from ppl_em.result import EMResult
@@ -41,6 +42,9 @@ logger = logging.getLogger("ppl_em")
 EVIDENCE_SAMPLES = 4000
 """Draws behind a lower bound, or per block of an importance-sampling estimate."""
 
+FINAL_STEPS = 10
+"""E-steps at the returned parameters, under Monte Carlo."""
+
 MAX_FINAL_NOISE = 0.05
 """Relative Monte Carlo error of standard errors up to which the last draws alone give them."""
 
@@ -54,8 +58,7 @@ class FittedParts:
     x: jax.Array
     e_state: Any
     posterior: Posterior
-    information: Information | None
-    mcse_x: np.ndarray | None
+    polish: Polish | None
 
     def datatree(self, result: EMResult) -> "xarray.DataTree":
         """Build the result's DataTree."""
@@ -77,8 +80,9 @@ class FittedParts:
         covariance = constrained_covariance(self.problem, self.x, jnp.asarray(covariance_x))
         covariance = np.array(covariance)
         covariance[left_out], covariance[:, left_out] = np.nan, np.nan
-        mcse_x = self.mcse_x
-        if mcse_x is None:
+        if self.polish is not None:
+            mcse_x = self.polish.mcse_x
+        else:
             mcse_x = np.full_like(covariance_x, np.nan if self.e_step.stochastic else 0.0)
         mcse = constrained_covariance(self.problem, self.x, jnp.asarray(mcse_x))
         mcse = np.sqrt(np.maximum(np.diag(mcse), 0.0))  # NaN stays
@@ -101,16 +105,18 @@ class FittedParts:
         if not isinstance(self.posterior, WeightedDraws):
             e_step = cast(DeterministicEStep, self.e_step)
             return marginal_information(e_step, self.problem, self.x, self.e_state)
-        components = find(self.problem, self.x, self.posterior)
-        motion = find_motion(self.problem, self.x, self.posterior)
-        moments = [
-            score_moments(self.problem, WeightedDraws.equal(piece), components, motion)
-            for piece in jnp.array_split(self.posterior.draws, 10, axis=1)
-        ]
+        first, *rest = (
+            WeightedDraws.equal(piece)
+            for piece in jnp.split(self.posterior.draws, FINAL_STEPS, axis=1)
+        )
+        last = self.polish
+        components = last.components if last else find(self.problem, self.x, first)
+        motion = find_motion(self.problem, self.x, first)
+        moments = [score_moments(self.problem, piece, components, motion) for piece in rest]
         found = louis_information(self.problem, self.x, moments)
-        if self.information is None or (found.usable and found.se_noise < MAX_FINAL_NOISE):
+        if last is None or (found.usable and found.se_noise < MAX_FINAL_NOISE):
             return found
-        return self.information
+        return last.information
 
 
 def make_result(rng_key: jax.Array, problem: Problem, e_step: EStep, outcome: Outcome) -> EMResult:
@@ -135,7 +141,6 @@ def make_result(rng_key: jax.Array, problem: Problem, e_step: EStep, outcome: Ou
                 value = _in_full(e_step, problem, x, value)
             log_likelihood = LogLikelihood(value, e_step.kind)
     params = problem.constrain(x)
-    last = outcome.polish
     return EMResult(
         params=params,
         log_likelihood=log_likelihood,
@@ -145,15 +150,7 @@ def make_result(rng_key: jax.Array, problem: Problem, e_step: EStep, outcome: Ou
         posterior=LatentPosterior(problem, params, posterior, key_posterior),
         e_step=_flag(e_step),
         seconds={"total": time.monotonic() - outcome.begin, "compile": outcome.compile_seconds},
-        parts=FittedParts(
-            problem,
-            e_step,
-            x,
-            state,
-            posterior,
-            last.information if last is not None else None,
-            last.mcse_x if last is not None else None,
-        ),
+        parts=FittedParts(problem, e_step, x, state, posterior, outcome.polish),
     )
 
 
@@ -176,11 +173,11 @@ def _in_full(e_step: Enumeration, problem: Problem, x: jax.Array, condensed: flo
 
 
 def _more_draws(
-    e_step: EStep, problem: Problem, x: jax.Array, state: Any, num_steps: int = 10
+    e_step: EStep, problem: Problem, x: jax.Array, state: Any
 ) -> tuple[WeightedDraws, Any]:
     """Draws at the returned parameters, for the reader and for fitting proposals."""
     parts: list[WeightedDraws] = []
-    for _ in range(num_steps):
+    for _ in range(FINAL_STEPS):
         posterior, state, _ = expectation(e_step, problem, x, state)
         parts.append(posterior)
     draws = jnp.concatenate([part.draws for part in parts], axis=1)

@@ -7,6 +7,7 @@ import numpy as np
 from numpyro.diagnostics import split_gelman_rubin
 from scipy.special import ndtri
 
+from ppl_em.e_step.nuts import ebfmi
 from ppl_em.problem import Problem
 
 MIN_EBFMI = 0.2
@@ -63,21 +64,22 @@ def examine(stats: Sequence[dict[str, np.ndarray]], scores: np.ndarray) -> Healt
     localization, Bayesian Analysis 16; Betancourt (2016), arXiv:1604.00695, for E-BFMI.
     """
     joined = {name: np.concatenate([step[name] for step in stats], axis=1) for name in stats[0]}
-    energy = joined["energy"]
-    ebfmi = np.mean(np.diff(energy, axis=1) ** 2, axis=1) / np.var(energy, axis=1)
     moving = scores[..., np.ptp(scores, axis=(0, 1)) > 0]
     rhat = max(_rhat(moving), _rhat(np.abs(moving - np.median(moving, axis=(0, 1)))))
     return Health(
-        int(np.size(energy)),
+        int(np.size(joined["energy"])),
         int(np.sum(joined["diverging"])),
-        float(np.min(ebfmi)),
+        float(np.min(ebfmi(joined["energy"]))),
         float(np.mean(joined["acceptance_rate"])),
         rhat,
     )
 
 
 def _rhat(values: np.ndarray) -> float:
-    """Largest split R-hat of the ranks of `values` (chain, draw, p) on the normal scale."""
+    """Largest split R-hat of the ranks of `values` (chain, draw, p) on the normal scale.
+
+    As ArviZ has it, whose import would take a second of every run on the command line.
+    """
     if values.shape[-1] == 0 or values.shape[1] < 4:
         return 1.0
     flat = values.reshape(-1, values.shape[-1])

@@ -1,6 +1,5 @@
 """The loop: one compiled update, called until a rule in `stopping` ends it."""
 
-import logging
 import time
 import warnings
 from typing import Any
@@ -28,8 +27,6 @@ from ppl_em.stopping import (
 from ppl_em.trail import Limits, Outcome, Trail
 from ppl_em.updates import expectation, maximization
 from ppl_em.validation import ModelError
-
-logger = logging.getLogger("ppl_em")
 
 MAX_NEWTON = 10
 """Newton steps at the end of a deterministic run before EM goes on."""

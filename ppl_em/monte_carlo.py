@@ -14,6 +14,7 @@ from ppl_em.health import complaint
 from ppl_em.m_step import MStep
 from ppl_em.polish import Polish, Verdict, draws_needed, polish
 from ppl_em.problem import Problem
+from ppl_em.scores import Components
 from ppl_em.stopping import Status, Step, has_settled
 from ppl_em.trail import Limits, Trail
 from ppl_em.updates import expectation, maximization
@@ -37,11 +38,12 @@ def monte_carlo(
 ) -> tuple[Status, Polish | None, float]:
     """EM steps until noise hides their gains, then rounds of `polish`; and again if need be.
 
-    Returns the status, the last round, and the seconds of the first step.
+    Returns the status, the round that ended the run (None if none did), and the seconds of the
+    first step.
     """
     x, e_state, m_state = trail.x, trail.e_state, m_step.init(trail.x)
     before, forward, m_info, compile_seconds = x, np.zeros(2), None, 0.0
-    last: Polish | None = None
+    components: Components | None = None
     moving = 0
     for count in range(limits.max_steps + 1):
         start = time.monotonic()
@@ -51,7 +53,7 @@ def monte_carlo(
         seconds = time.monotonic() - start
         compile_seconds += seconds if count == 0 else 0.0
         if not np.all(np.isfinite(out.backward)):
-            return Status.NON_FINITE, last, compile_seconds
+            return Status.NON_FINITE, None, compile_seconds
         if m_info is not None:
             change, error = _path_gain(forward, out.backward)
             length = float(jnp.linalg.norm(x - before))
@@ -62,18 +64,18 @@ def monte_carlo(
             bar.set_postfix_str(f"gain {change:.1e} ± {error:.0e}, {e_step.describe(e_info)}")
         trail.x, trail.e_state = x, e_state
         if not bool(jnp.all(jnp.isfinite(out.x))):
-            return Status.NON_FINITE, last, compile_seconds
+            return Status.NON_FINITE, None, compile_seconds
         if time.monotonic() > limits.deadline:
-            return Status.MAX_SECONDS, last, compile_seconds
+            return Status.MAX_SECONDS, None, compile_seconds
         before, x, m_state = x, out.x, out.state
         forward, m_info = np.asarray(out.forward), out.info
         if has_settled(trail.steps[len(trail.steps) - moving :], trail.newton_failed):
-            last, ended = _confirm(problem, e_step, x, e_state, trail, limits, bar, last)
+            last, ended = _confirm(problem, e_step, x, e_state, components, trail, limits, bar)
             if ended is not None:
                 return ended, last, compile_seconds
-            x, e_state = trail.x, e_step.resume(last.state)
+            x, e_state, components = trail.x, e_step.resume(last.state), last.components
             moving, m_info = 0, None
-    return Status.MAX_STEPS, last, compile_seconds
+    return Status.MAX_STEPS, None, compile_seconds
 
 
 def _confirm(
@@ -81,17 +83,16 @@ def _confirm(
     e_step: StochasticEStep,
     x: jax.Array,
     e_state: Any,
+    components: Components | None,
     trail: Trail,
     limits: Limits,
     bar: tqdm,
-    last: Polish | None,
 ) -> tuple[Polish, Status | None]:
     """Newton steps on fresh draws until one is confirmed.
 
     No status if they fail: EM goes on from where they began, until noise hides its gains.
     """
     sampler, state = e_step.fresh(e_state)
-    components = last.components if last is not None else None
     trail.x, trail.e_state = x, e_state
     before, objective, promised = x, trail.objective, np.inf
     for count in range(MAX_POLISHES):
@@ -111,7 +112,8 @@ def _confirm(
             _polish_step(trail, found), x, "polish", time.monotonic() - start, found.health
         )
         trail.x, trail.e_state = x, e_step.resume(state)
-        promised = gap
+        if found.verdict is Verdict.MOVED:
+            promised = gap
         bar.update(1)
         if found.verdict is Verdict.CONFIRMED:
             return found, Status.CONVERGED

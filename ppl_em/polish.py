@@ -91,7 +91,7 @@ class _Round:
         self.stats: list[dict[str, np.ndarray]] = []
         self.kept: list[np.ndarray] = []
         # The chains come from other parameters: what they do first does not count.
-        posterior, self.state, self.info = expectation(sampler, problem, x, state)
+        posterior, self.state, _ = expectation(sampler, problem, x, state)
         self.components = components or find(problem, x, posterior)
         self.motion = find_motion(problem, x, posterior)
 
@@ -164,14 +164,14 @@ def polish(
     while True:
         here.extend(target, bar, deadline)
         information = here.information()
-        verdict = _judge(here, information, stopping)
-        if not here.health().sound:
+        health = here.health()
+        verdict = _judge(here, information, health, stopping)
+        if not health.sound:
             verdict = Verdict.SICK
         spent = here.draws >= stopping.max_draws or time.monotonic() > deadline
         if verdict is not None or spent or (not information.usable and target >= 8 * FIRST_LOOK):
             break
         target *= 2
-    health = here.health()
     if not information.usable:
         error, new_x, verdict = np.full_like(information.matrix, np.nan), x, Verdict.SINGULAR
     else:
@@ -185,7 +185,9 @@ def polish(
     return Polish(new_x, information, error, verdict, health, here.components, here.state)
 
 
-def _judge(here: _Round, information: Information, stopping: Stopping) -> Verdict | None:
+def _judge(
+    here: _Round, information: Information, health: Health, stopping: Stopping
+) -> Verdict | None:
     """What the draws so far say; None if more are needed.
 
     Noise alone makes a promised gain of `gap_noise` on average. At the first look a step that
@@ -198,7 +200,7 @@ def _judge(here: _Round, information: Information, stopping: Stopping) -> Verdic
         return Verdict.MOVED
     if max(_excess(information, stopping)) > 1:
         return None
-    return Verdict.CONFIRMED if here.health().mixed else None
+    return Verdict.CONFIRMED if health.mixed else None
 
 
 def _excess(information: Information, stopping: Stopping) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +144,7 @@ class NUTS:
             jnp.sum(diverging),
             jnp.mean(steps),
             jnp.mean(state.step_size),
-            jnp.min(_ebfmi(energy)),
+            jnp.min(ebfmi(energy)),
         )
         stats = {
             "acceptance_rate": accept,
@@ -248,11 +248,13 @@ def _inverse_mass(draws: jax.Array, before: jax.Array) -> jax.Array:
     return share * found + (1 - share) * jnp.mean(before, axis=0)[None]
 
 
-def _ebfmi(energy: jax.Array) -> jax.Array:
-    """Energy's Bayesian fraction of missing information of each chain, from (chain, draw).
+def ebfmi(energy: Any) -> Any:
+    """Energy's Bayesian fraction of missing information by chain, (chain,), from (chain, draw).
+
+    Takes arrays of JAX or NumPy.
 
     References
     ----------
     Betancourt (2016), Diagnosing suboptimal cotangent disintegrations, arXiv:1604.00695.
     """
-    return jnp.mean(jnp.diff(energy, axis=1) ** 2, axis=1) / jnp.var(energy, axis=1)
+    return ((energy[:, 1:] - energy[:, :-1]) ** 2).mean(axis=1) / energy.var(axis=1)
