@@ -1,10 +1,7 @@
 """The log-joint as a sum of functions of independent components of the latents.
 
-The log-joint of a model is a sum of terms: the log-density of every element of every site, and the
-log-Jacobian of every latent. A term mostly depends on the latents of one component only. Which one
-is found by derivatives along directions that move half of the components: with number k of a
-component in binary, the term moves with the components that have a certain bit, or with those that
-have not. A term that moves with both depends on two components.
+Where its terms belong to one component each, see `terms.py`, one run of the model is enough; where
+not, line integrals of the gradient tell them apart.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,9 +10,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.infer.util import compute_log_probs
 
 from ppl_em.problem import Problem
+from ppl_em.terms import owners, terms
 
 CHUNK = 512
 """Points per call: programs are compiled for this number alone."""
@@ -117,57 +114,6 @@ def _log_joints(problem: Problem, x: jax.Array, points: jax.Array) -> jax.Array:
     )
 
 
-def terms(problem: Problem, x: jax.Array, u: jax.Array) -> jax.Array:
-    """Terms whose sum is the log-joint, up to a constant; no support moves, nothing is discrete."""
-    params = problem.constrain(x)
-    parts = []
-    if problem.spec.idle is not None:
-        idle = jnp.asarray(problem.spec.idle.value)
-        parts.append(jnp.where(idle, -0.5 * u**2, 0.0))
-        u = jnp.where(idle, 0.0, u)
-    values = problem.unravel(u)
-    latents = {}
-    for site in problem.spec.latents:
-        latents[site.name] = value = site.transform(values[site.name])
-        parts.append(site.transform.log_abs_det_jacobian(values[site.name], value))
-    args, kwargs = problem.arguments
-    log_probs, _ = compute_log_probs(
-        problem.spec.model, args, kwargs, {**params, **latents}, sum_log_prob=False
-    )
-    parts += log_probs.values()
-    return jnp.concatenate([jnp.ravel(jnp.asarray(part, u.dtype)) for part in parts])
-
-
-def owners(
-    problem: Problem, x: jax.Array, center: np.ndarray, labels: np.ndarray
-) -> np.ndarray | None:
-    """The component of every term, G for constants, (E,); None where terms depend on two."""
-    spec = problem.spec
-    if spec.discrete or any(site.support is None for site in spec.latents):
-        return None
-    count = int(labels.max()) + 1
-    rng = np.random.default_rng(0)
-    bits = np.arange(int(count - 1).bit_length())
-    has = (labels >> bits[:, None]) & 1 == 1
-    moved = np.concatenate([has, ~has]) * rng.uniform(1.0, 2.0, len(labels))
-    point = center + 0.1 * rng.uniform(1.0, 2.0, len(labels))
-    dtype = center.dtype
-    slopes = np.asarray(_slopes(problem, x, jnp.asarray(point, dtype), jnp.asarray(moved, dtype)))
-    with_bit, without = np.split(slopes != 0, 2)
-    constant = ~np.any(with_bit | without, axis=0)
-    if not np.all(np.isfinite(slopes)) or not np.all((with_bit ^ without) | constant):
-        return None
-    return np.where(constant, count, np.sum(with_bit << bits[:, None], axis=0))
-
-
-@jax.jit
-def _slopes(problem: Problem, x: jax.Array, u: jax.Array, directions: jax.Array) -> jax.Array:
-    def slope(direction: jax.Array) -> jax.Array:
-        return jax.jvp(lambda u: terms(problem, x, u), (u,), (direction,))[1]
-
-    return jax.lax.map(slope, directions)
-
-
 @jax.jit(static_argnums=0)
 def _sums(
     count: int,
@@ -179,10 +125,10 @@ def _sums(
 ) -> tuple[jax.Array, jax.Array]:
     """Terms relative to the center by component, (n, G), and the log-joint, (n,)."""
     params = problem.constrain(x)
-    start = terms(problem, x, jnp.asarray(center))
+    start = terms(problem, params, jnp.asarray(center))
 
     def at(u: jax.Array) -> tuple[jax.Array, jax.Array]:
-        change = terms(problem, x, u) - start
+        change = terms(problem, params, u) - start
         pieces = jax.ops.segment_sum(change, owner, num_segments=count)
         return pieces, problem.log_joint_unconstrained(params, u)
 

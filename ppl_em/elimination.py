@@ -78,6 +78,7 @@ def eliminate(
     plates: dict[str, int],
     remove: Iterable[str],
     reduce: Reduce,
+    sum_plates: bool = True,
 ) -> list[Table]:
     """Remove variables from a product of tables, and the plates that only they were in.
 
@@ -91,11 +92,13 @@ def eliminate(
         Variables to eliminate; the others stay, with the plates that they are in.
     reduce
         `log_sum`, `maximum` or a `sampler`.
+    sum_plates
+        Whether tables without variables become scalars; else they keep their plates.
 
     Returns
     -------
     list of Table
-        What remains; scalars if no variable stays.
+        What remains; scalars if no variable stays and plates are summed.
 
     Raises
     ------
@@ -122,6 +125,9 @@ def eliminate(
                 continue
             if not target <= ordinal:
                 raise _intractable(rest, rest, target)
+            if not (rest or sum_plates):
+                done.append(table)
+                continue
             table = _multiply_over(table, ordinal - target, plates)
             (left if table.names else done).append(table)
     return done

@@ -172,7 +172,7 @@ class EM:
         limits = Limits(self.max_steps, self.stopping or Stopping(), self.on_decrease, begin)
         with tqdm(total=self.max_steps, disable=not progress_bar, desc="EM") as bar:
             outcome = run_loop(key_init, problem, e_step, m_step, params, limits, bar)
-        return make_result(key_finish, problem, e_step, outcome)
+        return make_result(key_finish, problem, outcome)
 
 
 def _as_key(rng_key: jax.Array) -> jax.Array:

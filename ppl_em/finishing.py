@@ -119,10 +119,10 @@ class FittedParts:
         return last.information
 
 
-def make_result(rng_key: jax.Array, problem: Problem, e_step: EStep, outcome: Outcome) -> EMResult:
+def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMResult:
     """End a run: an E-step at the returned parameters, and the log-likelihood there."""
     key_posterior, key_evidence = jax.random.split(rng_key)
-    x, state = outcome.x, outcome.e_state
+    x, e_step, state = outcome.x, outcome.e_step, outcome.e_state
     if e_step.stochastic:
         sampler, state = cast(StochasticEStep, e_step).fresh(state)
         posterior, state = _more_draws(sampler, problem, x, state)

@@ -11,13 +11,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ppl_em.e_step import DeterministicEStep
+from ppl_em.e_step import DeterministicEStep, expectation, noise_of
 from ppl_em.information import is_large, marginal_information
 from ppl_em.problem import Problem
 from ppl_em.stopping import Step, Stopping, remaining_gap, remaining_steps, rounding
 
 NEAR = 0.01
 """Remaining gain below which Newton steps are tried: about a seventh of a standard error."""
+
+NEAR_APPROXIMATE = 0.5
+"""The same where Newton steps are the rule: one standard error."""
 
 WORTH = 15
 """EM steps still to come from which they are worth their compilation; and twice the parameters."""
@@ -35,9 +38,11 @@ def is_due(steps: list[Step], e_step: Any, problem: Problem, stopping: Stopping)
     """Whether Newton steps should be tried now."""
     if stopping.gap_for(False) <= 0:  # every step was asked for
         return False
-    if e_step.kind != "exact" or not steps or remaining_gap(steps) > NEAR:
+    if e_step.kind == "lower_bound" or not steps:
         return False
-    if is_large(problem):
+    if noise_of(e_step) is not None:  # EM would end in noise, and the Hessian is needed anyway
+        return remaining_gap(steps) < NEAR_APPROXIMATE
+    if remaining_gap(steps) > NEAR or is_large(problem):
         return False
     worth = max(WORTH, 2 * problem.spec.space.size)  # a Hessian costs an E-step per parameter
     return remaining_steps(steps, stopping.gap_for(False)) > worth
@@ -51,18 +56,14 @@ def newton_steps(
     Ends at once where the information is not positive definite.
     """
     information = marginal_information(e_step, problem, x, state)
+    noise = noise_of(e_step) or 0.0
     while information.usable:
         new_x = x + jnp.asarray(information.newton_step, x.dtype)
-        new_value = float(_value(e_step, problem, new_x, state))
-        if not new_value >= value - rounding(value, x.dtype):
+        new_value = float(expectation(e_step, problem, new_x, state)[2].objective)
+        if not new_value >= value - max(noise, rounding(value, x.dtype)):
             return
         x, value = new_x, new_value
         information = marginal_information(e_step, problem, x, state)
         if not information.usable:
             return
         yield NewtonStep(x, value, information.gap)
-
-
-@jax.jit(static_argnums=0)
-def _value(e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any) -> jax.Array:
-    return e_step.log_likelihood(problem, problem.constrain(x), state)

@@ -8,7 +8,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from ppl_em import optimize
-from ppl_em.e_step import DeterministicEStep
+from ppl_em.e_step import DeterministicEStep, noise_of
 from ppl_em.params import flat_labels
 from ppl_em.problem import Problem
 
@@ -120,11 +120,6 @@ def _score_and_hessian(
     return jax.grad(objective)(x), jax.hessian(objective)(x)
 
 
-@jax.jit(static_argnums=0)
-def _score(e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any) -> jax.Array:
-    return jax.grad(lambda x: e_step.log_likelihood(problem, problem.constrain(x), state))(x)
-
-
 def is_large(problem: Problem) -> bool:
     """Whether a Hessian with all columns at once, by automatic differentiation, is too large."""
     size = sum(np.size(leaf) for leaf in problem.leaves) + problem.num_latents
@@ -132,25 +127,28 @@ def is_large(problem: Problem) -> bool:
 
 
 @jax.jit(static_argnums=0)
-def _differenced_hessian(
+def _score_and_differences(
     e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     def objective(x: jax.Array) -> jax.Array:
         return e_step.log_likelihood(problem, problem.constrain(x), state)
 
-    return optimize.hessian(jax.grad(objective), x)
+    return optimize.gradient_and_hessian(jax.grad(objective), x)
 
 
 def marginal_information(
     e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
 ) -> Information:
-    """Information of a deterministic E-step's objective, by automatic differentiation."""
-    if is_large(problem):
-        gradient, hessian = np.asarray(_score(e_step, problem, x, state)), np.array(np.nan)
-    else:
+    """Information of a deterministic E-step's objective.
+
+    By automatic differentiation, or by differences of gradients where that is too large or the
+    objective is an approximation that is differentiable once.
+    """
+    hessian = np.array(np.nan)
+    if not is_large(problem) and noise_of(e_step) is None:
         gradient, hessian = jax.device_get(_score_and_hessian(e_step, problem, x, state))
     if not np.all(np.isfinite(hessian)):
-        hessian = np.asarray(_differenced_hessian(e_step, problem, x, state))
+        gradient, hessian = jax.device_get(_score_and_differences(e_step, problem, x, state))
     method = "Hessian of the exact log-likelihood"
     if e_step.kind != "exact":
         method = f"Hessian of the {e_step.kind.replace('_', ' ')}"

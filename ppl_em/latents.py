@@ -8,9 +8,19 @@ import numpy as np
 
 from ppl_em import summation
 from ppl_em.params import Params
-from ppl_em.posterior import GaussianMixture, Posterior, Product, WeightedDraws
+from ppl_em.posterior import (
+    GaussianMixture,
+    LaplaceApproximation,
+    Nodes,
+    Posterior,
+    Product,
+    WeightedDraws,
+)
 from ppl_em.problem import Latents, Problem
 from ppl_em.validation import ModelError
+
+WithCenter = Product | GaussianMixture | LaplaceApproximation
+"""Laws that know their mean on the unconstrained scale."""
 
 MEAN_SAMPLES = 2000
 """Draws behind means and probabilities that have no closed form."""
@@ -65,7 +75,9 @@ class LatentPosterior:
         the mean of the support under `probs`.
         """
         means = {}
-        if isinstance(self.inner, Product | GaussianMixture):
+        if isinstance(self.inner, Nodes):
+            means = jax.device_get(self.inner.moments(self.problem, self.params)[0])
+        if isinstance(self.inner, WithCenter):
             exact = self.problem.constrain_latents(self.params, self.inner.center)
             known = self.problem.unravel(self.inner.center_is_mean)
             gaussian = self._gaussian(self.inner)
@@ -86,7 +98,9 @@ class LatentPosterior:
         effects) or a mixture of Gaussians, else over stored or fresh draws.
         """
         sds = {}
-        if isinstance(self.inner, Product | GaussianMixture):
+        if isinstance(self.inner, Nodes):
+            sds = jax.device_get(self.inner.moments(self.problem, self.params)[1])
+        if isinstance(self.inner, WithCenter):
             exact = self.problem.unravel(jnp.std(self.inner.points(), axis=0))
             sds = {name: np.asarray(exact[name]) for name in self._gaussian(self.inner)}
         if len(sds) < len(self.problem.spec.latents):
@@ -139,7 +153,7 @@ class LatentPosterior:
             )
         return jax.device_get(_most_probable(self.problem, self.params))
 
-    def _gaussian(self, posterior: Product | GaussianMixture) -> list[str]:
+    def _gaussian(self, posterior: WithCenter) -> list[str]:
         """Sites on the real line, whose exact posterior is Gaussian if it is known at all."""
         same = self.problem.unravel(posterior.center)
         values = self.problem.constrain_latents(self.params, posterior.center)

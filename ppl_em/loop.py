@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
-from ppl_em.e_step import EStep
+from ppl_em.e_step import EStep, noise_of
 from ppl_em.home_stretch import NewtonStep, is_due, newton_steps
 from ppl_em.m_step import MStep
 from ppl_em.monte_carlo import monte_carlo
@@ -31,6 +31,16 @@ from ppl_em.validation import ModelError
 MAX_NEWTON = 10
 """Newton steps at the end of a deterministic run before EM goes on."""
 
+NUDGE = 1e-3
+"""Size of a random first step where Q has second derivatives of the log-joint.
+
+Automatic differentiation gets those of densities in logits wrong at a logit of exactly 0, which is
+where parameters that start at 0 and balanced data put the mode.
+"""
+
+MAX_HALVINGS = 10
+"""How often a step that lowers an approximate log-likelihood is halved before it is refused."""
+
 
 def run_loop(
     rng_key: jax.Array,
@@ -45,18 +55,39 @@ def run_loop(
     x = problem.unconstrain(params)
     started = time.monotonic()
     e_state = e_step.init(rng_key, problem, params)
+    if noise_of(e_step) is not None:
+        x = x + NUDGE * jax.random.normal(rng_key, x.shape, x.dtype)
     trail = Trail(problem, x, e_state)
     last_polish: Polish | None = None
     compile_seconds = time.monotonic() - started
     try:
         run: Any = monte_carlo if e_step.stochastic else _deterministic
-        status, last_polish, compiled = run(problem, e_step, m_step, trail, limits, bar)
-        compile_seconds += compiled
+        while True:
+            status, last_polish, compiled = run(problem, e_step, m_step, trail, limits, bar)
+            compile_seconds += compiled
+            finer = _finer(problem, e_step, trail) if status is Status.CONVERGED else None
+            if finer is None:
+                break
+            e_step = finer
     except KeyboardInterrupt:
         status = Status.INTERRUPTED
     return Outcome(
-        trail.x, trail.e_state, status, trail.rows, last_polish, limits.begin, compile_seconds
+        trail.x,
+        e_step,
+        trail.e_state,
+        status,
+        trail.rows,
+        last_polish,
+        limits.begin,
+        compile_seconds,
     )
+
+
+def _finer(problem: Problem, e_step: Any, trail: Trail) -> EStep | None:
+    """An approximation that is good enough at the end of the run, if this one is not."""
+    if noise_of(e_step) is None:
+        return None
+    return e_step.refined(problem, problem.constrain(trail.x), trail.e_state)
 
 
 def _deterministic(
@@ -64,10 +95,16 @@ def _deterministic(
 ) -> tuple[Status, None, float]:
     x, e_state, m_state = trail.x, trail.e_state, m_step.init(trail.x)
     before, m_info, compile_seconds = x, None, 0.0
-    gap, next_try = limits.stopping.gap_for(False), 0
-    for count in range(limits.max_steps + 1):
+    gap, next_try, noise = limits.stopping.gap_for(False), 0, noise_of(e_step)
+    for count in range(limits.max_steps + 1 - len(trail.rows)):
         start = time.monotonic()
         posterior, e_state, e_info = expectation(e_step, problem, x, e_state)
+        if noise is not None and count > 0:
+            for _ in range(MAX_HALVINGS):
+                if float(e_info.objective) >= trail.objective - noise:
+                    break
+                x = (trail.x + x) / 2
+                posterior, e_state, e_info = expectation(e_step, problem, x, trail.e_state)
         out = maximization(m_step, problem, x, before, posterior, m_state)
         out = jax.block_until_ready(out)
         seconds = time.monotonic() - start
@@ -80,7 +117,7 @@ def _deterministic(
         else:
             change = objective - trail.objective
             step = Step(objective, change, 0.0, float(jnp.linalg.norm(x - before)))
-            if has_decreased(step, x.dtype):
+            if has_decreased(step, x.dtype, noise or 0.0):
                 if limits.on_decrease == "raise":
                     raise ModelError(
                         f"EM step {count} lowered the objective by {-change:.3g}, from "
@@ -100,7 +137,7 @@ def _deterministic(
         trail.x, trail.e_state = x, e_state
         if not bool(jnp.all(jnp.isfinite(out.x))):
             return Status.NON_FINITE, None, compile_seconds
-        if has_converged(trail.steps, gap, x.dtype):
+        if has_converged(trail.steps, gap, x.dtype, noise or 0.0):
             return Status.CONVERGED, None, compile_seconds
         if count >= next_try and is_due(trail.steps, e_step, problem, limits.stopping):
             if _home_stretch(problem, e_step, trail, limits, bar):

@@ -33,11 +33,19 @@ def hessian(gradient: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Arr
     differentiation it compiles in half the time, and stays finite where they do not: at
     structural zeros, such as the density of a detection at an unoccupied site.
     """
+    return gradient_and_hessian(gradient, x, with_gradient=False)[1]
+
+
+def gradient_and_hessian(
+    gradient: Callable[[jax.Array], jax.Array], x: jax.Array, with_gradient: bool = True
+) -> tuple[jax.Array, jax.Array]:
+    """The gradient at `x` (p,), NaN unless asked for, and its differences as in `hessian`."""
     width = jnp.finfo(x.dtype).eps ** (1 / 3) * (1 + jnp.abs(x))
-    points = jnp.concatenate([x + jnp.diag(width), x - jnp.diag(width)])
-    upper, lower = jnp.split(jax.lax.map(gradient, points), 2)
-    matrix = (upper - lower) / (2 * width[:, None])
-    return (matrix + matrix.T) / 2
+    points = [x + jnp.diag(width), x - jnp.diag(width)] + [x[None]] * with_gradient
+    found = jax.lax.map(gradient, jnp.concatenate(points))
+    matrix = (found[: x.size] - found[x.size : 2 * x.size]) / (2 * width[:, None])
+    here = found[-1] if with_gradient else jnp.full_like(x, jnp.nan)
+    return here, (matrix + matrix.T) / 2
 
 
 class Curvature(NamedTuple):

@@ -163,14 +163,20 @@ class Problem:
         latents, jacobian = self._transformed(self.unravel(u))
         return self.log_factors(params, latents, points), jacobian + idle
 
-    def _without_idle(self, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """`u` with idle coordinates at 0, and the log-density that they carry."""
+    def without_idle(self, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`u` with idle coordinates at 0, and the log-density that each carries, both (D,)."""
         if self.spec.idle is None:
-            return u, jnp.zeros(())
+            return u, jnp.zeros_like(u)
         idle = self.spec.idle.value
         normal = -0.5 * (u**2 + np.log(2 * np.pi))
         density = jnp.where(idle, normal - self._log_jacobian_at_zero(), 0.0)
-        return jnp.where(idle, 0.0, u), jnp.sum(density)
+        return jnp.where(idle, 0.0, u), density
+
+    def _without_idle(self, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if self.spec.idle is None:
+            return u, jnp.zeros(())
+        u, density = self.without_idle(u)
+        return u, jnp.sum(density)
 
     def _transformed(self, values: Latents) -> tuple[Latents, jax.Array]:
         """Latents from unconstrained values, and the log-Jacobian; fixed supports only."""

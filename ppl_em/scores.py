@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em import optimize
-from ppl_em.contributions import owners, terms
 from ppl_em.information import Information, checked
 from ppl_em.motion import Motion, log_joint
 from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import Problem
 from ppl_em.structure import find_components
+from ppl_em.terms import owners, terms
 
 MAX_PARAMS = 64
 """With more parameters scores are not computed by component: each costs a pass of the model."""
@@ -92,7 +92,8 @@ def _moments(
 
         def pieces(x: jax.Array) -> jax.Array:  # terms of no component are the last
             moved, log_scale = motion.at(x, u)
-            sums = jax.ops.segment_sum(terms(problem, x, moved), owner, num_segments=number + 1)
+            values = terms(problem, problem.constrain(x), moved)
+            sums = jax.ops.segment_sum(values, owner, num_segments=number + 1)
             return sums.at[-1].add(jnp.sum(log_scale))
 
         return jax.jacfwd(pieces)(x)

@@ -133,11 +133,11 @@ def observed_rate(steps: Sequence[Step]) -> float:
     return float(np.clip(np.max(ratios), 0.0, 1 - 1e-6))
 
 
-def has_converged(steps: Sequence[Step], gap: float, dtype: np.dtype) -> bool:
-    """Deterministic E-steps: is what remains below `gap`, or lost in rounding?"""
-    if not steps or has_decreased(steps[-1], dtype):
+def has_converged(steps: Sequence[Step], gap: float, dtype: np.dtype, noise: float = 0.0) -> bool:
+    """Deterministic E-steps: is what remains below `gap`, or lost in rounding or `noise`?"""
+    if not steps or has_decreased(steps[-1], dtype, noise):
         return False
-    floor = rounding(steps[-1].objective, dtype)
+    floor = max(rounding(steps[-1].objective, dtype), noise)
     if len(steps) >= 3 and all(abs(step.change) <= floor for step in steps[-3:]):
         return True
     return remaining_gap(steps) < max(gap, floor)
@@ -148,9 +148,9 @@ def is_stationary(objective: float, promised: float, dtype: np.dtype) -> bool:
     return promised <= 1e3 * rounding(objective, dtype)
 
 
-def has_decreased(step: Step, dtype: np.dtype) -> bool:
-    """Deterministic E-steps: did the objective fall by more than rounding?"""
-    return step.change < -100 * rounding(step.objective, dtype)
+def has_decreased(step: Step, dtype: np.dtype, noise: float = 0.0) -> bool:
+    """Deterministic E-steps: did the objective fall by more than rounding, or than `noise`?"""
+    return step.change < -max(100 * rounding(step.objective, dtype), noise)
 
 
 def verdict(step: Step, dtype: np.dtype) -> str:

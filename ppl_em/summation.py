@@ -1,5 +1,6 @@
 """Sum out all discrete sites: each chain first, then the plates around it."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,11 +15,15 @@ from ppl_em.validation import ModelError
 
 
 class Method(NamedTuple):
-    """How variables are removed: outside chains by `reduce`, along chains by `chain`."""
+    """How variables are removed: outside chains by `reduce`, along chains by `chain`.
+
+    `sum_plates` says whether what has no variables left is summed over its plates at once.
+    """
 
     reduce: Reduce
     chain: str
     rng_key: jax.Array | None = None
+    sum_plates: bool = True
 
 
 def mode(chain: str | None = None, once: bool = False) -> str:
@@ -46,6 +51,18 @@ def log_normalizer(factors: LogFactors, chain: str | None = None) -> jax.Array:
         A mode of `chains.contract`; by default chosen by device.
     """
     return _run(factors, {}, Method(elimination.log_sum, chain or mode()))
+
+
+def log_terms(factors: LogFactors) -> jax.Array:
+    """Terms whose sum is log Z, as many as the plates tell apart, shape (E,)."""
+    method = Method(elimination.log_sum, mode(), sum_plates=False)
+    sizes = dict(factors.layout.plates)
+    parts = []
+    for table in _remaining(factors, {}, method):
+        full = tuple(sizes[name] for name in table.names)
+        repeats = np.prod([n for n, m in zip(full, table.array.shape, strict=True) if m == 1])
+        parts.append(jnp.ravel(table.array) * int(repeats))
+    return jnp.concatenate([*parts, jnp.zeros(0)])
 
 
 def site_probs(factors: LogFactors) -> dict[str, jax.Array]:
@@ -90,6 +107,11 @@ def _order(layout: Layout, variable: Variable) -> list[str]:
 
 
 def _run(factors: LogFactors, extra: dict[str, jax.Array], method: Method) -> jax.Array:
+    return elimination.product(_remaining(factors, extra, method), dict(factors.layout.plates))
+
+
+def _remaining(factors: LogFactors, extra: dict[str, jax.Array], method: Method) -> list[Table]:
+    """What is left of the tables without their variables."""
     layout = factors.layout
     names = dict(layout.names)
     variables, plates = dict(layout.variables), dict(layout.plates)
@@ -105,8 +127,8 @@ def _run(factors: LogFactors, extra: dict[str, jax.Array], method: Method) -> ja
         chained |= {*chain.first, *chain.rest}
     outer += [t for key, group in tables.items() if key not in chained for t in group]
     inside = {n for n, v in variables.items() if any(c.time in v.plates for c in layout.chains)}
-    left = elimination.eliminate(outer, variables, plates, set(variables) - inside, method.reduce)
-    return elimination.product(left, plates)
+    remove = set(variables) - inside
+    return elimination.eliminate(outer, variables, plates, remove, method.reduce, method.sum_plates)
 
 
 def _contract(
@@ -126,12 +148,12 @@ def _contract(
     copies = {PREVIOUS + n: variables[n] for n in states}
     start = {n: Variable(v.size, v.plates - {chain.time}) for n, v in variables.items()}
     known = {**variables, **copies}
+    eliminate = partial(elimination.eliminate, reduce=method.reduce, sum_plates=method.sum_plates)
     if not states:
-        done = elimination.eliminate(first, start, plates, inside, method.reduce)
-        return done + elimination.eliminate(rest, known, plates, inside, method.reduce)
+        return eliminate(first, start, plates, inside) + eliminate(rest, known, plates, inside)
     local = inside - set(states)
-    first = elimination.eliminate(first, start, plates, local, method.reduce)
-    rest = elimination.eliminate(rest, known, plates, local, method.reduce)
+    first = eliminate(first, start, plates, local)
+    rest = eliminate(rest, known, plates, local)
     previous = [PREVIOUS + n for n in states]
     scalars = [t for t in (*first, *rest) if not set(t.names) & {*states, *previous}]
     first = [t for t in first if set(t.names) & set(states)]

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ppl_em.e_step import EStep
 from ppl_em.polish import Polish
 from ppl_em.problem import Problem
 from ppl_em.stopping import Status, Step, Stopping, observed_rate, verdict
@@ -28,9 +29,13 @@ class Limits:
 
 
 class Outcome(NamedTuple):
-    """What the loop hands to the result; everything belongs to `x` (p,), the last good point."""
+    """What the loop hands to the result; everything belongs to `x` (p,), the last good point.
+
+    `e_step` is the one that it ended with, which may be finer than the first.
+    """
 
     x: jax.Array
+    e_step: EStep
     e_state: Any
     status: Status
     rows: list[dict[str, Any]]

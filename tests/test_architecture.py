@@ -112,7 +112,8 @@ ALLOWED = {  # module or package: all that it may import from ppl_em
     "pareto": (),
     "bridge": ("pareto",),
     "proposals": (),
-    "contributions": ("problem",),
+    "terms": ("params", "summation", "problem"),
+    "contributions": ("problem", "terms"),
     "evidence": (
         "likelihood",
         "problem",
@@ -132,6 +133,7 @@ ALLOWED = {  # module or package: all that it may import from ppl_em
         "condense_steps",
         "states",
         "structure",
+        "terms",
     ),
     "m_step": ("optimize", "validation"),
     "e_step": (
@@ -150,6 +152,7 @@ ALLOWED = {  # module or package: all that it may import from ppl_em
         "optimize",
         "likelihood",
         "posterior",
+        "terms",
     ),
 }
 FORBIDDEN = {  # module: never imported by these

@@ -25,6 +25,8 @@ E_STEPS = {  # name: (model, configuration, the engine it resolves to)
     "gaussian": ("intercept", e_steps.Exact(), "Continuous"),
     "conjugate": ("counts", e_steps.Exact(), "Continuous"),
     "conditional": ("contaminated", e_steps.Exact(), "Conditional"),
+    "laplace": ("intercept", e_steps.Laplace(), "Laplace"),
+    "quadrature": ("intercept", e_steps.Quadrature(), "Quadrature"),
     "mean_field": ("intercept", e_steps.MeanField(num_particles=64), "MeanField"),
     "nuts": ("intercept", e_steps.NUTS(2, num_samples=20, num_warmup=50), "NUTS"),
 }
@@ -121,7 +123,8 @@ def test_pickling_of_m_steps(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["enumeration", "gaussian", "conjugate", "conditional", "mean_field"]
+    "name",
+    ["enumeration", "gaussian", "conjugate", "conditional", "laplace", "quadrature", "mean_field"],
 )
 def test_vmap_over_parameters(name):
     """A batch of fits, as in restarts or a bootstrap: the same as one by one."""

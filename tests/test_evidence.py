@@ -16,7 +16,6 @@ from scipy.special import gammaln
 
 from ppl_em import LogLikelihood
 from ppl_em.bridge import bridge, importance
-from ppl_em.contributions import owners
 from ppl_em.e_step import NUTS
 from ppl_em.evidence import importance_sampled
 from ppl_em.inspection import build_problem
@@ -24,6 +23,7 @@ from ppl_em.pareto import pareto_khat
 from ppl_em.posterior import WeightedDraws
 from ppl_em.proposals import Proposal
 from ppl_em.structure import find_components
+from ppl_em.terms import owners
 
 
 @pytest.mark.parametrize("scale", [1.2, 1.5, 3.0])

@@ -1,17 +1,27 @@
 """E-steps: one file per method, one flag each. `EM(model, e_step=...)` takes either."""
 
 from ppl_em.e_step.auto import Auto
-from ppl_em.e_step.base import DeterministicEStep, EStep, StochasticEStep, expectation
+from ppl_em.e_step.base import (
+    DeterministicEStep,
+    EStep,
+    StochasticEStep,
+    expectation,
+    noise_of,
+)
 from ppl_em.e_step.exact import Exact
+from ppl_em.e_step.laplace import Laplace
 from ppl_em.e_step.mean_field import MeanField
 from ppl_em.e_step.nuts import NUTS
+from ppl_em.e_step.quadrature import Quadrature
 from ppl_em.validation import check_choice, check_configuration
 
 FLAGS: dict[str, type] = {
     "auto": Auto,
     "exact": Exact,
+    "laplace": Laplace,
     "mean_field": MeanField,
     "nuts": NUTS,
+    "quadrature": Quadrature,
 }
 
 
@@ -31,8 +41,11 @@ __all__ = [
     "DeterministicEStep",
     "EStep",
     "Exact",
+    "Laplace",
     "MeanField",
+    "Quadrature",
     "StochasticEStep",
     "expectation",
     "from_flag",
+    "noise_of",
 ]

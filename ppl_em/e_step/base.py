@@ -60,8 +60,31 @@ class DeterministicEStep(EStep, Protocol):
     """An E-step whose objective is a function of the parameters alone, without noise."""
 
     def log_likelihood(self, problem: Problem, params: Params, state: Any) -> jax.Array:
-        """The objective as a function of the parameters, twice differentiable; a scalar."""
+        """The objective as a function of the parameters, differentiable; a scalar."""
         ...
+
+
+class Approximation(DeterministicEStep, Protocol):
+    """One whose objective may fall in an EM step, because Q is not a lower bound of it.
+
+    Steps that lower it are halved. Its second derivatives are differences of first ones.
+
+    Attributes
+    ----------
+    noise
+        Size of changes of the objective that mean nothing.
+    """
+
+    noise: float
+
+    def refined(self, problem: Problem, params: Params, state: Any) -> "Approximation | None":
+        """A better one, if this one is too coarse at `params`; None if it is not."""
+        ...
+
+
+def noise_of(e_step: EStep) -> float | None:
+    """The noise of an `Approximation`; None for other E-steps."""
+    return getattr(e_step, "noise", None)
 
 
 class StochasticEStep(EStep, Protocol):

@@ -8,8 +8,10 @@ from ppl_em.posterior.draws import WeightedDraws
 from ppl_em.posterior.enumerated import Enumerated
 from ppl_em.posterior.factorized import Factorized
 from ppl_em.posterior.gaussian import Gaussian
+from ppl_em.posterior.laplace import GaussianLaw, LaplaceApproximation, half_trace
 from ppl_em.posterior.mixture import BlockLayout, GaussianMixture
 from ppl_em.posterior.product import PartPosterior, Product
+from ppl_em.posterior.quadrature import Nodes
 
 __all__ = [
     "BlockLayout",
@@ -18,11 +20,15 @@ __all__ = [
     "Gaussian",
     "GaussianArrow",
     "GaussianChain",
+    "GaussianLaw",
     "GaussianMixture",
+    "LaplaceApproximation",
     "LogGamma",
     "LogitBeta",
+    "Nodes",
     "PartPosterior",
     "Posterior",
     "Product",
     "WeightedDraws",
+    "half_trace",
 ]

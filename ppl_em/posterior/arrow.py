@@ -78,11 +78,23 @@ class GaussianArrow:
         They lie at the mean plus and minus sqrt(k + s) times each column of a square root whose
         first k columns move all blocks at once: blocks are not coupled with one another.
         """
-        size, shared = self.arrow.block_size, self.arrow.num_shared
-        local = jnp.moveaxis(jnp.concatenate([self.root, self.slope], axis=-1), -1, 0)
-        corner = jnp.pad(self.shared_root.T, ((size, 0), (0, 0)))
-        offsets = np.sqrt(size + shared) * self.arrow.join(local, corner)
+        columns = self.columns()
+        offsets = np.sqrt(len(columns)) * columns
         return self.mean + jnp.concatenate([offsets, -offsets])
+
+    def columns(self) -> jax.Array:
+        """k + s directions, (k + s, d), whose outer products sum to the covariances that count."""
+        local = jnp.moveaxis(jnp.concatenate([self.root, self.slope], axis=-1), -1, 0)
+        corner = jnp.pad(self.shared_root.T, ((self.arrow.block_size, 0), (0, 0)))
+        return self.arrow.join(local, corner)
+
+    def solve(self, vector: jax.Array) -> jax.Array:
+        """The covariance times a vector, (d,)."""
+        local, shared = self.arrow.split(vector)
+        noise = jnp.einsum("gji,gj->gi", self.root, local)
+        shared_noise = jnp.einsum("gis,gi->s", self.slope, local) + self.shared_root.T @ shared
+        moved = jnp.einsum("gij,gj->gi", self.root, noise) + self.slope @ shared_noise
+        return self.arrow.join(moved, self.shared_root @ shared_noise)
 
     def draw(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
         """Independent draws, (num_samples, d)."""

@@ -87,9 +87,34 @@ class GaussianChain:
         that are not neighbors are wrong, but the log-joint has no such terms. No fewer points have
         the right covariances of all pairs of neighbors.
         """
-        columns = jnp.transpose(_columns(self.root, self.coupling), (3, 1, 0, 2))
-        offsets = np.sqrt(len(columns)) * self.chain.join(columns)
+        columns = self.columns()
+        offsets = np.sqrt(len(columns)) * columns
         return self.mean + jnp.concatenate([offsets, -offsets])
+
+    def columns(self) -> jax.Array:
+        """2k directions, (2k, d), whose outer products sum to the covariances of neighbors."""
+        columns = jnp.transpose(_columns(self.root, self.coupling), (3, 1, 0, 2))
+        return self.chain.join(columns)
+
+    def solve(self, vector: jax.Array) -> jax.Array:
+        """The covariance times a vector, (d,)."""
+        score = jnp.moveaxis(self.chain.split(vector), 1, 0)[..., None]
+
+        def forward(before: jax.Array, inputs: tuple) -> tuple:
+            root, coupling, score = inputs
+            half = _mul(_t(root), score - before)
+            return _mul(coupling, half), half
+
+        def backward(after: jax.Array, inputs: tuple) -> tuple:
+            root, coupling, half = inputs
+            shift = _mul(root, half - _mul(_t(coupling), after))
+            return shift, shift
+
+        start = jnp.zeros_like(score[0])
+        halves: jax.Array = jax.lax.scan(forward, start, (self.root, self.coupling, score))[1]
+        inputs = (self.root, self.coupling, halves)
+        shift: jax.Array = jax.lax.scan(backward, start, inputs, reverse=True)[1]
+        return self.chain.join(jnp.moveaxis(shift[..., 0], 0, 1))
 
     def pair_covariances(self) -> jax.Array:
         """Covariances of neighboring blocks t and t + 1 together, (T - 1, B, 2k, 2k)."""

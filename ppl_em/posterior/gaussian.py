@@ -55,9 +55,21 @@ class Gaussian:
         They lie at the mean plus and minus sqrt(k) times each column of the square roots, all
         blocks at once: coupling terms between blocks are zero by hypothesis.
         """
-        columns = jnp.moveaxis(self.root, -1, 0) * jnp.sqrt(self.blocks.block_size)
-        offsets = self.blocks.join(columns)
+        offsets = np.sqrt(self.blocks.block_size) * self.columns()
         return self.mean + jnp.concatenate([offsets, -offsets])
+
+    def columns(self) -> jax.Array:
+        """k directions, (k, d), whose outer products sum to the covariances within blocks."""
+        return self.blocks.join(jnp.moveaxis(self.root, -1, 0))
+
+    def solve(self, vector: jax.Array) -> jax.Array:
+        """The covariance times a vector, (d,)."""
+        noise = jnp.einsum("gji,gj->gi", self.root, self.blocks.split(vector))
+        return self.blocks.join(jnp.einsum("gij,gj->gi", self.root, noise))
+
+    def log_scale(self) -> jax.Array:
+        """Log-determinant of the square root of every block's covariance, (G,)."""
+        return jnp.sum(jnp.log(jnp.diagonal(self.root, axis1=1, axis2=2)), axis=1)
 
     def draw(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
         """Independent draws, (num_samples, d)."""

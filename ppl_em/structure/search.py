@@ -56,10 +56,15 @@ def find_structure(
     return _cheapest(proposed, problem, x, u, rng_key, names, (0.0, 0.3, 0.3))
 
 
-def find_blocks(problem: Problem, x: jax.Array, u: jax.Array, rng_key: jax.Array) -> Blocks:
-    """Find the finest partition into blocks that are independent at the parameters `x` (p,)."""
+def find_blocks(
+    problem: Problem, x: jax.Array, u: jax.Array, rng_key: jax.Array, spread: float = 0.0
+) -> Blocks:
+    """Find the finest partition into blocks that are independent at the parameters `x` (p,).
+
+    With a `spread`, at others around them too, as far away on the unconstrained scale.
+    """
     proposed = list(block_candidates(problem))
-    return _cheapest(proposed, problem, x, u, rng_key, None, (0.0, 0.0, 0.0))
+    return _cheapest(proposed, problem, x, u, rng_key, None, (0.0, spread, spread))
 
 
 def _cheapest(

@@ -1,0 +1,242 @@
+"""Quadrature E-step: integrals over small independent blocks of latents."""
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import logsumexp
+
+from ppl_em.e_step.modes import Mode, find_mode, first_mode, mode_of
+from ppl_em.params import Params
+from ppl_em.posterior import Gaussian, Nodes
+from ppl_em.posterior.quadrature import block_sums
+from ppl_em.posterior.rules import Placed, Span, find_span, gauss_hermite, sinh_trapezoid
+from ppl_em.problem import Problem
+from ppl_em.structure import Blocks, find_blocks
+from ppl_em.terms import owners
+from ppl_em.validation import ModelError
+
+logger = logging.getLogger("ppl_em")
+
+SIZES = {1: (15, 21, 31, 45, 63, 91, 127, 181, 255), 2: (5, 9, 15, 21, 31, 45, 63, 91)}
+"""Nodes in each dimension that are tried, in one dimension and in more."""
+
+CHUNK = 64
+"""Nodes per call while their number is chosen: programs are compiled for this number alone."""
+
+SPREAD = 0.3
+"""How far away parameters are at which blocks are found, on the unconstrained scale."""
+
+
+class QuadratureState(NamedTuple):
+    """The last modes, shape (D,), and the block that every term of the log-joint is in, (E,)."""
+
+    center: jax.Array
+    owner: jax.Array
+
+
+class QuadratureInfo(NamedTuple):
+    """`objective` is the log-likelihood; the rest tells how it was come by.
+
+    `nodes` in each dimension; `inner_slope`, the length of the gradient at the modes in posterior
+    standard deviations; `inner_steps`, the Newton steps there.
+    """
+
+    objective: jax.Array
+    nodes: jax.Array
+    inner_slope: jax.Array
+    inner_steps: jax.Array
+
+
+@dataclass(frozen=True)
+class Quadrature:
+    """Integrals over each block of latents, on nodes around its mode.
+
+    Latents with a support are on the unconstrained scale. The number of nodes is raised until the
+    log-likelihood no longer changes, at the first parameters and again at the last ones. The rules
+    are those of `posterior/rules.py`.
+
+    Attributes
+    ----------
+    num_nodes
+        Nodes of adaptive Gauss-Hermite rules in each dimension, as lme4's `nAGQ`; with 1 the
+        log-likelihood is Laplace's. None to choose rule and number.
+    tol
+        Change of the log-likelihood on refinement that is small enough.
+    max_dimension
+        Largest block, in latents.
+    max_points
+        Largest number of nodes of a block, over all its dimensions.
+
+    References
+    ----------
+    Pinheiro & Bates (1995), Journal of Computational and Graphical Statistics 4.
+    """
+
+    num_nodes: int | None = None
+    tol: float = 1e-8
+    max_dimension: int = 3
+    max_points: int = 10_000
+    blocks: Blocks | None = field(default=None, repr=False)
+    chosen: int = field(default=0, repr=False)
+    stochastic: ClassVar[bool] = False
+    kind: ClassVar[str] = "quadrature"
+
+    def __post_init__(self) -> None:
+        if self.num_nodes is not None and self.num_nodes < 1:
+            raise ModelError(
+                f"Option `num_nodes`: found {self.num_nodes}. Pass a positive number, or None."
+            )
+
+    @property
+    def noise(self) -> float:
+        """What moving the nodes may change."""
+        return 10 * self.tol
+
+    def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "Quadrature":
+        """Find the blocks, and how many nodes they take.
+
+        Raises
+        ------
+        ModelError
+            If there are no continuous latents, their blocks are too large, or no mode is found.
+        """
+        problem.require_continuous("quadrature")
+        x = problem.unconstrain(params)
+        blocks = find_blocks(problem, x, problem.start, rng_key, SPREAD)
+        name, size = problem.spec.latents[0].name, blocks.block_size
+        if size > self.max_dimension:
+            least = f"{SIZES[2][1]}^{size} nodes or more"
+            raise ModelError(
+                f"Site '{name}': the latents depend on one another in blocks of {size}, for which "
+                f"e_step='quadrature' would take {least}. Use e_step='nuts' or 'laplace', or raise "
+                f"Quadrature(max_dimension={self.max_dimension})."
+            )
+        found = replace(self, blocks=blocks)
+        state = found.init(rng_key, problem, params)
+        return found.refined(problem, params, state) or found
+
+    def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> QuadratureState:
+        """The modes at the first parameters, and what belongs to which block."""
+        blocks = self.known_blocks
+        mode = first_mode("quadrature", rng_key, blocks, problem, params)
+        labels = np.empty(problem.num_latents, int)
+        labels[blocks.index.value] = np.arange(blocks.num_blocks)[:, None]
+        x, center = problem.unconstrain(params), np.asarray(mode.u)
+        # Not at the first parameters: Beta(1, 1), say, does not depend on its latent.
+        away = jax.random.normal(rng_key, x.shape, x.dtype)
+        found = (owners(problem, x + s * away, center, labels) for s in (SPREAD, 0.1 * SPREAD))
+        owner = next((each for each in found if each is not None), None)
+        if owner is None:
+            raise ModelError(
+                f"Site '{problem.spec.latents[0].name}': e_step='quadrature' cannot tell which "
+                f"terms of the log-joint depend on which latents. Use e_step='nuts' or 'laplace'."
+            )
+        return QuadratureState(mode.u, jnp.asarray(owner))
+
+    def step(
+        self, problem: Problem, params: Params, state: QuadratureState
+    ) -> tuple[Nodes, QuadratureState, QuadratureInfo]:
+        """The nodes at `params` with their probabilities, and the log-likelihood."""
+        mode = self._mode(problem, params, state.center)
+        law = cast(Gaussian, mode.law)
+        placed = self._place(problem, params, law, state.owner)
+        posterior = Nodes.at(problem, params, law, placed, state.owner)
+        value = jnp.where(mode.found, posterior.log_normalizer, jnp.nan)
+        info = QuadratureInfo(value, jnp.asarray(self.size), mode.slope, mode.num_steps)
+        return posterior, state._replace(center=mode.u), info
+
+    def log_likelihood(self, problem: Problem, params: Params, state: QuadratureState) -> jax.Array:
+        """The log-likelihood, differentiable once; a scalar.
+
+        The nodes are held: moving them does not change an integral.
+        """
+        fixed = jax.lax.stop_gradient(params)
+        mode = jax.lax.stop_gradient(self._mode(problem, fixed, state.center))
+        law = cast(Gaussian, mode.law)
+        placed = jax.lax.stop_gradient(self._place(problem, fixed, law, state.owner))
+        value = Nodes.at(problem, params, law, placed, state.owner).log_normalizer
+        return jnp.where(mode.found, value, jnp.nan)
+
+    def refined(
+        self, problem: Problem, params: Params, state: QuadratureState
+    ) -> "Quadrature | None":
+        """One with more nodes, if this one has too few at `params`; None if it has enough."""
+        if self.num_nodes is not None:
+            return None
+        blocks = self.known_blocks
+        law = cast(Gaussian, mode_of(blocks, problem, params, state.center)[0].law)
+        span = _span(problem, params, law, state.owner) if blocks.block_size == 1 else None
+        limit = self.max_points ** (1 / blocks.block_size)
+        sizes = [n for n in SIZES[min(blocks.block_size, 2)] if self.chosen <= n <= limit]
+        last, change = np.nan, np.nan
+        for size in sizes:
+            placed = sinh_trapezoid(span, size) if span else gauss_hermite(law, size)
+            value = _value(problem, params, law, state.owner, placed)
+            change, last = abs(value - last), value
+            if change <= max(self.tol, 1e-13 * abs(value)):
+                # One more than needed, so that it lasts while the parameters change.
+                return None if size == sizes[1] and self.chosen else replace(self, chosen=size)
+        if sizes[-1] != self.chosen:
+            return replace(self, chosen=sizes[-1])
+        logger.warning(
+            "e_step='quadrature' takes more than %d nodes in each dimension here, so its "
+            "log-likelihood is not to be trusted. Raise Quadrature(max_points=%d), or use "
+            "e_step='nuts'.",
+            self.chosen,
+            self.max_points,
+        )
+        return None
+
+    def describe(self, info: QuadratureInfo) -> str:
+        """Nodes in each dimension."""
+        return f"{int(info.nodes)} nodes"
+
+    @property
+    def known_blocks(self) -> Blocks:
+        """The blocks that `resolve` found."""
+        if self.blocks is None:
+            raise ValueError("call `resolve` first")
+        return self.blocks
+
+    @property
+    def size(self) -> int:
+        """Nodes in each dimension."""
+        return self.num_nodes or self.chosen
+
+    def _mode(self, problem: Problem, params: Params, center: jax.Array) -> Mode:
+        def density(u: jax.Array) -> jax.Array:
+            return problem.log_joint_unconstrained(params, u)
+
+        return find_mode(self.known_blocks, density, center)
+
+    def _place(self, problem: Problem, params: Params, law: Gaussian, owner: jax.Array) -> Placed:
+        if self.num_nodes is not None or law.blocks.block_size > 1:
+            return gauss_hermite(law, self.size)
+        return sinh_trapezoid(_span(problem, params, law, owner), self.size)
+
+
+@jax.jit
+def _span(problem: Problem, params: Params, law: Gaussian, owner: jax.Array) -> Span:
+    def log_density(offsets: jax.Array) -> jax.Array:
+        return block_sums(problem, params, law, owner, offsets)[:, :-1]
+
+    return find_span(law, log_density)
+
+
+def _value(
+    problem: Problem, params: Params, law: Gaussian, owner: jax.Array, placed: Placed
+) -> float:
+    """The log-likelihood on these nodes; one program for any number of them."""
+    offsets, logs = np.asarray(placed.offsets), np.asarray(placed.log_weights)
+    count = len(offsets)
+    places = np.minimum(np.arange(-(-count // CHUNK) * CHUNK), count - 1).reshape(-1, CHUNK)
+    parts = [_sums(problem, params, law, owner, jnp.asarray(offsets[part])) for part in places]
+    sums = np.concatenate([np.asarray(part) for part in parts])[:count]
+    return float(np.sum(logsumexp(sums[:, :-1] + logs, axis=0)) + sums[0, -1])
+
+
+_sums = jax.jit(block_sums)

@@ -1,0 +1,133 @@
+"""Independent blocks of latents on a few nodes each, with posterior probabilities."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl_em.params import Params
+from ppl_em.posterior.base import constrain_draws
+from ppl_em.posterior.gaussian import Gaussian
+from ppl_em.posterior.rules import Placed
+from ppl_em.problem import Latents, Problem
+from ppl_em.terms import terms
+
+AT_ONCE = 4_000_000
+"""Terms of the log-joint evaluated side by side, at most."""
+
+PROPOSALS = 16
+"""Gaussian draws per block from which one is picked by its weight."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Nodes:
+    """G independent blocks of k latents, each on J nodes around its mode.
+
+    `law` is the Gaussian at the modes, `placed` says where the nodes are, `probs` (J, G) are their
+    probabilities. `log_sums` (G,) are the logs of the integrals over the blocks, `base` is the sum
+    of the terms without latents. `owner` (E,) is the block of every term of the log-joint, G for
+    none.
+    """
+
+    law: Gaussian
+    placed: Placed
+    probs: jax.Array
+    log_sums: jax.Array
+    base: jax.Array
+    owner: jax.Array
+
+    @classmethod
+    def at(
+        cls, problem: Problem, params: Params, law: Gaussian, placed: Placed, owner: jax.Array
+    ) -> "Nodes":
+        """Integrate over every block."""
+        sums = block_sums(problem, params, law, owner, placed.offsets)
+        logs = sums[:, :-1] + placed.log_weights
+        log_sums = jax.nn.logsumexp(logs, axis=0)
+        return cls(law, placed, jnp.exp(logs - log_sums), log_sums, sums[0, -1], owner)
+
+    @property
+    def log_normalizer(self) -> jax.Array:
+        """The log-likelihood; a scalar."""
+        return jnp.sum(self.log_sums) + self.base
+
+    def expected_log_joint(self, problem: Problem, params: Params) -> jax.Array:
+        """Q(params), with the probabilities of the nodes held; a scalar."""
+        rest = jnp.full((len(self.probs), 1), 1 / len(self.probs), self.probs.dtype)
+        weights = jnp.concatenate([self.probs, rest], axis=1)
+
+        def part(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
+            offsets, weight = inputs
+            return weight[self.owner] @ terms(problem, params, _point(self.law, offsets))
+
+        return jnp.sum(_map(part, (self.placed.offsets, weights), self.owner.size))
+
+    def moments(self, problem: Problem, params: Params) -> tuple[Latents, Latents]:
+        """Means and standard deviations on the model's own scale, each of the site's shape."""
+        points = jax.vmap(lambda offsets: _point(self.law, offsets))(self.placed.offsets)
+        index = self.law.blocks.index.value
+        labels = np.empty(index.size, int)
+        labels[index] = np.arange(len(index))[:, None]
+        blocks = problem.unravel(jnp.asarray(labels))
+        means, sds = {}, {}
+        for name, values in constrain_draws(problem, params, points).items():
+            probs = self.probs[:, np.asarray(blocks[name])]
+            if probs.shape != values.shape:  # the transform changed the last axis
+                probs = jnp.broadcast_to(probs[..., :1], values.shape)
+            means[name] = jnp.sum(probs * values, axis=0)
+            sds[name] = jnp.sqrt(jnp.sum(probs * (values - means[name]) ** 2, axis=0))
+        return means, sds
+
+    def sample(
+        self, problem: Problem, params: Params, rng_key: jax.Array, num_samples: int
+    ) -> Latents:
+        """Nearly exact draws, each (num_samples, *site_shape).
+
+        Each block is picked from a few draws of the Gaussian at its mode, by importance weights.
+        """
+        key_draw, key_pick = jax.random.split(rng_key)
+        blocks = self.law.blocks
+
+        def one(keys: tuple[jax.Array, jax.Array]) -> jax.Array:
+            offsets = blocks.split(self.law.draw(keys[0], PROPOSALS) - self.law.mean)
+            noise = jnp.einsum("gji,ngj->ngi", self.law.precision_tril, offsets)
+            values = block_sums(problem, params, self.law, self.owner, offsets)[:, :-1]
+            log_weights = values + 0.5 * jnp.sum(noise**2, axis=-1)
+            picked = jax.random.categorical(keys[1], log_weights, axis=0)
+            return _point(self.law, offsets[picked, jnp.arange(blocks.num_blocks)])
+
+        keys = jax.random.split(key_draw, num_samples), jax.random.split(key_pick, num_samples)
+        return constrain_draws(problem, params, jax.lax.map(one, keys))
+
+
+def block_sums(
+    problem: Problem, params: Params, law: Gaussian, owner: jax.Array, offsets: jax.Array
+) -> jax.Array:
+    """Sums of the terms of every block at `offsets` (J, G, k) from the modes, (J, G + 1).
+
+    The last column has the terms without latents; other arguments as in `Nodes`.
+    """
+
+    def sums(offsets: jax.Array) -> jax.Array:
+        values = terms(problem, params, _point(law, offsets))
+        return jax.ops.segment_sum(values, owner, num_segments=law.blocks.num_blocks + 1)
+
+    return _map(sums, offsets, owner.size)
+
+
+def _point(law: Gaussian, offsets: jax.Array) -> jax.Array:
+    """The latents (D,) with the blocks at `offsets` (G, k) from their modes."""
+    return law.mean + law.blocks.join(offsets)
+
+
+def _map(function: Callable, inputs: Any, size: int) -> jax.Array:
+    """`function` over the first axis of `inputs`, as many at once as memory allows."""
+    count = len(jax.tree.leaves(inputs)[0])
+    side = max(1, min(count, AT_ONCE // max(size, 1)))
+    if side == count:
+        return jax.vmap(function)(inputs)
+    return jax.lax.map(jax.checkpoint(function), inputs, batch_size=side)
