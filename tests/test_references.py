@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, SEED, load_model
+from conftest import ROOT, SEED, load_model, load_reference
 from jax.flatten_util import ravel_pytree
 
 from ppl_em import EM, EMResult, catalog
@@ -157,6 +157,62 @@ def test_monte_carlo_within_its_errors(name, optimized):
     assert (near >= 9, likelihood >= 9, spread >= 9) == (True, True, True)
 
 
+QUADRATURE = [
+    "seeds",
+    pytest.param("pump", marks=pytest.mark.slow),
+    pytest.param("epil", marks=pytest.mark.slow),
+    *[
+        pytest.param(name, marks=pytest.mark.long)
+        for name in ("kidney", "kidney:lognormal", "lsat", "lsat:two_parameter", "sleepstudy")
+    ],
+    *[
+        pytest.param(name, marks=pytest.mark.long)
+        for name in ("theoph", "wine_ordinal", "wine_ordinal:probit")
+    ],
+]
+
+
+@pytest.mark.parametrize("name", QUADRATURE)
+def test_quadrature_reaches_the_reference(name):
+    result, reference = fit(name, "quadrature")
+    assert result.converged
+    assert result.log_likelihood.kind == "quadrature"
+    assert abs(result.log_likelihood.value - reference["log_likelihood"]) < 1e-6
+    assert off_by(result, reference).max() < 1e-4
+    np.testing.assert_allclose(
+        flat(result.standard_errors()), flat(reference["standard_errors"]), rtol=1e-4
+    )
+
+
+LAPLACE = {  # our parameters in flat order, by the names of other programs
+    "seeds": "alpha0 alpha1 alpha2 alpha12 sd_re",
+    "epil": "intercept lbase trt_progabide lage V4 lbase_x_trt sd_re",
+    "kidney:lognormal": "age lambda rho sex sigma2",
+    "wine_ordinal": "contact_yes c12 c23 c34 c45 sd_judge temp_warm",
+    "wine_ordinal:probit": "contact_yes c12 c23 c34 c45 sd_judge temp_warm",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "seeds",
+        pytest.param("epil", marks=pytest.mark.slow),
+        *[pytest.param(name, marks=pytest.mark.long) for name in list(LAPLACE)[2:]],
+    ],
+)
+def test_laplace_reaches_other_laplace_programs(name):
+    peer = load_reference("laplace_peers")[name]
+    result, _ = fit(name, "laplace")
+    assert result.converged
+    assert result.log_likelihood.kind == "laplace"
+    assert abs(result.log_likelihood.value - peer["loglik"]) < 1e-4
+    expected = [peer["estimates"][key] for key in LAPLACE[name].split()]
+    gap = np.abs(flat(result.params) - expected) / flat(result.standard_errors())
+    # parfm and clmm stop up to 0.01 standard errors away, where the likelihood is the same.
+    assert gap.max() < (1e-3 if "glmmTMB" in peer["peer"] else 0.02)
+
+
 def test_mean_field_is_a_bound_and_says_so():
     result, reference = fit("pump", "mean_field")
     assert result.converged
@@ -194,17 +250,40 @@ def test_monte_carlo_on_random_effects(name, optimized):
 SALAMANDER = ROOT.parent / "shared" / "reference" / "salamander.csv"
 
 
-@pytest.mark.long
-@pytest.mark.skipif(not SALAMANDER.exists(), reason="these data may not be copied into the project")
-def test_salamander(optimized):
-    """All three experiments; Laplace's approximation is 0.09 low in both standard deviations."""
+def salamander(flag: str) -> tuple[EMResult, dict, np.ndarray]:
+    """A fit of the data, their reference file, and the flat estimates in its order."""
     rows = np.genfromtxt(SALAMANDER, delimiter=",", names=True, dtype=None, encoding="utf-8")
-    exact = json.loads(SALAMANDER.with_suffix(".json").read_text())["reference"]
+    reference = json.loads(SALAMANDER.with_suffix(".json").read_text())
     model = load_model("crossed").model
     columns = {name: rows[name] for name in ("Cross", "Female", "Male", "Mate")}
-    result = EM(model, "nuts").run(jax.random.key(SEED), progress_bar=False, **columns)
+    result = EM(model, flag).run(jax.random.key(SEED), progress_bar=False, **columns)
     assert result.converged
     found = [*result.params["beta"], result.params["sd_female"], result.params["sd_male"]]
-    distance = (np.array(found) - [*exact["mle"].values()]) / [*exact["se"].values()]
+    return result, reference, np.array(found)
+
+
+IF_PRESENT = pytest.mark.skipif(
+    not SALAMANDER.exists(), reason="these data may not be copied into the project"
+)
+
+
+@pytest.mark.long
+@IF_PRESENT
+def test_salamander(optimized):
+    """All three experiments; Laplace's approximation is 0.09 low in both standard deviations."""
+    result, reference, found = salamander("nuts")
+    exact = reference["reference"]
+    distance = (found - [*exact["mle"].values()]) / [*exact["se"].values()]
     assert np.abs(distance).max() < 0.15
     assert abs(result.log_likelihood.value - exact["loglik"]) < 4 * result.log_likelihood.mcse
+
+
+@pytest.mark.long
+@IF_PRESENT
+def test_salamander_by_laplace():
+    """Crossed effects, as glmmTMB has them: 120 latents in six blocks that plates do not show."""
+    result, reference, found = salamander("laplace")
+    known = next(p for p in reference["peers"] if p["peer"].startswith("glmmTMB"))
+    assert abs(result.log_likelihood.value - known["loglik"]) < 1e-4
+    distance = (found - [*known["estimates"].values()]) / [*reference["reference"]["se"].values()]
+    assert np.abs(distance).max() < 1e-3
