@@ -113,6 +113,12 @@ class EMResult:
         import pandas
 
         self._warn_of_gaps()
+        return pandas.DataFrame(
+            self.table(level), index=pandas.Index(self.labels, name="parameter")
+        )
+
+    def table(self, level: float = 0.95) -> dict[str, np.ndarray]:
+        """The columns of `summary`, without pandas; NaN where there is no standard error."""
         estimate = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(self.params)])
         se = np.sqrt(np.diag(self.uncertainty.covariance))
         mcse = self.uncertainty.mcse
@@ -127,7 +133,7 @@ class EMResult:
         }
         if np.any(mcse != 0):
             columns |= {"total": total, "se_mcse": self.uncertainty.se_mcse}
-        return pandas.DataFrame(columns, index=pandas.Index(self.labels, name="parameter"))
+        return columns
 
     def to_datatree(self) -> "xarray.DataTree":
         """Everything as an ArviZ-ready DataTree.
