@@ -78,7 +78,8 @@ def find_motion(problem: Problem, x: jax.Array, posterior: WeightedDraws) -> Mot
     if np.all(np.isfinite(by_site)) and np.all(np.isfinite(scores)):
         coefficients = -np.linalg.lstsq(by_site, scores)[0]
         coefficients = np.where(_lowers(scores, by_site @ coefficients), coefficients, 0.0)
-    return Motion(x, *(jnp.asarray(a, x.dtype) for a in (center, shift, coefficients[sites])))
+    maps = (a.astype(x.dtype) for a in (center, shift, coefficients[sites]))
+    return Motion(x, *jax.device_put(tuple(maps)))
 
 
 @jax.jit

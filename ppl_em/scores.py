@@ -61,12 +61,12 @@ def find(problem: Problem, x: jax.Array, posterior: WeightedDraws) -> Components
     """Components of the latents and the terms of the log-joint that belong to each."""
     if x.size > MAX_PARAMS:
         return Components(None, 1)
-    points = np.asarray(posterior.draws[:, -1])
+    points = np.asarray(posterior.draws)[:, -1]
     labels = find_components(problem, x, points[:3], jax.random.key(0))
     owner = owners(problem, x, points[0], labels) if labels.max() > 0 else None
     if owner is None:
         return Components(None, 1)
-    return Components(jnp.asarray(owner), int(labels.max()) + 1)
+    return Components(jax.device_put(owner), int(labels.max()) + 1)
 
 
 def score_moments(

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.infer.hmc import hmc
 
 from ppl_em.e_step.base import expectation
@@ -155,11 +156,11 @@ class NUTS:
 
     def fresh(self, state: NUTSState) -> tuple["NUTS", NUTSState]:
         """A sampler of equally weighted draws at one value of the parameters, its tuning held."""
-        return self, state._replace(age=jnp.full_like(state.age, -1))
+        return self, state._replace(age=jax.device_put(np.full((), -1, state.age.dtype)))
 
     def resume(self, state: NUTSState) -> NUTSState:
         """The state of the next EM step, from that of a fresh sampler."""
-        return state._replace(age=jnp.zeros_like(state.age))
+        return state._replace(age=jax.device_put(np.zeros((), state.age.dtype)))
 
     def calm(self, state: NUTSState) -> NUTSState:
         """Aim half-way from the present acceptance to 1, with smaller steps: for divergences."""
