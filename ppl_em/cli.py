@@ -219,7 +219,8 @@ def _report(result: EMResult, entry: catalog.Entry, reference: dict[str, Any] | 
             )
         )
         table["reference"] = np.array([known.get(label, np.nan) for label in result.labels])
-        table["off by (se)"] = (table["estimate"] - table["reference"]) / table["se"]
+        with np.errstate(divide="ignore", invalid="ignore"):  # no errors of fixed values
+            table["off by (se)"] = (table["estimate"] - table["reference"]) / table["se"]
     lines = [f"{entry.name}: {entry.title}", "", *_aligned(result.labels, table), ""]
     lines.append(f"log-likelihood  {result.log_likelihood}")
     if reference is not None:
