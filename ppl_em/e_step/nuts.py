@@ -20,8 +20,9 @@ from ppl_em.validation import check_choice
 REFIT = 4
 """Masses are estimated anew after so many EM steps, and after each doubling of their number."""
 
-SIDE_BY_SIDE = 300
-"""Latents up to which chains move side by side on CPUs: all wait for the longest trajectory."""
+SIDE_BY_SIDE = 100
+"""Latents up to which chains move side by side on CPUs. There each waits for the longest trajectory
+and every step copies all of them; one after the other costs more only where arrays are small."""
 
 
 class NUTSState(NamedTuple):
@@ -164,8 +165,10 @@ class NUTS:
 
     def calm(self, state: NUTSState) -> NUTSState:
         """Aim half-way from the present acceptance to 1, with smaller steps: for divergences."""
-        target = jnp.minimum(0.5 * (1 + state.target), 0.995)
-        return state._replace(target=target, step_size=0.6 * state.step_size)
+        target = np.minimum(0.5 * (1 + np.asarray(state.target)), 0.995)
+        size = 0.6 * np.asarray(state.step_size)
+        target, size = jax.device_put((target.astype(size.dtype), size))
+        return state._replace(target=target, step_size=size)
 
     def _tuned(
         self, state: NUTSState, draws: jax.Array, accept: jax.Array, log_sizes: jax.Array
