@@ -12,7 +12,6 @@ need not have heavier tails than the target, which in many dimensions no good pr
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import expit
 
 from ppl_em.pareto import pareto_khat
@@ -66,6 +65,8 @@ def bridge(of_proposal: np.ndarray, of_target: np.ndarray) -> Integral:
     Singmann & Wagenmakers (2020), Journal of Statistical Software 92, autocorrelation lowers the
     number of draws from p, both in the shares and in the error.
     """
+    from scipy.optimize import brentq  # costs a tenth of a second
+
     num_target = _effective(of_target)
     log_odds = np.log(num_target / of_proposal.size)
 

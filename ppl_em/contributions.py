@@ -73,13 +73,11 @@ def targets(
         return
     owner = owners(problem, x, center, labels)
     if owner is not None:
-        where = jnp.asarray(owner)
-        yield partial(pieces, lambda p: _sums(count, problem, x, center, where, p))
-    place = jnp.asarray(labels)
+        yield partial(pieces, lambda p: _sums(count, problem, x, center, owner, p))
     for num_nodes in NODES:
         nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
-        rule = jnp.asarray((nodes + 1) / 2), jnp.asarray(weights / 2)
-        integrals = partial(_line_integrals, count, problem, x, center, place, *rule)
+        rule = (nodes + 1) / 2, weights / 2
+        integrals = partial(_line_integrals, count, problem, x, center, labels, *rule)
         yield partial(pieces, integrals)
 
 
@@ -99,7 +97,7 @@ def _in_chunks(function: Callable, points: np.ndarray) -> tuple[np.ndarray, ...]
     """Outputs of `function` at all points, called with `CHUNK` of them at a time."""
     size = len(points)
     points = points[np.minimum(np.arange(-(-size // CHUNK) * CHUNK), size - 1)]
-    chunks = [function(jnp.asarray(part)) for part in points.reshape(-1, CHUNK, points.shape[1])]
+    chunks = [function(part) for part in points.reshape(-1, CHUNK, points.shape[1])]
     return tuple(
         np.concatenate([np.asarray(part, float) for part in parts])[:size]
         for parts in zip(*chunks, strict=True)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ppl_em import arviz, evidence
@@ -77,14 +76,13 @@ class FittedParts:
         covariance_x = (
             np.full_like(information.matrix, np.nan) if reason else information.covariance
         )
-        covariance = constrained_covariance(self.problem, self.x, jnp.asarray(covariance_x))
-        covariance = np.array(covariance)
+        covariance = constrained_covariance(self.problem, self.x, covariance_x)
         covariance[left_out], covariance[:, left_out] = np.nan, np.nan
         if self.polish is not None:
             mcse_x = self.polish.mcse_x
         else:
             mcse_x = np.full_like(covariance_x, np.nan if self.e_step.stochastic else 0.0)
-        mcse = constrained_covariance(self.problem, self.x, jnp.asarray(mcse_x))
+        mcse = constrained_covariance(self.problem, self.x, mcse_x)
         mcse = np.sqrt(np.maximum(np.diag(mcse), 0.0))  # NaN stays
         se_mcse = self._se_mcse(information) * np.sqrt(np.diag(covariance))
         return Uncertainty(covariance, mcse, se_mcse, information.method, reason, note)
@@ -106,8 +104,8 @@ class FittedParts:
             e_step = cast(DeterministicEStep, self.e_step)
             return marginal_information(e_step, self.problem, self.x, self.e_state)
         first, *rest = (
-            WeightedDraws.equal(piece)
-            for piece in jnp.split(self.posterior.draws, FINAL_STEPS, axis=1)
+            WeightedDraws.equal(jax.device_put(piece))
+            for piece in np.split(np.asarray(self.posterior.draws), FINAL_STEPS, axis=1)
         )
         last = self.polish
         components = last.components if last else find(self.problem, self.x, first)
@@ -180,12 +178,9 @@ def _more_draws(
     for _ in range(FINAL_STEPS):
         posterior, state, _ = expectation(e_step, problem, x, state)
         parts.append(posterior)
-    draws = jnp.concatenate([part.draws for part in parts], axis=1)
-    stats = {
-        name: jnp.concatenate([part.stats[name] for part in parts], axis=1)
-        for name in parts[0].stats
-    }
-    return WeightedDraws.equal(draws, stats), state
+    each = [jax.device_get((part.draws, part.stats)) for part in parts]
+    joined = jax.tree.map(lambda *some: np.concatenate(some, axis=1), *each)
+    return WeightedDraws.equal(*jax.device_put(joined)), state
 
 
 def _flag(e_step: EStep) -> str:

@@ -195,14 +195,12 @@ def trouble(
     )
 
 
-@jax.jit
-def constrained_covariance(problem: Problem, x: jax.Array, covariance: jax.Array) -> jax.Array:
+def constrained_covariance(problem: Problem, x: jax.Array, covariance: np.ndarray) -> np.ndarray:
     """Delta method: covariance of all flattened parameters on their own scale, (P, P).
 
     Rows are in the order of `params.flat_labels`; fixed parameters have zeros.
     """
-
-    jacobian = flat_and_jacobian(problem, x)[1]
+    jacobian = np.asarray(flat_and_jacobian(problem, x)[1])
     return jacobian @ covariance @ jacobian.T
 
 

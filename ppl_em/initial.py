@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.distributions import biject_to
 
 
@@ -24,7 +25,7 @@ def init_near_mean(spread: Iterable[str] = ()) -> Callable[[dict[str, Any]], Any
         fn = site["fn"]
         shape = (*site["kwargs"].get("sample_shape", ()), *fn.shape())
         transform = biject_to(fn.support)
-        unconstrained = jnp.zeros(transform.inverse_shape(shape))
+        unconstrained = np.zeros(transform.inverse_shape(shape))
         if site["name"] not in names or unconstrained.size < 2:
             return _inside(fn, _moment(fn, "mean", shape), transform(unconstrained))
         noise = jax.random.normal(site["kwargs"]["rng_key"], shape)
@@ -35,15 +36,22 @@ def init_near_mean(spread: Iterable[str] = ()) -> Callable[[dict[str, Any]], Any
     return substitute_fn
 
 
-def _moment(fn: Any, name: str, shape: tuple[int, ...]) -> jax.Array:
+def _moment(fn: Any, name: str, shape: tuple[int, ...]) -> Any:
     """The mean or variance of a distribution, NaN where it does not say."""
     try:
-        return jnp.broadcast_to(jnp.asarray(getattr(fn, name), jnp.result_type(float)), shape)
+        moment = getattr(fn, name)
+        xp = jnp if isinstance(moment, jax.core.Tracer) else np
+        return xp.broadcast_to(xp.asarray(moment, jnp.result_type(float)), shape)
     except (NotImplementedError, AttributeError, TypeError, ValueError):
-        return jnp.full(shape, jnp.nan)
+        return np.full(shape, np.nan)
 
 
-def _inside(fn: Any, value: jax.Array, otherwise: jax.Array) -> jax.Array:
+def _inside(fn: Any, value: Any, otherwise: Any) -> jax.Array:
     """`value` if every element is finite and in the support of `fn`, else `otherwise`."""
-    good = jnp.all(jnp.isfinite(value)) & jnp.all(fn.support(value))
-    return jnp.where(good, value, otherwise)
+    inside = fn.support(value)
+    if any(isinstance(array, jax.core.Tracer) for array in (value, otherwise, inside)):
+        good = jnp.all(jnp.isfinite(value)) & jnp.all(inside)
+        return jnp.where(good, value, otherwise)
+    # On the host, as outside of compiled code each operation is a program.
+    usable = np.all(np.isfinite(value)) and np.all(inside)
+    return jax.device_put(np.asarray(value if usable else otherwise, jnp.result_type(float)))

@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
@@ -55,15 +54,15 @@ def monte_carlo(
         if not np.all(np.isfinite(out.backward)):
             return Status.NON_FINITE, None, compile_seconds
         if m_info is not None:
-            change, error = _path_gain(forward, out.backward)
-            length = float(jnp.linalg.norm(x - before))
+            change, error = _path_gain(forward, np.asarray(out.backward))
+            length = float(np.linalg.norm(np.asarray(x) - np.asarray(before)))
             step = Step(trail.objective + change, change, error, length)
             trail.record(step, x, "moving", seconds, e_info, m_info)
             moving += 1
             bar.update(1)
             bar.set_postfix_str(f"gain {change:.1e} ± {error:.0e}, {e_step.describe(e_info)}")
         trail.x, trail.e_state = x, e_state
-        if not bool(jnp.all(jnp.isfinite(out.x))):
+        if not np.all(np.isfinite(out.x)):
             return Status.NON_FINITE, None, compile_seconds
         if time.monotonic() > limits.deadline:
             return Status.MAX_SECONDS, None, compile_seconds
@@ -134,14 +133,14 @@ def _confirm(
     return found, Status.NOISE_LIMITED
 
 
-def _path_gain(forward: np.ndarray, backward: jax.Array) -> tuple[float, float]:
+def _path_gain(forward: np.ndarray, backward: np.ndarray) -> tuple[float, float]:
     """Gain in log-likelihood from one point to the next, and its Monte Carlo error.
 
     The mean difference of log-joints is a lower bound on the gain under the draws at the old
     point and an upper bound under those at the new one; their average errs in the third order.
     """
-    value = 0.5 * (forward[0] + float(backward[0]))
-    return float(value), float(0.5 * np.hypot(forward[1], float(backward[1])))
+    value = 0.5 * (forward[0] + backward[0])
+    return float(value), float(0.5 * np.hypot(forward[1], backward[1]))
 
 
 def _polish_step(trail: Trail, last: Polish) -> Step:

@@ -14,6 +14,7 @@ Meng & van Dyk (1997), The EM algorithm, an old folk-song sung to a fast new tun
 the choice among missing data.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -54,7 +55,6 @@ def log_joint(problem: Problem, motion: Motion, x: jax.Array, u: jax.Array) -> j
     return problem.log_joint_unconstrained(problem.constrain(x), moved) + jnp.sum(log_scale)
 
 
-@jax.jit
 def find_motion(problem: Problem, x: jax.Array, posterior: WeightedDraws) -> Motion:
     """Follow the posterior from `x` (p,), as far as draws there tell.
 
@@ -62,39 +62,64 @@ def find_motion(problem: Problem, x: jax.Array, posterior: WeightedDraws) -> Mot
     are found by regression of the scores that remain. Whatever does not lower the variance of the
     scores over the draws is left out; the scores' means are right for any motion.
     """
-    draws = posterior.draws.reshape(-1, posterior.draws.shape[-1])
-    center = jnp.mean(draws, axis=0)
-    still = Motion(x, center, *[jnp.zeros((center.size, x.size), x.dtype)] * 2)
-
-    def gradient(x: jax.Array, u: jax.Array) -> jax.Array:
-        return jax.grad(lambda u: problem.log_joint_unconstrained(problem.constrain(x), u))(u)
-
-    def minus_hessian(v: jax.Array) -> jax.Array:
-        return -jax.jvp(lambda u: gradient(x, u), (center,), (v,))[1]
-
-    def follow(column: jax.Array) -> jax.Array:
-        return jax.scipy.sparse.linalg.cg(
-            minus_hessian, column, tol=TOLERANCE, maxiter=MAX_ITERATIONS
-        )[0]
-
-    shift = jax.vmap(follow, in_axes=1, out_axes=1)(jax.jacfwd(gradient)(x, center))
-    slopes = jax.lax.map(lambda u: gradient(x, u), draws, batch_size=64)
-    scores = jax.lax.map(
-        lambda u: jax.grad(log_joint, argnums=2)(problem, still, x, u), draws, batch_size=64
-    )
-    shift = jnp.where(_lowers(scores, slopes @ shift), shift, 0.0)
+    draws = np.asarray(posterior.draws).reshape(-1, posterior.draws.shape[-1])
+    center = draws.mean(axis=0)
+    shift, slopes, scores = jax.device_get(_shift_and_gradients(problem, x, draws, center))
+    shift = np.where(_lowers(scores, slopes @ shift), shift, 0.0)
     scores = scores + slopes @ shift
 
     sites = np.concatenate(
         [np.full(int(np.prod(site.shape_u)), i) for i, site in enumerate(problem.spec.latents)]
     )
     stretching = 1 + (draws - center) * slopes  # mean zero, by parts
-    by_site = jax.ops.segment_sum(stretching.T, sites, num_segments=len(problem.spec.latents)).T
-    coefficients = -jnp.linalg.lstsq(by_site - by_site.mean(axis=0), scores)[0]
-    coefficients = jnp.where(_lowers(scores, by_site @ coefficients), coefficients, 0.0)
-    return still._replace(shift=shift, stretch=coefficients[sites])
+    by_site = stretching @ (sites[:, None] == np.arange(sites.max() + 1))
+    by_site -= by_site.mean(axis=0)
+    coefficients = np.zeros((by_site.shape[1], x.size))
+    if np.all(np.isfinite(by_site)) and np.all(np.isfinite(scores)):
+        coefficients = -np.linalg.lstsq(by_site, scores)[0]
+        coefficients = np.where(_lowers(scores, by_site @ coefficients), coefficients, 0.0)
+    maps = (a.astype(x.dtype) for a in (center, shift, coefficients[sites]))
+    return Motion(x, *jax.device_put(tuple(maps)))
 
 
-def _lowers(scores: jax.Array, added: jax.Array) -> jax.Array:
+@jax.jit
+def _shift_and_gradients(
+    problem: Problem, x: jax.Array, draws: jax.Array, center: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The shift (D, p), and gradients at draws (n, D): in the latents (n, D), in `x` (n, p)."""
+
+    def density(x: jax.Array, u: jax.Array) -> jax.Array:
+        return problem.log_joint_unconstrained(problem.constrain(x), u)
+
+    _, push = jax.linearize(jax.grad(density, argnums=1), x, center)
+    mixed = jax.vmap(lambda v: push(v, jnp.zeros_like(center)))(jnp.eye(x.size, dtype=x.dtype)).T
+    shift = _solve(jax.vmap(lambda v: -push(jnp.zeros_like(x), v), 1, 1), mixed)
+    scores, slopes = jax.lax.map(
+        lambda u: jax.grad(density, argnums=(0, 1))(x, u), draws, batch_size=64
+    )
+    return shift, slopes, scores
+
+
+def _solve(multiply: Callable[[jax.Array], jax.Array], columns: jax.Array) -> jax.Array:
+    """Solutions (D, p), by conjugate gradients, of equations with right-hand sides `columns`."""
+
+    def going(residual: jax.Array) -> jax.Array:
+        return jnp.sum(residual**2, axis=0) > TOLERANCE**2 * jnp.sum(columns**2, axis=0)
+
+    def body(carry: tuple) -> tuple:
+        solution, residual, direction, count = carry
+        square, image = jnp.sum(residual**2, axis=0), multiply(direction)
+        length = jnp.where(going(residual), square / jnp.sum(direction * image, axis=0), 0.0)
+        solution, residual = solution + length * direction, residual - length * image
+        growth = jnp.where(length == 0, 0.0, jnp.sum(residual**2, axis=0) / square)
+        return solution, residual, residual + growth * direction, count + 1
+
+    start = (jnp.zeros_like(columns), columns, columns, jnp.zeros((), int))
+    return jax.lax.while_loop(
+        lambda carry: jnp.any(going(carry[1])) & (carry[-1] < MAX_ITERATIONS), body, start
+    )[0]
+
+
+def _lowers(scores: np.ndarray, added: np.ndarray) -> np.ndarray:
     """Which columns (p,) of `scores` (n, p) vary less with `added` (n, p)."""
-    return jnp.var(scores + added, axis=0) < jnp.var(scores, axis=0)  # False where NaN
+    return np.var(scores + added, axis=0) < np.var(scores, axis=0)  # False where NaN

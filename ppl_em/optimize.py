@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Objective = Callable[[jax.Array], jax.Array]
 """Unconstrained vector (p,) to the scalar to maximise."""
@@ -60,7 +61,7 @@ class Curvature(NamedTuple):
 
 def no_curvature(x: jax.Array) -> Curvature:
     """Nothing is known yet, for parameters `x` (p,)."""
-    return Curvature(jnp.zeros((x.size, x.size), x.dtype), jnp.ones((), bool))
+    return Curvature(*jax.device_put((np.zeros((x.size, x.size), x.dtype), np.ones((), bool))))
 
 
 def newton(

@@ -11,7 +11,6 @@ from enum import Enum
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
@@ -131,14 +130,14 @@ class _Round:
         length = np.sqrt(step @ information.matrix @ step)
         if length > 1 or not self.kept:
             return step * min(1.0, 3.0 / max(length, 1e-300))
-        draws = jnp.asarray(np.concatenate(self.kept).reshape(-1, self.kept[0].shape[-1]))
+        draws = np.concatenate(self.kept).reshape(-1, self.kept[0].shape[-1])
         for _ in range(2):
-            beyond, largest = curvature_of_score(
-                self.problem, self.motion, jnp.asarray(step, self.x.dtype), draws
+            beyond, largest = jax.device_get(
+                curvature_of_score(self.problem, self.motion, step.astype(self.x.dtype), draws)
             )
             if not (np.all(np.isfinite(beyond)) and largest < EVEN):
                 break
-            step = np.linalg.solve(information.matrix, information.gradient + np.asarray(beyond))
+            step = np.linalg.solve(information.matrix, information.gradient + beyond)
         return step
 
 
@@ -181,7 +180,8 @@ def polish(
         if verdict is Verdict.SICK:
             error, new_x = np.full_like(error, np.nan), x
         else:
-            new_x = x + jnp.asarray(here.newton_step(information), x.dtype)
+            step = here.newton_step(information).astype(x.dtype)
+            new_x = jax.device_put(np.asarray(x) + step)
     return Polish(new_x, information, error, verdict, health, here.components, here.state)
 
 

@@ -36,8 +36,12 @@ _density_at = jax.jit(_density)
 
 
 @jax.jit
-def _density_at_points(problem: Problem, x: jax.Array, points: jax.Array) -> tuple:
-    return jax.vmap(lambda u: density_and_gradients(problem, x, u))(points)
+def _density_nearby(rng_key: jax.Array, problem: Problem, x: jax.Array) -> tuple:
+    """Points at growing distances of the start, (8, D), and log-joint and gradients there."""
+    noise = jax.random.normal(rng_key, (8, *problem.start.shape), problem.start.dtype)
+    scales = jnp.asarray([0.0, 0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0])[:, None]
+    points = problem.start + scales * noise
+    return points, *jax.vmap(lambda u: density_and_gradients(problem, x, u))(points)
 
 
 def probe(rng_key: jax.Array, problem: Problem, values: Params) -> Problem:
@@ -54,29 +58,28 @@ def probe(rng_key: jax.Array, problem: Problem, values: Params) -> Problem:
             raise _not_finite(problem, values, u)
         return problem
     key_latents, key_params = jax.random.split(rng_key)
-    noise = jax.random.normal(key_latents, (8, *u.shape), u.dtype)
-    scales = jnp.asarray([0.0, 0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0])[:, None]
-    points = u + scales * noise
-    density, (by_param, by_latent) = _density_at_points(problem, x, points)
+    points, density, (by_param, by_latent) = jax.device_get(
+        _density_nearby(key_latents, problem, x)
+    )
     good = (
         np.isfinite(density) & np.all(np.isfinite(by_param), 1) & np.all(np.isfinite(by_latent), 1)
     )
     if not good.any():
         raise _not_finite(problem, values, points[0])
-    by_param, by_latent = np.asarray(by_param)[good], np.asarray(by_latent)[good]
+    by_param, by_latent = by_param[good], by_latent[good]
     unused = np.all(by_param == 0, axis=0)
     if unused.any():  # the start may be a stationary point
         elsewhere = x + 0.1 * jax.random.normal(key_params, x.shape, x.dtype)
-        unused &= np.all(
-            np.asarray(_density_at_points(problem, elsewhere, points)[1][0]) == 0, axis=0
-        )
+        slopes = _density_nearby(key_latents, problem, elsewhere)[2][0]
+        unused &= np.all(np.asarray(slopes) == 0, axis=0)
         _refuse_unused(problem, unused)
     idle = np.all(by_latent == 0, axis=0)
     spec = problem.spec
     if idle.any():
         logger.info("%d latent coordinates touch nothing (imputed where observed)", idle.sum())
         spec = dataclasses.replace(spec, idle=Static(idle))
-    return dataclasses.replace(problem, start=points[int(np.argmax(good))], spec=spec)
+    start = jax.device_put(points[int(np.argmax(good))])
+    return dataclasses.replace(problem, start=start, spec=spec)
 
 
 def _refuse_unused(problem: Problem, unused: np.ndarray) -> None:

@@ -130,11 +130,7 @@ class Problem:
             If `params` or `latents` is not exactly the model's list of sites.
         """
         self._check(params, latents)
-        args, kwargs = self.arguments
-        values = {**params, **self.fixed, **latents}
-        if self.spec.discrete or self.spec.scans:
-            return summation.log_normalizer(self.log_factors(params, latents))
-        return jnp.asarray(log_density(self.spec.model, args, kwargs, values)[0])
+        return _log_joint(self, params, latents)
 
     def log_joint_unconstrained(self, params: Params, u: jax.Array) -> jax.Array:
         """log p(y, u; params): with the log-Jacobian of the latents, none for the parameters.
@@ -286,6 +282,15 @@ class Problem:
                     f"{f'no value for this {what}' if missing else f'not a {what} of the model'}. "
                     f"Pass exactly: {', '.join(sorted(expected)) or 'nothing'}."
                 )
+
+
+@jax.jit  # so that the model is traced once, and not in every program that contains it
+def _log_joint(problem: Problem, params: Params, latents: Latents) -> jax.Array:
+    if problem.spec.discrete or problem.spec.scans:
+        return summation.log_normalizer(problem.log_factors(params, latents))
+    args, kwargs = problem.arguments
+    values = {**params, **problem.fixed, **latents}
+    return jnp.asarray(log_density(problem.spec.model, args, kwargs, values)[0])
 
 
 def _at(values: Latents, site: dict[str, Any]) -> jax.Array | None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from scipy.special import ndtri
 
 from ppl_em.likelihood import LogLikelihood
 from ppl_em.params import Params, flat_labels
@@ -85,12 +86,7 @@ class EMResult:
         import xarray
 
         labels = self.labels
-        if self.uncertainty.reason:
-            warnings.warn(
-                f"Standard errors are not available: {self.uncertainty.reason}.", stacklevel=2
-            )
-        elif self.uncertainty.note:
-            warnings.warn(f"{self.uncertainty.note}.", stacklevel=2)
+        self._warn_of_gaps()
         return xarray.DataArray(
             self.uncertainty.covariance,
             dims=("parameter", "parameter_"),
@@ -100,7 +96,8 @@ class EMResult:
 
     def standard_errors(self) -> Params:
         """Standard errors, keyed and shaped as `params`; 0 where fixed, NaN if not available."""
-        return self._like_params(np.sqrt(np.diag(self.covariance().values)))
+        self._warn_of_gaps()
+        return self._like_params(np.sqrt(np.diag(self.uncertainty.covariance)))
 
     def mcse(self) -> Params:
         """Monte Carlo standard errors of the estimates, keyed and shaped as `params`."""
@@ -114,13 +111,19 @@ class EMResult:
         `se_mcse`, the Monte Carlo error of se.
         """
         import pandas
-        from scipy.stats import norm
 
-        estimate = np.asarray(ravel_pytree(self.params)[0])
-        se = np.sqrt(np.diag(self.covariance().values))
+        self._warn_of_gaps()
+        return pandas.DataFrame(
+            self.table(level), index=pandas.Index(self.labels, name="parameter")
+        )
+
+    def table(self, level: float = 0.95) -> dict[str, np.ndarray]:
+        """The columns of `summary`, without pandas; NaN where there is no standard error."""
+        estimate = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(self.params)])
+        se = np.sqrt(np.diag(self.uncertainty.covariance))
         mcse = self.uncertainty.mcse
         total = np.hypot(se, mcse)
-        half = norm.ppf(0.5 + level / 2) * total
+        half = ndtri(0.5 + level / 2) * total
         columns = {
             "estimate": estimate,
             "se": se,
@@ -130,7 +133,7 @@ class EMResult:
         }
         if np.any(mcse != 0):
             columns |= {"total": total, "se_mcse": self.uncertainty.se_mcse}
-        return pandas.DataFrame(columns, index=pandas.Index(self.labels, name="parameter"))
+        return columns
 
     def to_datatree(self) -> "xarray.DataTree":
         """Everything as an ArviZ-ready DataTree.
@@ -163,6 +166,15 @@ class EMResult:
     def uncertainty(self) -> "Uncertainty":
         """Covariance, Monte Carlo errors, and how they were come by."""
         return self.parts.uncertainty()
+
+    def _warn_of_gaps(self) -> None:
+        """Say which standard errors are not available, and why."""
+        if self.uncertainty.reason:
+            warnings.warn(
+                f"Standard errors are not available: {self.uncertainty.reason}.", stacklevel=3
+            )
+        elif self.uncertainty.note:
+            warnings.warn(f"{self.uncertainty.note}.", stacklevel=3)
 
     def _like_params(self, flat: np.ndarray) -> Params:
         return jax.tree.map(np.asarray, ravel_pytree(self.params)[1](jnp.asarray(flat)))

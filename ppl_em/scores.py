@@ -61,26 +61,28 @@ def find(problem: Problem, x: jax.Array, posterior: WeightedDraws) -> Components
     """Components of the latents and the terms of the log-joint that belong to each."""
     if x.size > MAX_PARAMS:
         return Components(None, 1)
-    points = np.asarray(posterior.draws[:, -1])
+    points = np.asarray(posterior.draws)[:, -1]
     labels = find_components(problem, x, points[:3], jax.random.key(0))
     owner = owners(problem, x, points[0], labels) if labels.max() > 0 else None
     if owner is None:
         return Components(None, 1)
-    return Components(jnp.asarray(owner), int(labels.max()) + 1)
+    return Components(jax.device_put(owner), int(labels.max()) + 1)
 
 
 def score_moments(
     problem: Problem, posterior: WeightedDraws, components: Components, motion: Motion
 ) -> ScoreMoments:
     """Complete-data scores and Hessian over equally weighted draws at `motion.start`."""
-    return jax.device_get(_moments(components.number, problem, posterior, components.owner, motion))
+    return jax.device_get(
+        _moments(components.number, problem, posterior.draws, components.owner, motion)
+    )
 
 
 @partial(jax.jit, static_argnums=0)
 def _moments(
     number: int,
     problem: Problem,
-    posterior: WeightedDraws,
+    draws: jax.Array,
     owner: jax.Array | None,
     motion: Motion,
 ) -> ScoreMoments:
@@ -98,16 +100,16 @@ def _moments(
 
         return jax.jacfwd(pieces)(x)
 
-    def add(sums: tuple, draws: jax.Array) -> tuple:
-        scores = jax.vmap(by_component)(draws)
+    def add(sums: tuple, some: jax.Array) -> tuple:
+        scores = jax.vmap(by_component)(some)
         outer = jnp.einsum("ngi,ngj->ij", scores, scores)
         return (sums[0] + scores.sum(axis=0), sums[1] + outer), scores.sum(axis=1)
 
     def q_function(x: jax.Array) -> jax.Array:
         return jnp.mean(jax.vmap(lambda u: log_joint(problem, motion, x, u))(flat))
 
-    chains, length, size = posterior.draws.shape
-    flat = posterior.draws.reshape(-1, size)
+    chains, length, size = draws.shape
+    flat = draws.reshape(-1, size)
     total = chains * length
     at_once = MAX_NUMBERS // ((1 if owner is None else owner.size) * (x.size + 1))
     side = max(d for d in range(1, total + 1) if total % d == 0 and d <= max(at_once, 1))

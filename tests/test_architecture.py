@@ -19,6 +19,7 @@ LATE_IMPORTS = (
     "arviz",
     "matplotlib",
     "scipy.stats",
+    "scipy.optimize",
     "optax",
 )
 """What may be imported inside a function: heavy or optional, at the edge of the library."""

@@ -81,6 +81,34 @@ def test_traces_do_not_grow_with_steps(name, models, monkeypatch):
     assert fresh.calls == model.calls
 
 
+@pytest.mark.slow
+def test_monte_carlo_compiles_few_programs():
+    """All that a run compiles after it has looked at the model; its length does not matter."""
+    compiled = []
+
+    def listen(event, duration, fun_name="", **kwargs):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(fun_name.removeprefix("jit(").removesuffix(")"))
+
+    model = Counted()
+    build_problem(jax.random.key(SEED), model, (Y,), {})
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        em = EM(model, E_STEPS["nuts"], max_steps=50)
+        result = em.run(jax.random.key(SEED), Y, progress_bar=False)
+        assert result.history["phase"][-1] == "polish"
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    em_step = ["expectation", "maximization"]
+    polish = ["_shift_and_gradients", "_moments", "curvature_of_score"]
+    finding_components = ["_products", "_multiply", "_slopes"]
+    evidence = ["_sums"]
+    small = ["_start", "_constrain", "_unconstrain", "_start_flags", "_threefry_split", "unstack"]
+    expected = [*em_step, *polish, *finding_components, *evidence, *small]
+    assert [name for name in compiled if compiled.count(name) > 1] == []
+    assert set(compiled) - set(expected) == set()
+
+
 @pytest.mark.usefixtures("never_settled")
 @pytest.mark.parametrize("name", SLOW)
 def test_new_data_of_the_same_shape_reuse_everything(name, models):

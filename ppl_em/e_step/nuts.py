@@ -1,11 +1,13 @@
 """Monte Carlo E-step: NumPyro's NUTS, its chains and tuning carried from step to step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.infer.hmc import hmc
 
 from ppl_em.e_step.base import expectation
@@ -17,6 +19,10 @@ from ppl_em.validation import check_choice
 
 REFIT = 4
 """Masses are estimated anew after so many EM steps, and after each doubling of their number."""
+
+SIDE_BY_SIDE = 100
+"""Latents up to which chains move side by side on CPUs. There each waits for the longest trajectory
+and every step copies all of them; one after the other costs more only where arrays are small."""
 
 
 class NUTSState(NamedTuple):
@@ -115,30 +121,23 @@ class NUTS:
         rng_key, *keys = jax.random.split(state.rng_key, self.num_chains + 1)
         gains = jnp.where(state.warm > 0, (1.0 + jnp.arange(self.num_samples)) ** -0.5, 0.0)
 
-        def chain(u, step_size, inverse_mass_matrix, rng_key):
-            start, transition = self._kernel(problem, params)
-            first = start(
-                u,
-                num_warmup=0,
-                step_size=step_size,
-                inverse_mass_matrix=inverse_mass_matrix,
-                rng_key=rng_key,
-            )
+        start, transition = self._kernel(problem, params)
+        each = _each_chain(problem.num_latents)
 
-            def body(current, gain):
-                current = transition(current)
-                size = current.adapt_state.step_size
-                info = (current.accept_prob, current.diverging, current.num_steps)
-                out = current.z, current.energy, jnp.log(size), info
-                size = size * jnp.exp(gain * (current.accept_prob - state.target))
-                tuned = current.adapt_state._replace(step_size=size)
-                return current._replace(adapt_state=tuned), out
+        def body(current, gain):
+            current = each(transition)(current)
+            size = current.adapt_state.step_size
+            info = (current.accept_prob, current.diverging, current.num_steps)
+            out = current.z, current.energy, jnp.log(size), info
+            size = size * jnp.exp(gain * (current.accept_prob - state.target))
+            tuned = current.adapt_state._replace(step_size=size)
+            return current._replace(adapt_state=tuned), out
 
-            return jax.lax.scan(body, first, gains)[1]
-
-        draws, energy, log_sizes, (accept, diverging, steps) = jax.vmap(chain)(
-            state.u, state.step_size, state.inverse_mass_matrix, jnp.stack(keys)
-        )
+        chains = state.u, state.step_size, state.inverse_mass_matrix, jnp.stack(keys)
+        first = jax.vmap(start)(*chains)
+        # The loop over draws is outside: its carry is an array by chain, and is traced as such.
+        out = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), jax.lax.scan(body, first, gains)[1])
+        draws, energy, log_sizes, (accept, diverging, steps) = out
         info = NUTSInfo(
             jnp.mean(accept),
             jnp.sum(diverging),
@@ -158,16 +157,18 @@ class NUTS:
 
     def fresh(self, state: NUTSState) -> tuple["NUTS", NUTSState]:
         """A sampler of equally weighted draws at one value of the parameters, its tuning held."""
-        return self, state._replace(age=jnp.full_like(state.age, -1))
+        return self, state._replace(age=jax.device_put(np.full((), -1, state.age.dtype)))
 
     def resume(self, state: NUTSState) -> NUTSState:
         """The state of the next EM step, from that of a fresh sampler."""
-        return state._replace(age=jnp.zeros_like(state.age))
+        return state._replace(age=jax.device_put(np.zeros((), state.age.dtype)))
 
     def calm(self, state: NUTSState) -> NUTSState:
         """Aim half-way from the present acceptance to 1, with smaller steps: for divergences."""
-        target = jnp.minimum(0.5 * (1 + state.target), 0.995)
-        return state._replace(target=target, step_size=0.6 * state.step_size)
+        target = np.minimum(0.5 * (1 + np.asarray(state.target)), 0.995)
+        size = 0.6 * np.asarray(state.step_size)
+        target, size = jax.device_put((target.astype(size.dtype), size))
+        return state._replace(target=target, step_size=size)
 
     def _tuned(
         self, state: NUTSState, draws: jax.Array, accept: jax.Array, log_sizes: jax.Array
@@ -205,16 +206,30 @@ class NUTS:
         def potential(u: jax.Array) -> jax.Array:
             return -problem.log_joint_unconstrained(params, u)
 
-        start, transition = hmc(potential, algo="NUTS")
-        start = partial(
-            start,
-            trajectory_length=None,
-            dense_mass=self.dense_mass,
-            max_tree_depth=self.max_tree_depth,
-            target_accept_prob=self.target_accept_prob,
-            forward_mode_differentiation=self.forward_mode_differentiation,
-        )
+        init, transition = hmc(potential, algo="NUTS")
+
+        def start(u, step_size, inverse_mass_matrix, rng_key):
+            return init(
+                u,
+                num_warmup=0,
+                step_size=step_size,
+                inverse_mass_matrix=inverse_mass_matrix,
+                rng_key=rng_key,
+                trajectory_length=None,
+                dense_mass=self.dense_mass,
+                max_tree_depth=self.max_tree_depth,
+                target_accept_prob=self.target_accept_prob,
+                forward_mode_differentiation=self.forward_mode_differentiation,
+            )
+
         return start, transition
+
+
+def _each_chain(num_latents: int) -> Callable[[Callable], Callable]:
+    """How a transition of one chain becomes one of all: side by side, or one after the other."""
+    if num_latents <= SIDE_BY_SIDE or jax.default_backend() != "cpu":
+        return jax.vmap
+    return lambda transition: partial(jax.lax.map, transition)
 
 
 @jax.jit(static_argnums=0)

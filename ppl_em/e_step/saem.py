@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ppl_em.e_step.base import StochasticEStep
 from ppl_em.params import Params
@@ -96,9 +97,9 @@ class SAEM:
         """No draws yet, and chains where the sampler left them."""
         chains = self.inner.resume(chains)
         num_chains, size = chains.u.shape
-        draws = jnp.zeros((num_chains, MEMORY, self.inner.num_samples, size), chains.u.dtype)
-        weights = jnp.zeros(MEMORY, chains.u.dtype)
-        return SAEMState(chains, draws, weights, jnp.zeros((), int))
+        draws = np.zeros((num_chains, MEMORY, self.inner.num_samples, size), chains.u.dtype)
+        weights = np.zeros(MEMORY, chains.u.dtype)
+        return SAEMState(chains, *jax.device_put((draws, weights, np.zeros((), int))))
 
     def calm(self, state: Any) -> Any:
         """As the sampler does."""

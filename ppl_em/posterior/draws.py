@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ppl_em.params import Params
 from ppl_em.posterior.base import constrain_draws
@@ -27,7 +28,8 @@ class WeightedDraws:
     def equal(draws: jax.Array, stats: dict[str, jax.Array] | None = None) -> "WeightedDraws":
         """Equally weighted `draws`, (chain, draw, D)."""
         count = draws.shape[0] * draws.shape[1]
-        return WeightedDraws(draws, jnp.full(draws.shape[:2], 1 / count, draws.dtype), stats or {})
+        weights = jax.device_put(np.full(draws.shape[:2], 1 / count, draws.dtype))
+        return WeightedDraws(draws, weights, stats or {})
 
     def log_joints(self, problem: Problem, params: Params) -> jax.Array:
         """The log-joint at `params` of every draw, shape (chain, draw)."""

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.problem import LatentSite, Problem
@@ -110,10 +109,10 @@ def _placed(problem: Problem, names: tuple[str, ...] | None) -> list[_Placed]:
     index = coordinates(problem, names)
     local = np.zeros(problem.num_latents, int)
     local[index] = np.arange(len(index))
-    positions = problem.unravel(jnp.asarray(local))
+    ends = np.cumsum([int(np.prod(site.shape_u)) for site in problem.spec.latents])
     return [
-        _Placed(site, np.asarray(positions[site.name]))
-        for site in problem.spec.latents
+        _Placed(site, part.reshape(site.shape_u))
+        for site, part in zip(problem.spec.latents, np.split(local, ends[:-1]), strict=True)
         if names is None or site.name in names
     ]
 

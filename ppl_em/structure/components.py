@@ -1,7 +1,6 @@
 """Independent groups of latents of any sizes, in any order."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
@@ -43,7 +42,7 @@ def find_components(
     that only other points show goes unseen: whoever integrates the components apart has to check
     that the log-joint is a sum of functions of them.
     """
-    blocks = find_blocks(problem, x, jnp.asarray(points[0]), rng_key)
+    blocks = find_blocks(problem, x, jax.device_put(points[0]), rng_key)
     if blocks.num_blocks > 1:
         labels = np.empty(problem.num_latents, int)
         labels[blocks.index.value] = np.arange(blocks.num_blocks)[:, None]
@@ -53,7 +52,7 @@ def find_components(
         return whole
     coupled = np.eye(problem.num_latents, dtype=bool)
     for point in points:
-        hessian = np.asarray(_hessian(problem, x, jnp.asarray(point)))
+        hessian = np.asarray(_hessian(problem, x, point))
         if not np.all(np.isfinite(hessian)):
             return whole
         diagonal = np.abs(np.diagonal(hessian))

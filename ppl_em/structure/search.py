@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.problem import Problem
@@ -92,9 +91,9 @@ class _Probe(NamedTuple):
     """Parameters (n, p) and latents (n, d) at which Hessians over `coordinates` are seen."""
 
     problem: Problem
-    x: jax.Array
+    x: np.ndarray
     u: jax.Array
-    points: jax.Array
+    points: np.ndarray
     coordinates: Static
     rng: np.random.Generator
 
@@ -112,8 +111,8 @@ class _Probe(NamedTuple):
         away = np.array(spreads)[:, None] * rng.normal(size=(len(spreads), x.size))
         start = np.asarray(u)[index.value]
         near = 0.3 * rng.normal(size=(len(spreads), start.size))
-        points = jnp.asarray(start + near, u.dtype)
-        return cls(problem, x + jnp.asarray(away, x.dtype), u, points, index, rng)
+        points = (start + near).astype(u.dtype)
+        return cls(problem, np.asarray(x) + away.astype(x.dtype), u, points, index, rng)
 
     def products(self, place: int, directions: np.ndarray) -> np.ndarray:
         """Hessian products at one of the points with `directions`, (n, d) to (n, d)."""
@@ -128,7 +127,7 @@ class _Probe(NamedTuple):
                 self.x[place],
                 self.u,
                 self.points[place],
-                jnp.asarray(rows, self.u.dtype),
+                rows.astype(self.u.dtype),
             )
             found.append(np.asarray(result)[: len(some)])
         return np.concatenate(found)
@@ -181,8 +180,8 @@ def _relative_error(structure: Structure, probe: _Probe) -> float:
             scale = np.where(diagonal > 0, diagonal**-0.5, 1.0)
         direction = scale * probe.rng.normal(size=colors.size)
         full = scale * probe.products(place, direction[None])[0]
-        vector = jnp.asarray(direction, probe.u.dtype)
-        within = scale * np.asarray(_multiply(structure, jnp.asarray(products), vector))
+        vector = direction.astype(probe.u.dtype)
+        within = scale * np.asarray(_multiply(structure, products, vector))
         gap = np.max(np.abs(full - within)) / (np.max(np.abs(full)) + 1e-30)
         errors.append(gap if np.isfinite(gap) else np.inf)
     return float(np.max(errors))
