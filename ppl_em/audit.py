@@ -20,7 +20,7 @@ from ppl_em.information import (
 from ppl_em.likelihood import RELIABLE_KHAT, LogLikelihood
 from ppl_em.params import Params, flat_labels
 from ppl_em.problem import Problem
-from ppl_em.validation import ModelError
+from ppl_em.validation import ModelError, as_key
 
 if TYPE_CHECKING:
     import pandas
@@ -153,7 +153,7 @@ def audit(
     Philosophical Society 22, for the score; Louis (1982), JRSS B 44, for the information.
     """
     begin = time.monotonic()
-    key_resolve, key_climb = jax.random.split(rng_key)
+    key_resolve, key_climb = jax.random.split(as_key(rng_key))
     flag, engine = _auditor(key_resolve, problem, problem.constrain(x), result.e_step, e_step)
     found = climb(key_climb, problem, x, engine)
     shifts = _shifts(problem, x, found)

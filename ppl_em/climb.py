@@ -90,8 +90,8 @@ def _by_derivatives(
             trouble = here.problem_text
             break
         step, gain = newton_step(here), rounding(value, x.dtype)
-        if here.usable and 0.5 * here.gradient @ step < max(MAX_GAP, gain):
-            x, trouble = x + jnp.asarray(step, x.dtype), ""
+        if 0.5 * here.gradient @ step < max(MAX_GAP, gain):  # nothing is left to gain
+            x, trouble = x + jnp.asarray(step, x.dtype), here.problem_text
             break
         for _ in range(MAX_HALVINGS):
             new_x = x + jnp.asarray(step, x.dtype)

@@ -136,6 +136,15 @@ ALLOWED = {  # module or package: all that it may import from ppl_em
         "stopping",
         "updates",
     ),
+    "plots_compare": ("params",),
+    "compare": (
+        "audit",
+        "e_step",
+        "em",
+        "plots_compare",
+        "result",
+        "validation",
+    ),
     "audit": (
         "climb",
         "e_step",
@@ -178,7 +187,9 @@ ALLOWED = {  # module or package: all that it may import from ppl_em
 FORBIDDEN = {  # module: never imported by these
     "cli": lambda importer: not within(importer, "__main__"),
     "plots": lambda importer: not within(importer, "cli", "result"),
-    "em": lambda importer: not within(importer, "cli") and importer != "ppl_em",
+    "plots_compare": lambda importer: not within(importer, "compare"),
+    "compare": lambda importer: not within(importer, "cli") and importer != "ppl_em",
+    "em": lambda importer: not within(importer, "cli", "compare") and importer != "ppl_em",
 }
 
 
