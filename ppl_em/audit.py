@@ -262,8 +262,9 @@ def _sentence(labels: list[str], shifts: dict[str, Any], result: "EMResult", fla
     )
     if also:
         text += f" ({', '.join(also)} also off by more than {NOTABLE})"
-    if flag != result.e_step:
-        return f"{text}; use e_step='{flag}'."
-    if not result.converged:
+    if flag == result.e_step and result.converged:
+        return f"{text}: run it again with another key, and allow more draws."
+    if flag == result.e_step:
         return f"{text}: it had not converged. Go on from `init_params=result.params`."
-    return f"{text}: run it again with another key, and allow more draws."
+    unfinished = "" if result.converged else ", which had not converged"
+    return f"{text}{unfinished}; use e_step='{flag}'."

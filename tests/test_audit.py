@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 from small_models import POSITIVE
+from toy_models import two_latents
 
 import ppl_em
 from ppl_em import EM, ModelError
@@ -24,14 +25,6 @@ Y = np.sqrt(5.0) * np.where(np.arange(20) % 2, 1.0, -1.0)
 def fit(model, e_step, *args, max_steps=500, **kwargs):
     em = EM(model, e_step=e_step, max_steps=max_steps)
     return em.run(jax.random.key(SEED), *args, progress_bar=False, **kwargs)
-
-
-def two_latents(y):
-    v = numpyro.param("v", 1.0, constraint=POSITIVE)
-    with numpyro.plate("rows", len(y)):
-        a = numpyro.sample("a", dist.Normal(0.0, jnp.sqrt(v)))
-        b = numpyro.sample("b", dist.Normal(0.0, jnp.sqrt(v)))
-        numpyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
 
 
 def two_variances(y):
