@@ -116,7 +116,7 @@ class Audit:
         if (self.log_likelihood.pareto_khat or 0.0) > RELIABLE_KHAT:
             gap += ", not to be trusted"
         lines = [
-            f"{self.table().round(4)}",
+            f"{self.table().round(4) + 0.0}",
             f"log-likelihood at the fit {self.log_likelihood}, by {self.e_step}",
             f"gap to the fit's own      {gap}",
         ]
@@ -248,10 +248,11 @@ def _sentence(labels: list[str], shifts: dict[str, Any], result: "EMResult", fla
     excess = size - 2 * np.nan_to_num(error)
     wrong = np.flatnonzero(excess > NOTABLE)
     if len(wrong) == 0:
+        rest = "other " if shifts["note"] else ""
         most = max(np.max(size + 2 * np.nan_to_num(error), initial=0.0), 0.01)
         return (
-            f"Nothing wrong is seen by {flag}: every estimate is within {most:.2g} standard errors "
-            f"of its maximum."
+            f"Nothing wrong is seen by {flag}: every {rest}estimate is within {most:.2g} standard "
+            f"errors of its maximum."
         )
     worst, *others = wrong[np.argsort(-size[wrong])]
     about = f" ± {error[worst]:.2g}" if error[worst] else ""
