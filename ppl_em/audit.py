@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.climb import Climb, climb, newton_step
+from ppl_em.climb import MAX_LENGTH, Climb, climb, newton_step
 from ppl_em.e_step import FLAGS, EStep, from_flag
 from ppl_em.identifiability import set_aside
 from ppl_em.information import (
@@ -57,8 +57,9 @@ class Audit:
         corrected - estimate in units of `se`, and its Monte Carlo error; positive where the
         estimate is too small. NaN if the audit is not to be trusted.
     one_step
-        The shift after the first Newton step alone, taken on the unconstrained scale; NaN where
-        the log-likelihood is not concave at the fit. Far from `shift` where the fit is far off.
+        The shift after the first Newton step alone, taken on the unconstrained scale. Differs from
+        `shift` where the fit is far off; NaN where the log-likelihood is not concave at the fit, or
+        the step longer than three standard errors.
     fit, e_step
         The flags of the fit and of the stronger E-step.
     log_likelihood
@@ -214,8 +215,9 @@ def _shifts(problem: Problem, x: jax.Array, found: Climb) -> dict[str, Any]:
     se[left_out] = np.nan
     error = _errors(problem, found.x, found.mcse_x)
     one_step = nothing
-    if found.start.usable:
-        one_step = _flat(problem, x + jnp.asarray(newton_step(found.start), x.dtype))
+    first = newton_step(found.start)
+    if found.start.usable and found.start.gradient @ first < MAX_LENGTH**2:
+        one_step = _flat(problem, x + jnp.asarray(first, x.dtype))
     scale = np.where(se == 0, 1.0, se)  # what is fixed does not shift
     return {
         "estimate": estimate,
