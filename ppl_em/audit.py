@@ -181,11 +181,12 @@ def _auditor(
     config = from_flag(e_step)
     flag = next((name for name, kind in FLAGS.items() if type(config) is kind), fitted)
     if flag != "auto":
-        if STRENGTH.index(flag) < max(STRENGTH.index(fitted), 1):
+        rank = STRENGTH.index(fitted) if fitted in STRENGTH else 0
+        if flag in STRENGTH[: max(rank, 1)]:
+            stronger = [name for name in STRENGTH[rank + 1 :] if name in FLAGS]
             raise ModelError(
                 f"`result.audit`: e_step='{flag}' is no stronger than the '{fitted}' of the fit. "
-                f"Pass one of {', '.join(map(repr, STRENGTH[STRENGTH.index(fitted) + 1 :]))}, or "
-                f"'auto'."
+                f"Pass one of {', '.join(map(repr, [*stronger, 'auto']))}."
             )
         return flag, config.resolve(rng_key, problem, params)
     last = ModelError(f"`result.audit`: none of {', '.join(AUDITORS)} applies.")

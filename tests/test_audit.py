@@ -15,7 +15,7 @@ from toy_models import two_latents
 
 import ppl_em
 from ppl_em import EM, ModelError
-from ppl_em.e_step import NUTS
+from ppl_em.e_step import FLAGS, NUTS, Exact
 from ppl_em.health import Health
 
 seeds = load_model("seeds")
@@ -176,6 +176,22 @@ def test_sick_chains_are_said(biased, monkeypatch):
     audit = biased.audit(jax.random.key(SEED), NUTS(2, num_samples=20, num_warmup=40))
     assert not audit.trusted and np.all(np.isnan(audit.corrected))
     assert "not to be trusted" in audit.sentence and "7 of 1000 transitions" in audit.sentence
+
+
+def test_auto_takes_the_strongest_that_applies(biased, monkeypatch):
+    """A stand-in for quadrature, after an exact E-step that refuses, and before NUTS."""
+
+    class Quadrature(Exact):
+        pass
+
+    class Refusing(Exact):
+        def resolve(self, rng_key, problem, params):
+            raise ModelError("Site 'a': not for me.")
+
+    monkeypatch.setitem(FLAGS, "exact", Refusing)
+    monkeypatch.setitem(FLAGS, "quadrature", Quadrature)
+    audit = biased.audit(jax.random.key(SEED))
+    assert audit.e_step == "quadrature" and audit.sentence.endswith("use e_step='quadrature'.")
 
 
 def test_what_cannot_be_audited(biased, exact, tmp_path):
