@@ -89,14 +89,15 @@ def _by_derivatives(
         if not np.all(np.isfinite(here.matrix)):
             trouble = here.problem_text
             break
-        step, gain = newton_step(here), rounding(value, x.dtype)
-        if 0.5 * here.gradient @ step < max(MAX_GAP, gain):  # nothing is left to gain
+        step = newton_step(here)
+        noise = max(rounding(value, x.dtype), getattr(e_step, "noise", 0.0))
+        if 0.5 * here.gradient @ step < max(MAX_GAP, noise):  # nothing is left to gain
             x, trouble = x + jnp.asarray(step, x.dtype), here.problem_text
             break
         for _ in range(MAX_HALVINGS):
             new_x = x + jnp.asarray(step, x.dtype)
             _, new_state, info = expectation(e_step, problem, new_x, state)
-            if float(info.objective) >= value - gain:
+            if float(info.objective) >= value - noise:
                 break
             step = step / 2
         else:

@@ -43,7 +43,7 @@ def plot_comparison(table: "pandas.DataFrame", reference: dict[str, Any] | None 
     shown = labels[:MAX_PANELS]
     down = -(-len(shown) // COLUMNS)
     across = -(-len(shown) // down)
-    size = (1.2 + 2.6 * across, 0.9 + down * (0.8 + 0.32 * len(names)))
+    size = (max(1.2 + 2.6 * across, 5.5), 0.9 + down * (0.8 + 0.32 * len(names)))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
     known = {} if reference is None else _values(reference)
