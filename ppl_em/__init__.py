@@ -1,6 +1,8 @@
 """Fit NumPyro models by Expectation-Maximization, with a numerical M-step."""
 
 from ppl_em import e_step, m_step
+from ppl_em.audit import Audit
+from ppl_em.compare import Comparison, compare_e_steps
 from ppl_em.em import EM
 from ppl_em.likelihood import LogLikelihood
 from ppl_em.result import EMResult
@@ -12,11 +14,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EM",
+    "Audit",
+    "Comparison",
     "EMResult",
     "LogLikelihood",
     "ModelError",
     "Status",
     "Stopping",
+    "compare_e_steps",
     "e_step",
     "load",
     "m_step",

@@ -1,6 +1,7 @@
 """The command line: `ppl-em fit | compare | models`."""
 
 import argparse
+import dataclasses
 import gc
 import importlib.metadata
 import json
@@ -17,6 +18,8 @@ import numpy as np
 import numpyro
 
 from ppl_em import catalog, e_step, m_step
+from ppl_em.audit import Audit
+from ppl_em.compare import Comparison, compare_e_steps
 from ppl_em.em import EM
 from ppl_em.params import flat_labels
 from ppl_em.plots import plot_fit
@@ -78,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--algorithm", default="em", choices=["em", "direct", "hybrid"])
     fit.add_argument("--out", metavar="FILE.nc", help="save the fit (netCDF, for ArviZ)")
     fit.add_argument("--plot", metavar="FILE.png", help="save a picture of the fit")
+    fit.add_argument("--audit", action="store_true", help="ask a stronger E-step how far off it is")
     fit.add_argument("--reference", action="store_true", help="show the model's reference answer")
     fit.set_defaults(run=_fit)
 
@@ -86,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--e-steps", default="mean_field,nuts", metavar="A,B,...", help="flags, comma-separated"
     )
+    compare.add_argument("--out", metavar="FILE.nc", help="save the table (netCDF, for ArviZ)")
+    compare.add_argument("--plot", metavar="FILE.png", help="save a forest plot")
+    compare.add_argument("--no-audit", action="store_true", help="do not audit the fits")
     compare.set_defaults(run=_compare)
 
     models = commands.add_parser("models", help="list the models that come with ppl-em")
@@ -107,17 +114,17 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-progress", action="store_true", help="hide the progress bar")
 
 
-def _run(options: argparse.Namespace, entry: catalog.Entry, flag: str) -> EMResult:
+def _prepare(options: argparse.Namespace, entry: catalog.Entry) -> tuple[EM, dict[str, Any]]:
+    """The model with its options, and `run`'s keyword arguments, the data among them."""
     data = catalog.read_csv(options.data, entry.model) if options.data else entry.load()
     em = EM(
         entry.model,
-        e_step=flag,
         m_step=options.m_step,
         map_sites=tuple(filter(None, options.map_sites.split(","))),
         max_steps=options.max_steps,
     )
     bar = not options.no_progress and sys.stderr.isatty()
-    return em.run(jax.random.key(options.seed), progress_bar=bar, **data)
+    return em, {"progress_bar": bar, **data}
 
 
 def _fit(options: argparse.Namespace) -> int:
@@ -127,11 +134,16 @@ def _fit(options: argparse.Namespace) -> int:
         )
     entry = catalog.find(options.model)
     reference = entry.reference if options.reference and not options.data else None
-    result = _run(options, entry, options.e_step)
+    em, data = _prepare(options, entry)
+    key = jax.random.key(options.seed)
+    result = dataclasses.replace(em, e_step=options.e_step).run(key, **data)
+    audit = result.audit(jax.random.fold_in(key, 1)) if options.audit else None
     if options.json:
-        print(json.dumps(as_json(result)))
+        print(json.dumps(as_json(result, audit)))
     else:
         print(_report(result, entry, reference))
+        if audit is not None:
+            print(f"\nAudit by {audit.e_step}, {audit.seconds:.1f} s\n{audit}")
     notes = sys.stderr if options.json else sys.stdout
     if options.out:
         result.save(options.out)
@@ -145,25 +157,22 @@ def _fit(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     entry = catalog.find(options.model)
     flags = [flag.strip() for flag in options.e_steps.split(",") if flag.strip()]
-    for flag in flags:
-        e_step.from_flag(flag)
-    results: dict[str, EMResult] = {}
-    refused: dict[str, str] = {}
-    for flag in flags:
-        try:
-            results[flag] = _run(options, entry, flag)
-        except ModelError as error:
-            refused[flag] = str(error)
-    if not results:
-        raise ModelError(next(iter(refused.values())))
+    em, data = _prepare(options, entry)
+    key = jax.random.key(options.seed)
+    found = compare_e_steps(em, flags, key, audit=not options.no_audit, **data)
     if options.json:
-        report: dict[str, Any] = {flag: as_json(result) for flag, result in results.items()}
-        print(json.dumps(report | {flag: {"error": text} for flag, text in refused.items()}))
+        print(json.dumps(_comparison_as_json(found)))
     else:
-        print(_comparison(results))
-        for flag, text in refused.items():
-            print(f"{flag}: not run. {text}")
-    converged = not refused and all(result.converged for result in results.values())
+        print(found)
+    notes = sys.stderr if options.json else sys.stdout
+    if options.out:
+        found.to_datatree().to_netcdf(options.out, engine="h5netcdf")
+        print(f"Table saved in {options.out}", file=notes)
+    if options.plot:
+        reference = None if options.data else entry.reference
+        found.plot(reference).savefig(options.plot, dpi=110)
+        print(f"Picture saved in {options.plot}", file=notes)
+    converged = not found.refused and all(r.converged for r in found.results.values())
     return OK if converged else NOT_CONVERGED
 
 
@@ -175,12 +184,12 @@ def _models(options: argparse.Namespace) -> int:
     return OK
 
 
-def as_json(result: EMResult) -> dict[str, Any]:
-    """The fit as plain numbers; what is not available is null."""
+def as_json(result: EMResult, audit: Audit | None = None) -> dict[str, Any]:
+    """The fit, and its audit if there is one, as plain numbers; what is not available is null."""
     likelihood = result.log_likelihood
     with warnings.catch_warnings(action="ignore", category=UserWarning):
         errors = result.standard_errors()
-    return {
+    found = {
         "params": _plain(result.params),
         "standard_errors": _plain(errors),
         "standard_errors_note": result.uncertainty.reason or result.uncertainty.note,
@@ -192,6 +201,22 @@ def as_json(result: EMResult) -> dict[str, Any]:
         "e_step": result.e_step,
         "seconds": result.seconds,
     }
+    return found if audit is None else found | {"audit": _audit_as_json(audit)}
+
+
+def _audit_as_json(audit: Audit) -> dict[str, Any]:
+    """Shifts by parameter in standard errors, and the rest under its own names."""
+    found = {f.name: getattr(audit, f.name) for f in dataclasses.fields(audit)}
+    found["log_likelihood"] = audit.log_likelihood._asdict()
+    for name, values in found.items():
+        if isinstance(values, np.ndarray):
+            found[name] = dict(zip(audit.labels, values.tolist(), strict=True))
+    return _plain(found)
+
+
+def _comparison_as_json(found: Comparison) -> dict[str, Any]:
+    report = {name: as_json(fit, found.audits.get(name)) for name, fit in found.results.items()}
+    return report | {name: {"error": text} for name, text in found.refused.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -247,24 +272,6 @@ def _aligned(labels: list[str], table: dict[str, np.ndarray]) -> list[str]:
     columns = [[text.rjust(max(map(len, column))) for text in column] for column in cells]
     names = [name.ljust(max(map(len, first))) for name in first]
     return ["  ".join(line) for line in zip(names, *columns, strict=True)]
-
-
-def _comparison(results: dict[str, EMResult]) -> str:
-    import pandas
-
-    columns = {}
-    for flag, result in results.items():
-        table = result.table()
-        rows = zip(result.labels, table["estimate"], table["se"], strict=True)
-        columns[flag] = {
-            **{label: f"{estimate:.4f} ± {se:.4f}" for label, estimate, se in rows},
-            "log-likelihood": f"{result.log_likelihood.value:.4f}",
-            "kind": result.log_likelihood.kind,
-            "Monte Carlo error": f"{result.log_likelihood.mcse:.2g}",
-            "converged": "yes" if result.converged else "NO",
-            "seconds": f"{result.seconds['total']:.1f}",
-        }
-    return pandas.DataFrame(columns).to_string()
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from numpyro.distributions.constraints import Constraint
 from tqdm.auto import tqdm
 
@@ -23,7 +21,7 @@ from ppl_em.params import Params
 from ppl_em.result import EMResult
 from ppl_em.stopping import Stopping
 from ppl_em.trail import Limits
-from ppl_em.validation import ModelError, check_choice, check_option_names
+from ppl_em.validation import ModelError, as_key, check_choice, check_option_names
 
 logger = logging.getLogger("ppl_em")
 
@@ -151,7 +149,7 @@ class EM:
         """
         check_option_names(self.model, RUN_OPTIONS)
         begin = time.monotonic()
-        key_build, key_resolve, key_init, key_finish = jax.random.split(_as_key(rng_key), 4)
+        key_build, key_resolve, key_init, key_finish = jax.random.split(as_key(rng_key), 4)
         problem, params = build_problem(
             key_build,
             self.model,
@@ -173,15 +171,3 @@ class EM:
         with tqdm(total=self.max_steps, disable=not progress_bar, desc="EM") as bar:
             outcome = run_loop(key_init, problem, e_step, m_step, params, limits, bar)
         return make_result(key_finish, problem, outcome)
-
-
-def _as_key(rng_key: jax.Array) -> jax.Array:
-    """Accept old-style and new-style keys."""
-    if not isinstance(rng_key, jax.Array | np.ndarray):
-        raise ModelError(
-            f"Argument `rng_key`: found {type(rng_key).__name__}. The random key comes first: "
-            f"`run(jax.random.key(0), *args)`."
-        )
-    if jnp.issubdtype(jnp.asarray(rng_key).dtype, jax.dtypes.prng_key):
-        return rng_key
-    return jax.random.wrap_key_data(jnp.asarray(rng_key))

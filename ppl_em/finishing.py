@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from ppl_em import arviz, evidence
+from ppl_em.audit import Audit, audit
 from ppl_em.e_step import DeterministicEStep, EStep, StochasticEStep
 from ppl_em.e_step.enumeration import Enumeration
 from ppl_em.identifiability import set_aside
@@ -31,7 +32,7 @@ from ppl_em.result import EMResult
 from ppl_em.scores import find, louis_information, score_moments
 from ppl_em.trail import Outcome
 from ppl_em.uncertainty import Uncertainty
-from ppl_em.updates import expectation
+from ppl_em.updates import draws_at, expectation
 
 if TYPE_CHECKING:
     import xarray
@@ -62,6 +63,10 @@ class FittedParts:
     def datatree(self, result: EMResult) -> "xarray.DataTree":
         """Build the result's DataTree."""
         return arviz.to_datatree(result, self.problem)
+
+    def audit(self, result: EMResult, rng_key: jax.Array, e_step: str | EStep) -> Audit:
+        """Look at the returned parameters with a stronger E-step."""
+        return audit(rng_key, self.problem, self.x, result, e_step)
 
     def uncertainty(self) -> Uncertainty:
         """Invert the observed information; carry it to the model's own scale."""
@@ -123,7 +128,7 @@ def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMRes
     x, e_step, state = outcome.x, outcome.e_step, outcome.e_state
     if e_step.stochastic:
         sampler, state = cast(StochasticEStep, e_step).fresh(state)
-        posterior, state = _more_draws(sampler, problem, x, state)
+        posterior, state = draws_at(sampler, problem, x, state, FINAL_STEPS)
         log_likelihood = evidence.importance_sampled(
             key_evidence, problem, x, posterior, EVIDENCE_SAMPLES
         )
@@ -168,19 +173,6 @@ def _in_full(e_step: Enumeration, problem: Problem, x: jax.Array, condensed: flo
             value,
         )
     return value
-
-
-def _more_draws(
-    e_step: EStep, problem: Problem, x: jax.Array, state: Any
-) -> tuple[WeightedDraws, Any]:
-    """Draws at the returned parameters, for the reader and for fitting proposals."""
-    parts: list[WeightedDraws] = []
-    for _ in range(FINAL_STEPS):
-        posterior, state, _ = expectation(e_step, problem, x, state)
-        parts.append(posterior)
-    each = [jax.device_get((part.draws, part.stats)) for part in parts]
-    joined = jax.tree.map(lambda *some: np.concatenate(some, axis=1), *each)
-    return WeightedDraws.equal(*jax.device_put(joined)), state
 
 
 def _flag(e_step: EStep) -> str:

@@ -140,12 +140,12 @@ class Problem:
         """
         names = [site.name for site in self.spec.latents]
         self._check(params, dict.fromkeys(names))
-        u, idle = self._without_idle(u)
+        u, idle = self.without_idle(u)
         values = self.unravel(u)
         if any(site.support is None for site in self.spec.latents):
-            return self._with_moving_supports(params, values) + idle
+            return self._with_moving_supports(params, values) + jnp.sum(idle)
         latents, jacobian = self._transformed(values)
-        return self.log_joint(params, latents) + jacobian + idle
+        return self.log_joint(params, latents) + jacobian + jnp.sum(idle)
 
     def log_factors_unconstrained(
         self, params: Params, u: jax.Array, points: dict[str, jax.Array] | None = None
@@ -155,9 +155,9 @@ class Problem:
         The scalar, log-Jacobian and density of idle coordinates, is a sum over coordinates. No
         support may change with other latents.
         """
-        u, idle = self._without_idle(u)
+        u, idle = self.without_idle(u)
         latents, jacobian = self._transformed(self.unravel(u))
-        return self.log_factors(params, latents, points), jacobian + idle
+        return self.log_factors(params, latents, points), jacobian + jnp.sum(idle)
 
     def without_idle(self, u: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`u` with idle coordinates at 0, and the log-density that each carries, both (D,)."""
@@ -167,12 +167,6 @@ class Problem:
         normal = -0.5 * (u**2 + np.log(2 * np.pi))
         density = jnp.where(idle, normal - self._log_jacobian_at_zero(), 0.0)
         return jnp.where(idle, 0.0, u), density
-
-    def _without_idle(self, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-        if self.spec.idle is None:
-            return u, jnp.zeros(())
-        u, density = self.without_idle(u)
-        return u, jnp.sum(density)
 
     def _transformed(self, values: Latents) -> tuple[Latents, jax.Array]:
         """Latents from unconstrained values, and the log-Jacobian; fixed supports only."""

@@ -20,9 +20,16 @@ if TYPE_CHECKING:
     import pandas
     import xarray
 
+    from ppl_em.audit import Audit
+    from ppl_em.e_step import EStep
+
 
 class Parts(Protocol):
     """What a result computes from on request: the end of a run, or a file."""
+
+    def audit(self, result: "EMResult", rng_key: jax.Array, e_step: "str | EStep") -> "Audit":
+        """What a stronger E-step says at the fitted parameters."""
+        ...
 
     def datatree(self, result: "EMResult") -> "xarray.DataTree":
         """The whole fit as a DataTree."""
@@ -134,6 +141,33 @@ class EMResult:
         if np.any(mcse != 0):
             columns |= {"total": total, "se_mcse": self.uncertainty.se_mcse}
         return columns
+
+    def audit(self, rng_key: jax.Array, e_step: "str | EStep" = "auto") -> "Audit":
+        """Ask a stronger E-step, at the fitted parameters, how far off they are.
+
+        Newton steps on its log-likelihood lead from the estimates to its maximum; the distance is
+        given in standard errors, with its Monte Carlo error.
+
+        Parameters
+        ----------
+        rng_key
+            `jax.random.key(...)`; only an audit by draws depends on it.
+        e_step
+            The flag or configuration of the stronger E-step. `"auto"` takes the strongest that
+            applies: exact, else quadrature, else NUTS.
+
+        Returns
+        -------
+        Audit
+            Its `sentence` says it in words, its `table()` by parameter.
+
+        Raises
+        ------
+        ModelError
+            If the E-step is weaker than that of the fit or does not apply, or if the fit was
+            loaded from a file, which does not hold the model.
+        """
+        return self.parts.audit(self, rng_key, e_step)
 
     def to_datatree(self) -> "xarray.DataTree":
         """Everything as an ArviZ-ready DataTree.

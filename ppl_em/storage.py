@@ -51,6 +51,13 @@ class StoredParts:
 
     tree: "xarray.DataTree" = field(repr=False)
 
+    def audit(self, result: "EMResult", rng_key: jax.Array, e_step: Any) -> Any:
+        """Refuse: an audit runs the model."""
+        raise ModelError(
+            "`result.audit`: this fit was loaded from a file, which does not hold the model. Audit "
+            "a fit before it is saved, or fit again from `init_params=result.params`."
+        )
+
     def datatree(self, result: "EMResult") -> "xarray.DataTree":
         """The tree that was saved."""
         return self.tree

@@ -4,15 +4,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ppl_em.e_step import expectation
+from ppl_em.e_step import EStep, expectation
 from ppl_em.growth import grow, simplex_sites
 from ppl_em.m_step import MStep
 from ppl_em.params import Params
 from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Problem
 
-__all__ = ["Maximized", "expectation", "maximization"]
+__all__ = ["Maximized", "draws_at", "expectation", "maximization"]
 
 
 class Maximized(NamedTuple):
@@ -79,3 +80,16 @@ def _mean_and_error(values: jax.Array, weights: jax.Array) -> jax.Array:
     count = chains * batches
     error = jnp.sqrt(jnp.sum(by_batch(weights * (values - mean)) ** 2) * count / (count - 1))
     return jnp.stack([mean, error])
+
+
+def draws_at(
+    sampler: EStep, problem: Problem, x: jax.Array, state: Any, num_steps: int
+) -> tuple[WeightedDraws, Any]:
+    """Equally weighted draws of `num_steps` E-steps at `x` (p,), and the state after them."""
+    parts: list[WeightedDraws] = []
+    for _ in range(num_steps):
+        posterior, state, _ = expectation(sampler, problem, x, state)
+        parts.append(posterior)
+    each = [jax.device_get((part.draws, part.stats)) for part in parts]
+    joined = jax.tree.map(lambda *some: np.concatenate(some, axis=1), *each)
+    return WeightedDraws.equal(*jax.device_put(joined)), state

@@ -5,6 +5,10 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 
 class ModelError(ValueError):
     """The model, its arguments or the options cannot be used as given; the text says why."""
@@ -106,3 +110,15 @@ def check_call(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
             f"Model '{name}': {error}. Its arguments are {signature}; pass them to `run` "
             f"after the random key."
         ) from None
+
+
+def as_key(rng_key: jax.Array) -> jax.Array:
+    """A new-style key from one of either style, or raise if it is none."""
+    if not isinstance(rng_key, jax.Array | np.ndarray):
+        raise ModelError(
+            f"Argument `rng_key`: found {type(rng_key).__name__}. The random key comes first: "
+            f"`run(jax.random.key(0), *args)`."
+        )
+    if jnp.issubdtype(jnp.asarray(rng_key).dtype, jax.dtypes.prng_key):
+        return rng_key
+    return jax.random.wrap_key_data(jnp.asarray(rng_key))

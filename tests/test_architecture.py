@@ -125,6 +125,38 @@ ALLOWED = {  # module or package: all that it may import from ppl_em
         "proposals",
         "contributions",
     ),
+    "climb": (
+        "e_step",
+        "evidence",
+        "health",
+        "identifiability",
+        "information",
+        "likelihood",
+        "polish",
+        "problem",
+        "scores",
+        "stopping",
+        "updates",
+    ),
+    "plots_compare": ("params",),
+    "compare": (
+        "audit",
+        "e_step",
+        "em",
+        "plots_compare",
+        "result",
+        "validation",
+    ),
+    "audit": (
+        "climb",
+        "e_step",
+        "identifiability",
+        "information",
+        "likelihood",
+        "params",
+        "problem",
+        "validation",
+    ),
     "posterior": (
         "static",
         "validation",
@@ -159,7 +191,9 @@ ALLOWED = {  # module or package: all that it may import from ppl_em
 FORBIDDEN = {  # module: never imported by these
     "cli": lambda importer: not within(importer, "__main__"),
     "plots": lambda importer: not within(importer, "cli", "result"),
-    "em": lambda importer: not within(importer, "cli") and importer != "ppl_em",
+    "plots_compare": lambda importer: not within(importer, "compare"),
+    "compare": lambda importer: not within(importer, "cli") and importer != "ppl_em",
+    "em": lambda importer: not within(importer, "cli", "compare") and importer != "ppl_em",
 }
 
 

@@ -89,3 +89,12 @@ def logit_normal_log_likelihood(point: jax.Array, y: np.ndarray, nodes: int = 10
     terms = y[:, :, None] * eta - jnp.logaddexp(0.0, eta)
     log_weights = jnp.log(weights / np.sqrt(2 * np.pi))
     return jnp.sum(jax.nn.logsumexp(terms.sum(axis=1) + log_weights, axis=1))
+
+
+def two_latents(y):
+    """y = a + b + e, e of variance 1: the maximum is v = (mean(y^2) - 1) / 2, mean-field's less."""
+    v = numpyro.param("v", 1.0, constraint=constraints.positive)
+    with numpyro.plate("rows", len(y)):
+        a = numpyro.sample("a", dist.Normal(0.0, jnp.sqrt(v)))
+        b = numpyro.sample("b", dist.Normal(0.0, jnp.sqrt(v)))
+        numpyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
