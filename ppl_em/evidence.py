@@ -7,7 +7,7 @@ from ppl_em.bridge import Integral, bridge, importance
 from ppl_em.contributions import NotAdditive, Target, log_joints, targets
 from ppl_em.likelihood import LogLikelihood
 from ppl_em.pareto import pareto_khat
-from ppl_em.posterior import Factorized, WeightedDraws
+from ppl_em.posterior import GaussianGuide, WeightedDraws
 from ppl_em.problem import Problem
 from ppl_em.proposals import Proposal
 from ppl_em.structure import find_components
@@ -23,7 +23,7 @@ MAX_KHAT = 0.7
 
 
 def lower_bound(
-    rng_key: jax.Array, problem: Problem, x: jax.Array, posterior: Factorized, num_samples: int
+    rng_key: jax.Array, problem: Problem, x: jax.Array, posterior: GaussianGuide, num_samples: int
 ) -> LogLikelihood:
     """Evidence lower bound on fresh draws from q, and the Pareto k-hat of q as a proposal.
 

@@ -26,7 +26,7 @@ from ppl_em.likelihood import LogLikelihood
 from ppl_em.motion import find_motion
 from ppl_em.params import Params
 from ppl_em.polish import Polish
-from ppl_em.posterior import Factorized, Posterior, WeightedDraws
+from ppl_em.posterior import GaussianGuide, Posterior, WeightedDraws
 from ppl_em.problem import Problem
 from ppl_em.result import EMResult
 from ppl_em.scores import find, louis_information, score_moments
@@ -131,7 +131,7 @@ def make_result(rng_key: jax.Array, problem: Problem, e_step: EStep, outcome: Ou
         )
     else:
         posterior, state, info = expectation(e_step, problem, x, state)
-        if isinstance(posterior, Factorized):
+        if isinstance(posterior, GaussianGuide):
             log_likelihood = evidence.lower_bound(
                 key_evidence, problem, x, posterior, EVIDENCE_SAMPLES
             )

@@ -7,7 +7,9 @@ from ppl_em.posterior.conjugate import LogGamma, LogitBeta
 from ppl_em.posterior.draws import WeightedDraws
 from ppl_em.posterior.enumerated import Enumerated
 from ppl_em.posterior.factorized import Factorized
+from ppl_em.posterior.full_rank import FullRank
 from ppl_em.posterior.gaussian import Gaussian
+from ppl_em.posterior.guide import GaussianGuide, guide_hessian
 from ppl_em.posterior.mixture import BlockLayout, GaussianMixture
 from ppl_em.posterior.product import PartPosterior, Product
 
@@ -15,9 +17,11 @@ __all__ = [
     "BlockLayout",
     "Enumerated",
     "Factorized",
+    "FullRank",
     "Gaussian",
     "GaussianArrow",
     "GaussianChain",
+    "GaussianGuide",
     "GaussianMixture",
     "LogGamma",
     "LogitBeta",
@@ -25,4 +29,5 @@ __all__ = [
     "Posterior",
     "Product",
     "WeightedDraws",
+    "guide_hessian",
 ]
