@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.infer.util import compute_log_probs
 
+from ppl_em.params import Params
 from ppl_em.problem import Problem
 
 CHUNK = 512
@@ -118,8 +119,15 @@ def _log_joints(problem: Problem, x: jax.Array, points: jax.Array) -> jax.Array:
 
 
 def terms(problem: Problem, x: jax.Array, u: jax.Array) -> jax.Array:
-    """Terms whose sum is the log-joint, up to a constant; no support moves, nothing is discrete."""
-    params = problem.constrain(x)
+    """`terms_at` the unconstrained parameters `x` (p,); (E,)."""
+    return terms_at(problem, problem.constrain(x), u)
+
+
+def terms_at(problem: Problem, params: Params, u: jax.Array) -> jax.Array:
+    """Terms (E,) whose sum is the log-joint at `u` (D,), up to a constant.
+
+    No support may move, and nothing may be discrete.
+    """
     parts = []
     if problem.spec.idle is not None:
         idle = jnp.asarray(problem.spec.idle.value)

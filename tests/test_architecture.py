@@ -112,7 +112,7 @@ ALLOWED = {  # module or package: all that it may import from ppl_em
     "pareto": (),
     "bridge": ("pareto",),
     "proposals": (),
-    "contributions": ("problem",),
+    "contributions": ("params", "problem"),
     "evidence": (
         "likelihood",
         "problem",
@@ -124,6 +124,7 @@ ALLOWED = {  # module or package: all that it may import from ppl_em
         "contributions",
     ),
     "posterior": (
+        "contributions",
         "static",
         "validation",
         "params",
@@ -135,6 +136,7 @@ ALLOWED = {  # module or package: all that it may import from ppl_em
     ),
     "m_step": ("optimize", "validation"),
     "e_step": (
+        "contributions",
         "static",
         "validation",
         "params",

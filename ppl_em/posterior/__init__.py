@@ -2,6 +2,7 @@
 
 from ppl_em.posterior.arrow import GaussianArrow
 from ppl_em.posterior.base import Posterior
+from ppl_em.posterior.block_draws import BlockDraws, TermLayout
 from ppl_em.posterior.chain import GaussianChain
 from ppl_em.posterior.conjugate import LogGamma, LogitBeta
 from ppl_em.posterior.draws import WeightedDraws
@@ -14,6 +15,7 @@ from ppl_em.posterior.mixture import BlockLayout, GaussianMixture
 from ppl_em.posterior.product import PartPosterior, Product
 
 __all__ = [
+    "BlockDraws",
     "BlockLayout",
     "Enumerated",
     "Factorized",
@@ -28,6 +30,7 @@ __all__ = [
     "PartPosterior",
     "Posterior",
     "Product",
+    "TermLayout",
     "WeightedDraws",
     "guide_hessian",
 ]

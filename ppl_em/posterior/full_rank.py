@@ -59,6 +59,12 @@ class FullRank(GaussianGuide):
         diagonal = self.blocks.join(jnp.diagonal(self.scale, axis1=-2, axis2=-1))
         return -0.5 * noise**2 - jnp.log(diagonal) - 0.5 * np.log(2 * np.pi)
 
+    @property
+    def block_labels(self) -> np.ndarray:
+        """The block within which q has covariances, for every latent, (D,)."""
+        size = self.blocks.block_size
+        return np.argsort(self.blocks.index.value.ravel()) // size
+
     def entropy(self) -> jax.Array:
         """Entropy of q; a scalar."""
         return log_det(self.scale) + 0.5 * self.loc.size * (1 + np.log(2 * np.pi))

@@ -48,6 +48,11 @@ class GaussianGuide:
         """Entropy of q; a scalar."""
         raise NotImplementedError
 
+    @property
+    def block_labels(self) -> np.ndarray:
+        """The block within which q has covariances, for every latent, (D,)."""
+        return np.arange(self.loc.size)
+
     def points(self) -> jax.Array:
         """The n points, (n, D), at which expectations under q are averaged."""
         return self.moved(self.base)
