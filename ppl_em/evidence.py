@@ -1,5 +1,7 @@
 """The marginal log-likelihood at the fitted parameters, with its kind and its error."""
 
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,13 +9,15 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from ppl_em.bridge import Integral, bridge, importance
-from ppl_em.contributions import NotAdditive, Target, targets
+from ppl_em.contributions import NotAdditive, Target, log_joints, targets
 from ppl_em.likelihood import LogLikelihood
 from ppl_em.pareto import pareto_khat
-from ppl_em.posterior import BlockDraws, GaussianGuide, TermLayout, WeightedDraws
+from ppl_em.posterior import BlockDraws, GaussianGuide, Guided, TermLayout, WeightedDraws
 from ppl_em.problem import Problem
 from ppl_em.proposals import Proposal
 from ppl_em.structure import find_components
+
+logger = logging.getLogger("ppl_em")
 
 DEGREES = 7.0
 """Degrees of freedom of the Student-t proposals of small blocks: heavier tails than most."""
@@ -52,6 +56,16 @@ def lower_bound(
     raise NotAdditive("one block always adds up")
 
 
+def guide_bound(
+    rng_key: jax.Array, problem: Problem, x: jax.Array, posterior: Guided, num_samples: int
+) -> LogLikelihood:
+    """Evidence lower bound of any guide on fresh draws, with the k-hat of all latents jointly."""
+    draws, log_density = posterior.fresh(problem, rng_key, num_samples)
+    ratios = log_joints(problem, x, np.asarray(draws)) - np.asarray(log_density)
+    error = float(np.std(ratios, ddof=1) / np.sqrt(num_samples))
+    return LogLikelihood(float(np.mean(ratios)), "lower_bound", error, pareto_khat(ratios))
+
+
 def weighted(
     rng_key: jax.Array, problem: Problem, x: jax.Array, posterior: BlockDraws, num_samples: int
 ) -> LogLikelihood:
@@ -70,6 +84,14 @@ def weighted(
         value += part.value if good else float(np.mean(column))
         variance += part.variance if good else float(np.var(column, ddof=1)) / num_samples
     kind = "estimate" if np.all(posterior.corrected) else "lower_bound"
+    if kind == "lower_bound":
+        logger.warning(
+            "mean_field: %d of %d blocks of latents could not be corrected, as the Pareto k-hat of "
+            "their weights is above 0.7: their share of the bias stays. Use a richer `guide`, or "
+            "e_step='nuts'.",
+            int(np.sum(~np.asarray(posterior.corrected))),
+            ratios.shape[1],
+        )
     return LogLikelihood(value, kind, float(np.sqrt(variance)), max(khats))
 
 

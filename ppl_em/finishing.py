@@ -26,7 +26,7 @@ from ppl_em.likelihood import LogLikelihood
 from ppl_em.motion import find_motion
 from ppl_em.params import Params
 from ppl_em.polish import Polish
-from ppl_em.posterior import BlockDraws, GaussianGuide, Posterior, WeightedDraws
+from ppl_em.posterior import BlockDraws, GaussianGuide, Guided, Posterior, WeightedDraws
 from ppl_em.problem import Problem
 from ppl_em.result import EMResult
 from ppl_em.scores import find, louis_information, score_moments
@@ -135,6 +135,10 @@ def make_result(rng_key: jax.Array, problem: Problem, e_step: EStep, outcome: Ou
             log_likelihood = evidence.lower_bound(
                 key_evidence, problem, x, posterior, EVIDENCE_SAMPLES
             )
+        elif isinstance(posterior, Guided):
+            log_likelihood = evidence.guide_bound(
+                key_evidence, problem, x, posterior, EVIDENCE_SAMPLES
+            )
         elif isinstance(posterior, BlockDraws):
             log_likelihood = evidence.weighted(
                 key_evidence, problem, x, posterior, EVIDENCE_SAMPLES
@@ -194,7 +198,13 @@ def _more_draws(
 
 def _flag(e_step: EStep) -> str:
     exact = dict.fromkeys(("Enumeration", "Continuous", "Conditional"), "exact")
-    names = {**exact, "MeanField": "mean_field", "Corrected": "mean_field", "SAEM": "nuts"}
+    names = {
+        **exact,
+        "MeanField": "mean_field",
+        "Corrected": "mean_field",
+        "StochasticGuide": "mean_field",
+        "SAEM": "nuts",
+    }
     return names.get(type(e_step).__name__, type(e_step).__name__.lower())
 
 

@@ -2,18 +2,19 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.contributions import owners
-from ppl_em.e_step.mean_field import MAX_HESSIAN, MeanField, MeanFieldState, base_draws
+from ppl_em.e_step.base_draws import base_draws
 from ppl_em.e_step.smoothing import smooth
 from ppl_em.params import Params
 from ppl_em.posterior import BlockDraws, Factorized, GaussianGuide, TermLayout
 from ppl_em.posterior.block_draws import Proposal, draw_mixing, roots
+from ppl_em.posterior.guide import MAX_HESSIAN
 from ppl_em.problem import Problem
 from ppl_em.static import Static
 from ppl_em.structure import dense
@@ -37,7 +38,7 @@ class CorrectedState(NamedTuple):
     what makes it continuous there, `fits` how often that was.
     """
 
-    guide: MeanFieldState
+    guide: Any
     normal: jax.Array
     mixing: jax.Array
     draws: jax.Array
@@ -87,7 +88,7 @@ class Corrected:
         Draws that are weighted.
     """
 
-    inner: MeanField
+    inner: Any
     layout: TermLayout
     num_draws: int
     stochastic: ClassVar[bool] = False
@@ -100,10 +101,11 @@ class Corrected:
     def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> CorrectedState:
         """Base draws, and no proposal yet."""
         keys = jax.random.split(rng_key, 3)
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(keys[1])).astype(np.uint32))
         blocks, u = self.layout.blocks, problem.start
         groups, size = blocks.num_blocks, blocks.block_size
         normal = jnp.asarray(base_draws(keys[0], self.num_draws, blocks), u.dtype)
-        mixing = draw_mixing(keys[1], self.num_draws, groups).astype(u.dtype)
+        mixing = jnp.asarray(draw_mixing(rng, self.num_draws, groups), u.dtype)
         zero = jnp.zeros((), u.dtype)
         identity = jnp.broadcast_to(jnp.eye(size, dtype=u.dtype), (groups, size, size))
         return CorrectedState(
@@ -142,12 +144,9 @@ class Corrected:
         return posterior, state, info
 
     def log_likelihood(self, problem: Problem, params: Params, state: CorrectedState) -> jax.Array:
-        """The estimate as a function of the parameters; the bound if a block is uncorrected."""
-        return jax.lax.cond(
-            jnp.all(state.corrected),
-            lambda: self.log_likelihood_of_draws(problem, params, state),
-            lambda: self.inner.log_likelihood(problem, params, state.guide),
-        )
+        """The estimate as a function of the parameters; NaN if a block is not corrected."""
+        value = self.log_likelihood_of_draws(problem, params, state)
+        return jnp.where(jnp.all(state.corrected), value, jnp.nan)
 
     def log_likelihood_of_draws(
         self, problem: Problem, params: Params, state: CorrectedState
@@ -204,13 +203,15 @@ class Corrected:
         )
 
 
-def corrected(inner: MeanField, problem: Problem, params: Params, num_draws: int) -> Corrected:
-    """`inner` with weights, by block where every term of the log-joint belongs to one block."""
+def corrected(inner: Any, problem: Problem, x: jax.Array, num_draws: int) -> Corrected:
+    """`inner`, a `MeanField` with its blocks, with weights; `x` (p,) are generic parameters.
+
+    By block where every term of the log-joint belongs to one block, else jointly.
+    """
     blocks = inner.blocks or dense(problem)
     labels = np.argsort(blocks.index.value.ravel()) // blocks.block_size
     owner = None
     if blocks.num_blocks > 1:
-        x = problem.unconstrain(params)
         owner = owners(problem, x, np.asarray(problem.start), labels)
     if owner is None:  # the terms cannot be told apart: joint weights
         blocks = dense(problem)

@@ -3,23 +3,25 @@
 import dataclasses
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from numpyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
-from scipy.special import ndtri
 
 from ppl_em.e_step.base import EStep
+from ppl_em.e_step.base_draws import base_draws
+from ppl_em.e_step.guides import find_law
+from ppl_em.e_step.importance import corrected
+from ppl_em.e_step.svi import StochasticGuide
 from ppl_em.optimize import lbfgs
 from ppl_em.params import Params
 from ppl_em.posterior import Factorized, FullRank, GaussianGuide, guide_hessian
-from ppl_em.posterior.guide import flat_blocks
+from ppl_em.posterior.guide import MAX_HESSIAN, flat_blocks
 from ppl_em.problem import Problem
 from ppl_em.structure import Blocks, dense, find_blocks, hessian_product
-from ppl_em.validation import ModelError
+from ppl_em.validation import ModelError, check_choice
 
 logger = logging.getLogger("ppl_em")
 
@@ -38,9 +40,6 @@ RAISED = 250
 
 LARGEST = 500
 """Largest block of latents that gets a full-rank law."""
-
-MAX_HESSIAN = 600
-"""Parameters of a block up to which its Hessian is computed; beyond, conjugate gradients."""
 
 
 class MeanFieldState(NamedTuple):
@@ -64,13 +63,21 @@ class MeanField:
 
     The bound is averaged over fixed base draws, so EM is deterministic and never lowers it. Its
     maximum is *not* the maximum-likelihood estimate: with independent normals (`AutoNormal`, the
-    default) variance parameters shift most. `AutoMultivariateNormal` has all covariances.
+    default) variance parameters shift most. `AutoMultivariateNormal` has all covariances, and
+    `correct="psis"` weights the draws.
 
     Attributes
     ----------
     guide
-        A class of `numpyro.infer.autoguide`: `AutoNormal`, `AutoDiagonalNormal` or
-        `AutoMultivariateNormal`.
+        A class of `numpyro.infer.autoguide`, or a `functools.partial` of one, or a guide written
+        for the model: a function of the same arguments with the same latent sites.
+    mode
+        `"deterministic"`: the bound is averaged over fixed base draws and maximised by L-BFGS; for
+        `AutoNormal`, `AutoDiagonalNormal` and `AutoMultivariateNormal`. `"stochastic"`: NumPyro's
+        SVI, any guide, see `e_step/svi.py`. `"auto"`: deterministic where that applies.
+    correct
+        `"psis"`: weight draws by Pareto-smoothed importance weights, block by block, which takes
+        the bias away where k-hat is below 0.7. Deterministic mode only; see `e_step/importance.py`.
     num_particles
         Base draws, at least. They are a Latin hypercube, antithetic, standardised to unit
         covariance in every block of latents, so expectations of quadratics are exact. A block of
@@ -79,6 +86,11 @@ class MeanField:
     max_steps, tol
         The inner optimisation stops after so many L-BFGS steps, or once a step promises to
         raise the bound by less than `tol`.
+    num_draws
+        Draws that `correct` weights, at least.
+    optimizer, num_steps
+        Stochastic mode: an optimiser of NumPyro or optax, by default Adam with a step size that
+        falls, and gradient steps for each E-step.
     blocks
         Latents that are independent a posteriori, found by `resolve`.
 
@@ -89,28 +101,53 @@ class MeanField:
     """
 
     guide: Callable = AutoNormal
-    num_particles: int = 256
-    max_steps: int = 100
-    tol: float = 1e-9
-    blocks: Blocks | None = None
+    mode: str = field(default="auto", kw_only=True)
+    correct: str | None = field(default=None, kw_only=True)
+    num_particles: int = field(default=256, kw_only=True)
+    max_steps: int = field(default=100, kw_only=True)
+    tol: float = field(default=1e-9, kw_only=True)
+    num_draws: int = field(default=2048, kw_only=True)
+    optimizer: Any = field(default=None, kw_only=True)
+    num_steps: int = field(default=100, kw_only=True)
+    blocks: Blocks | None = field(default=None, kw_only=True)
     stochastic: ClassVar[bool] = False
     kind: ClassVar[str] = "lower_bound"
 
+    def __post_init__(self) -> None:
+        check_choice("mode", self.mode, ("auto", "deterministic", "stochastic"))
+        if self.correct is not None:
+            check_choice("correct", self.correct, ("psis",))
+        gaussian = self.guide in GAUSSIAN
+        if self.mode == "deterministic" and not gaussian:
+            raise ModelError(
+                "Option `mode`: only the classes AutoNormal, AutoDiagonalNormal and "
+                "AutoMultivariateNormal are fitted on fixed draws. Use mode='stochastic'."
+            )
+        if self.correct and (self.mode == "stochastic" or not gaussian):
+            raise ModelError(
+                "Option `correct`: 'psis' needs a guide fitted on fixed draws. Use it with "
+                "AutoNormal, AutoDiagonalNormal or AutoMultivariateNormal and mode='auto'."
+            )
+
     def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> EStep:
-        """Find independent blocks of latents; refuse models without continuous latents.
+        """Find independent blocks of latents, or the law behind the guide.
 
         Raises
         ------
         ModelError
-            If there is nothing to approximate.
+            If there is nothing to approximate, or the guide does not fit the model.
         """
         problem.require_continuous("mean_field")
+        if self.mode == "stochastic" or self.guide not in GAUSSIAN:
+            law = find_law(self.guide, problem, params)
+            return StochasticGuide(law, self.optimizer, self.num_steps, self.num_particles)
         # Away from the start: a covariance that starts out diagonal hides what it couples.
         key_x, key_blocks = jax.random.split(rng_key)
         x = problem.unconstrain(params)
         x = x + 0.3 * jax.random.normal(key_x, x.shape, x.dtype)
         blocks = find_blocks(problem, x, problem.start, key_blocks)
-        return dataclasses.replace(self, blocks=blocks, num_particles=self._enough(blocks))
+        found = dataclasses.replace(self, blocks=blocks, num_particles=self._enough(blocks))
+        return corrected(found, problem, x, self.num_draws) if self.correct else found
 
     def _enough(self, blocks: Blocks) -> int:
         """The number of base draws: more than asked for if the largest block needs them."""
@@ -181,20 +218,3 @@ class MeanField:
     def describe(self, info: MeanFieldInfo) -> str:
         """Steps that the guide took, and the norm of its gradient."""
         return f"guide steps {int(info.guide_steps)}, |grad| {float(info.guide_gradient_norm):.1e}"
-
-
-def base_draws(rng_key: jax.Array, num_particles: int, blocks: Blocks) -> np.ndarray:
-    """Fixed standard-normal points, (n, D): stratified, antithetic, standardised in each block."""
-    half, (groups, width) = num_particles // 2, blocks.index.value.shape
-    size = groups * width
-    seed = np.asarray(jax.random.key_data(rng_key)).ravel()
-    order = np.random.default_rng(seed).permuted(np.tile(np.arange(half), (size, 1)), axis=1).T
-    upper = ndtri((order + 0.5) / half)
-    points = np.concatenate([upper, -upper])
-    if width >= half // 2:
-        return points / np.sqrt(np.mean(points**2, axis=0))
-    standard = np.moveaxis(points[:, blocks.index.value], 0, -1)
-    covariance = standard @ np.swapaxes(standard, -1, -2) / len(points)
-    standard = np.linalg.solve(np.linalg.cholesky(covariance), standard)
-    points[:, blocks.index.value] = np.moveaxis(standard, -1, 0)
-    return points

@@ -11,6 +11,7 @@ from ppl_em.posterior.factorized import Factorized
 from ppl_em.posterior.full_rank import FullRank
 from ppl_em.posterior.gaussian import Gaussian
 from ppl_em.posterior.guide import GaussianGuide, guide_hessian
+from ppl_em.posterior.guided import Guided
 from ppl_em.posterior.mixture import BlockLayout, GaussianMixture
 from ppl_em.posterior.product import PartPosterior, Product
 
@@ -25,6 +26,7 @@ __all__ = [
     "GaussianChain",
     "GaussianGuide",
     "GaussianMixture",
+    "Guided",
     "LogGamma",
     "LogitBeta",
     "PartPosterior",

@@ -121,17 +121,16 @@ class BlockDraws:
 
     def fresh(self, rng_key: jax.Array, num_samples: int) -> tuple[jax.Array, jax.Array]:
         """New draws from the proposal, (num_samples, D), and log-densities, (num_samples, G)."""
-        key_normal, key_mixing = jax.random.split(rng_key)
         blocks, dtype = self.layout.blocks, self.draws.dtype
-        normal = jax.random.normal(key_normal, (num_samples, self.draws.shape[1]), dtype)
-        mixing = draw_mixing(key_mixing, num_samples, blocks.num_blocks)
-        return self.proposal.move(blocks, normal, mixing.astype(dtype))
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(rng_key)).astype(np.uint32))
+        normal = rng.standard_normal((num_samples, self.draws.shape[1]))
+        mixing = draw_mixing(rng, num_samples, blocks.num_blocks)
+        return self.proposal.move(blocks, jnp.asarray(normal, dtype), jnp.asarray(mixing, dtype))
 
 
-def draw_mixing(rng_key: jax.Array, num_samples: int, num_blocks: int) -> jax.Array:
+def draw_mixing(rng: np.random.Generator, num_samples: int, num_blocks: int) -> np.ndarray:
     """7 over chi-square variables with 7 degrees of freedom, (num_samples, num_blocks)."""
-    gamma = jax.random.gamma(rng_key, DEGREES / 2, (num_samples, num_blocks))
-    return DEGREES / (2 * gamma)
+    return DEGREES / rng.chisquare(DEGREES, (num_samples, num_blocks))
 
 
 def roots(covariance: jax.Array, fallback: jax.Array) -> jax.Array:

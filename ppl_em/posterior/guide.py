@@ -12,6 +12,9 @@ from ppl_em.problem import Latents, Problem
 from ppl_em.static import Static
 from ppl_em.structure import Blocks, compressed_hessian
 
+MAX_HESSIAN = 600
+"""Parameters of a block up to which its Hessian is computed."""
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class GaussianGuide:
     scale: jax.Array
     base: jax.Array
     blocks: Blocks = field(metadata={"static": True})
+
+    @staticmethod
+    def start(blocks: Blocks, u: jax.Array, scale: float) -> jax.Array:
+        """Parameters (G, P) of the law around `u` (D,) with this standard deviation."""
+        raise NotImplementedError
 
     @classmethod
     def unpack(cls, phi: jax.Array, base: jax.Array, blocks: Blocks) -> "GaussianGuide":
