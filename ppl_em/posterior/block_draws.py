@@ -110,13 +110,12 @@ class BlockDraws:
         self, problem: Problem, params: Params, rng_key: jax.Array, num_samples: int
     ) -> Latents:
         """Resample every block by itself; each site has shape (num_samples, *site_shape)."""
-        keys = jax.random.split(rng_key, self.weights.shape[1])
-        logits = jnp.log(self.weights.T)
-        picked = jax.vmap(lambda key, row: jax.random.categorical(key, row, shape=(num_samples,)))(
-            keys, logits
-        )
+        shares = jnp.cumsum(self.weights, axis=0)
+        shape = (num_samples, shares.shape[1])
+        level = shares[-1] * jax.random.uniform(rng_key, shape, shares.dtype)
+        picked = jax.vmap(jnp.searchsorted, in_axes=1, out_axes=1)(shares, level)
         blocks = self.layout.blocks.split(self.draws)
-        chosen = jnp.take_along_axis(blocks, picked.T[..., None], axis=0)
+        chosen = jnp.take_along_axis(blocks, picked[..., None], axis=0)
         return constrain_draws(problem, params, self.layout.blocks.join(chosen))
 
     def fresh(self, rng_key: jax.Array, num_samples: int) -> tuple[jax.Array, jax.Array]:
