@@ -25,6 +25,9 @@ DEGREES = 7.0
 LARGE = 10
 """Blocks of more latents are bridged: importance weights become heavy with the dimension."""
 
+SHARE = 0.01
+"""Share of all weight up to which one draw does not matter: among many blocks, few draws may."""
+
 MAX_KHAT = 0.7
 """Smaller blocks are bridged too where importance weights have a heavier tail."""
 
@@ -51,7 +54,7 @@ def lower_bound(
             ratios = pieces - log_density
             whole = base + ratios.sum(axis=1)
             error = float(np.std(whole, ddof=1) / np.sqrt(num_samples))
-            khat = max(pareto_khat(block) for block in ratios.T)
+            khat = max(pareto_khat(block, SHARE * num_samples) for block in ratios.T)
             return LogLikelihood(float(np.mean(whole)), "lower_bound", error, khat)
     raise NotAdditive("one block always adds up")
 

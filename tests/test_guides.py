@@ -164,7 +164,7 @@ FLOW = functools.partial(AutoIAFNormal, num_flows=1)
     "options",
     [
         {"mode": "stochastic"},
-        {"guide": by_hand, "num_steps": 50},
+        pytest.param({"guide": by_hand, "num_steps": 50}, marks=pytest.mark.long),
         pytest.param(
             {"guide": functools.partial(AutoIAFNormal, num_flows=1)}, marks=pytest.mark.long
         ),
@@ -199,15 +199,15 @@ def test_smoothing_is_that_of_arviz(power):
     log_ratios = -power * np.log(uniform) + 3.0
     change, khat = jax.jit(smooth)(jnp.asarray(log_ratios))
     if power == 0:
-        assert np.all(change == 0) and khat < 0.5
+        assert np.all(change == 0) and khat <= 0.5
         return
     np.testing.assert_allclose(khat, pareto_khat(log_ratios), atol=1e-8)
     if not np.any(change):  # no weight matters much: left alone
         assert np.exp(log_ratios).max() < 10 * np.mean(np.exp(log_ratios)) or khat < -0.5
         return
-    smoothed, _ = array_stats.psislw(-log_ratios)  # it takes minus the log ratios
+    smoothed, _ = array_stats.psislw(-log_ratios)  # minus the log ratios in, log weights out
     ours = log_ratios + np.asarray(change)
-    np.testing.assert_allclose(jax.nn.softmax(ours), np.exp(-smoothed), rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(jax.nn.softmax(ours), np.exp(smoothed), rtol=1e-6, atol=1e-12)
 
 
 def wrong_sites(y):
@@ -238,7 +238,7 @@ def shared_parameter(y):
         ({"guide": autoguide.AutoLaplaceApproximation}, "AutoLaplaceApproximation is not a law"),
         ({"guide": AutoNormal(two_latents.model)}, "not an object of it"),
         ({"guide": wrong_sites}, "Site 'a': the guide does not sample it"),
-        ({"guide": without_gradients}, "Poisson has no reparameterised draws"),
+        ({"guide": without_gradients}, "Site 'b': .* no reparameterised draws"),
         ({"guide": shared_parameter}, "Site 'v': a parameter of both model and guide"),
     ],
 )
