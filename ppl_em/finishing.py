@@ -26,7 +26,7 @@ from ppl_em.likelihood import LogLikelihood
 from ppl_em.motion import find_motion
 from ppl_em.params import Params
 from ppl_em.polish import Polish
-from ppl_em.posterior import Factorized, Posterior, WeightedDraws
+from ppl_em.posterior import BlockDraws, GaussianGuide, Guided, Posterior, WeightedDraws
 from ppl_em.problem import Problem
 from ppl_em.result import EMResult
 from ppl_em.scores import find, louis_information, score_moments
@@ -134,8 +134,16 @@ def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMRes
         )
     else:
         posterior, state, info = expectation(e_step, problem, x, state)
-        if isinstance(posterior, Factorized):
+        if isinstance(posterior, GaussianGuide):
             log_likelihood = evidence.lower_bound(
+                key_evidence, problem, x, posterior, EVIDENCE_SAMPLES
+            )
+        elif isinstance(posterior, Guided):
+            log_likelihood = evidence.guide_bound(
+                key_evidence, problem, x, posterior, EVIDENCE_SAMPLES
+            )
+        elif isinstance(posterior, BlockDraws):
+            log_likelihood = evidence.weighted(
                 key_evidence, problem, x, posterior, EVIDENCE_SAMPLES
             )
         else:
@@ -177,7 +185,13 @@ def _in_full(e_step: Enumeration, problem: Problem, x: jax.Array, condensed: flo
 
 def _flag(e_step: EStep) -> str:
     exact = dict.fromkeys(("Enumeration", "Continuous", "Conditional"), "exact")
-    names = {**exact, "MeanField": "mean_field", "SAEM": "nuts"}
+    names = {
+        **exact,
+        "MeanField": "mean_field",
+        "Corrected": "mean_field",
+        "StochasticGuide": "mean_field",
+        "SAEM": "nuts",
+    }
     return names.get(type(e_step).__name__, type(e_step).__name__.lower())
 
 

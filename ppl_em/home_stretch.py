@@ -38,11 +38,11 @@ def is_due(steps: list[Step], e_step: Any, problem: Problem, stopping: Stopping)
     """Whether Newton steps should be tried now."""
     if stopping.gap_for(False) <= 0:  # every step was asked for
         return False
-    if e_step.kind == "lower_bound" or not steps:
+    if not steps:
         return False
     if noise_of(e_step) is not None:  # EM would end in noise, and the Hessian is needed anyway
         return remaining_gap(steps) < NEAR_APPROXIMATE
-    if remaining_gap(steps) > NEAR or is_large(problem):
+    if e_step.kind != "exact" or remaining_gap(steps) > NEAR or is_large(problem):
         return False
     worth = max(WORTH, 2 * problem.spec.space.size)  # a Hessian costs an E-step per parameter
     return remaining_steps(steps, stopping.gap_for(False)) > worth

@@ -180,7 +180,10 @@ def trouble(
 ) -> str:
     """Why `matrix` cannot be inverted; its rows are coordinates `places` of `x`, all by default."""
     if not np.all(np.isfinite(matrix)):
-        return "the information matrix is not finite; the parameters may be at a boundary"
+        return (
+            "the information matrix is not finite; the parameters may be at a boundary, or the "
+            "E-step has none to give"
+        )
     values, vectors = np.linalg.eigh(matrix)
     if values[0] > max(1e-10 * abs(values[-1]), 1e-10):
         return ""

@@ -9,6 +9,7 @@ import numpy as np
 from ppl_em import summation
 from ppl_em.params import Params
 from ppl_em.posterior import (
+    Factorized,
     GaussianMixture,
     LaplaceApproximation,
     Nodes,
@@ -16,6 +17,9 @@ from ppl_em.posterior import (
     Product,
     WeightedDraws,
 )
+from ppl_em.posterior.base import constrain_draws
+from ppl_em.posterior.block_draws import roots
+from ppl_em.posterior.guide import MAX_HESSIAN
 from ppl_em.problem import Latents, Problem
 from ppl_em.validation import ModelError
 
@@ -95,9 +99,13 @@ class LatentPosterior:
         """Posterior standard deviations of the continuous sites, each of the site's shape.
 
         Exact for sites on the real line whose posterior is Gaussian (smoothed states, random
-        effects) or a mixture of Gaussians, else over stored or fresh draws.
+        effects) or a mixture of Gaussians, else over stored or fresh draws. After mean-field
+        inference by linear response, as q itself knows no correlations: see `Factorized`; draws
+        by `sample` are from q.
         """
         sds = {}
+        if isinstance(self.inner, Factorized):
+            return self._by_linear_response(self.inner)
         if isinstance(self.inner, Nodes):
             sds = jax.device_get(self.inner.moments(self.problem, self.params)[1])
         if isinstance(self.inner, WithCenter):
@@ -153,10 +161,28 @@ class LatentPosterior:
             )
         return jax.device_get(_most_probable(self.problem, self.params))
 
+    def _by_linear_response(self, law: Factorized) -> dict[str, np.ndarray]:
+        """Standard deviations of normal draws with the covariances of linear response."""
+        blocks = law.blocks
+        own = jax.vmap(jnp.diag)(blocks.split(law.scale))
+        if 2 * blocks.block_size <= MAX_HESSIAN:
+            own = roots(_linear_response(self.problem, self.params, law), own)
+        deviations = blocks.join(jnp.sqrt(jnp.sum(own**2, axis=-1)))
+        exact = self.problem.unravel(deviations)
+        noise = jax.random.normal(self.rng_key, (MEAN_SAMPLES, *law.loc.shape), law.loc.dtype)
+        away = blocks.join(jnp.einsum("gij,ngj->ngi", own, blocks.split(noise)))
+        draws = constrain_draws(self.problem, self.params, law.loc + away)
+        sds = {name: np.asarray(jnp.std(value, axis=0)) for name, value in draws.items()}
+        return sds | {name: np.asarray(exact[name]) for name in self._on_the_line(law.loc)}
+
     def _gaussian(self, posterior: WithCenter) -> list[str]:
         """Sites on the real line, whose exact posterior is Gaussian if it is known at all."""
-        same = self.problem.unravel(posterior.center)
-        values = self.problem.constrain_latents(self.params, posterior.center)
+        return self._on_the_line(posterior.center)
+
+    def _on_the_line(self, center: jax.Array) -> list[str]:
+        """Sites whose constrained and unconstrained values are the same at `center` (D,)."""
+        same = self.problem.unravel(center)
+        values = self.problem.constrain_latents(self.params, center)
         return [name for name, value in values.items() if _equal(value, same[name])]
 
     def _draws(self, num_samples: int = MEAN_SAMPLES) -> Latents:
@@ -167,6 +193,11 @@ class LatentPosterior:
 
 def _equal(a: jax.Array, b: jax.Array) -> bool:
     return a.shape == b.shape and bool(jnp.all(a == b))
+
+
+@jax.jit
+def _linear_response(problem: Problem, params: Params, law: Factorized) -> jax.Array:
+    return law.covariance(problem, params)
 
 
 @jax.jit

@@ -21,6 +21,7 @@ from ppl_em.stopping import (
     Step,
     has_converged,
     has_decreased,
+    has_flattened,
     is_stationary,
     rounding,
 )
@@ -137,13 +138,18 @@ def _deterministic(
         trail.x, trail.e_state = x, e_state
         if not bool(jnp.all(jnp.isfinite(out.x))):
             return Status.NON_FINITE, None, compile_seconds
-        if has_converged(trail.steps, gap, x.dtype, noise or 0.0):
+        windowed = hasattr(e_info, "window_rise")  # guides fitted by stochastic gradients
+        if (
+            has_flattened(e_info)
+            if windowed
+            else has_converged(trail.steps, gap, x.dtype, noise or 0.0)
+        ):
             return Status.CONVERGED, None, compile_seconds
         if count >= next_try and is_due(trail.steps, e_step, problem, limits.stopping):
             if _home_stretch(problem, e_step, trail, limits, bar):
                 return Status.CONVERGED, None, compile_seconds
             next_try = 2 * count
-        if bool(jnp.all(out.x == x)):
+        if bool(jnp.all(out.x == x)) and not windowed:
             fine = is_stationary(objective, float(out.info.m_promised), x.dtype)
             return Status.CONVERGED if fine else Status.STALLED, None, compile_seconds
         if time.monotonic() > limits.deadline:

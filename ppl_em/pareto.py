@@ -6,12 +6,12 @@ EVEN = 10.0
 """Largest weight, in units of the mean, up to which no draw matters much by itself."""
 
 
-def pareto_khat(log_ratios: np.ndarray) -> float:
+def pareto_khat(log_ratios: np.ndarray, even: float = EVEN) -> float:
     """Tail index of importance weights, from their logs, shape (n,); below 0.7 is usable.
 
     The likelihood estimate (ArviZ) can return anything for tails with an end point, k below -1/2,
     and calls a small bump at the end of nearly equal weights very heavy. Where no draw weighs much
-    more than the mean of all, the moments of the tail decide.
+    more than `even` times the mean of all, the moments of the tail decide.
 
     References
     ----------
@@ -25,7 +25,7 @@ def pareto_khat(log_ratios: np.ndarray) -> float:
     tail = weights[-int(min(size / 5, 3 * size**0.5)) - 1 :]
     excess = tail[1:] - tail[0]
     by_moments = 0.5 * (1 - np.mean(excess) ** 2 / np.var(excess))
-    if by_moments < -0.5 or weights[-1] < EVEN * np.mean(weights):
+    if by_moments < -0.5 or weights[-1] < even * np.mean(weights):
         return float(by_moments)
     from arviz_stats.base import array_stats  # costs a second
 

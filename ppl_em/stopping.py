@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -141,6 +141,12 @@ def has_converged(steps: Sequence[Step], gap: float, dtype: np.dtype, noise: flo
     if len(steps) >= 3 and all(abs(step.change) <= floor for step in steps[-3:]):
         return True
     return remaining_gap(steps) < max(gap, floor)
+
+
+def has_flattened(info: Any) -> bool:
+    """Guides fitted by stochastic gradients: did a window of steps gain no more than its error?"""
+    floor = rounding(float(info.objective), np.dtype(float))
+    return float(info.window_rise) <= max(float(info.window_error), floor)
 
 
 def is_stationary(objective: float, promised: float, dtype: np.dtype) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from conditional_models import CASES as CONDITIONAL
 from conftest import SEED
 from conjugate_models import CONJUGATE
+from numpyro.infer.autoguide import AutoMultivariateNormal
 from small_models import CASES
 
 from ppl_em import e_step as e_steps
@@ -28,6 +29,17 @@ E_STEPS = {  # name: (model, configuration, the engine it resolves to)
     "laplace": ("intercept", e_steps.Laplace(), "Laplace"),
     "quadrature": ("intercept", e_steps.Quadrature(), "Quadrature"),
     "mean_field": ("intercept", e_steps.MeanField(num_particles=64), "MeanField"),
+    "full_rank": (
+        "intercept",
+        e_steps.MeanField(AutoMultivariateNormal, num_particles=64),
+        "MeanField",
+    ),
+    "corrected": ("intercept", e_steps.MeanField(correct="psis", num_draws=128), "Corrected"),
+    "svi": (
+        "intercept",
+        e_steps.MeanField(mode="stochastic", num_particles=64, num_steps=20),
+        "StochasticGuide",
+    ),
     "nuts": ("intercept", e_steps.NUTS(2, num_samples=20, num_warmup=50), "NUTS"),
 }
 M_STEPS = {"newton": m_steps.Newton(), "lbfgs": m_steps.LBFGS(), "gem": m_steps.Newton(max_steps=1)}
@@ -124,7 +136,17 @@ def test_pickling_of_m_steps(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["enumeration", "gaussian", "conjugate", "conditional", "laplace", "quadrature", "mean_field"],
+    [
+        "enumeration",
+        "gaussian",
+        "conjugate",
+        "conditional",
+        "laplace",
+        "quadrature",
+        "mean_field",
+        "full_rank",
+        "corrected",
+    ],
 )
 def test_vmap_over_parameters(name):
     """A batch of fits, as in restarts or a bootstrap: the same as one by one."""

@@ -1,21 +1,49 @@
-"""Mean-field variational E-step: `AutoNormal`'s family, optimised on fixed base draws."""
+"""Variational E-step: NumPyro's guides, Gaussian ones optimised on fixed base draws."""
 
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+import dataclasses
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from scipy.special import ndtri
+from numpyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
 
+from ppl_em.e_step.base import EStep
+from ppl_em.e_step.base_draws import base_draws
+from ppl_em.e_step.guides import find_law
+from ppl_em.e_step.importance import corrected
+from ppl_em.e_step.svi import StochasticGuide
 from ppl_em.optimize import lbfgs
 from ppl_em.params import Params
-from ppl_em.posterior import Factorized
+from ppl_em.posterior import Factorized, FullRank, GaussianGuide, guide_hessian
+from ppl_em.posterior.guide import MAX_HESSIAN, flat_blocks
 from ppl_em.problem import Problem
+from ppl_em.structure import Blocks, dense, find_blocks, hessian_product
+from ppl_em.validation import ModelError, check_choice
+
+logger = logging.getLogger("ppl_em")
+
+GAUSSIAN: dict[Any, type[GaussianGuide]] = {
+    AutoNormal: Factorized,
+    AutoDiagonalNormal: Factorized,
+    AutoMultivariateNormal: FullRank,
+}
+"""Guides whose bound can be maximised on fixed base draws."""
+
+START = 0.1
+"""Standard deviation of q at the start, as in NumPyro's autoguides."""
+
+RAISED = 250
+"""Blocks of so many latents or fewer get as many draws as their covariances need."""
+
+LARGEST = 500
+"""Largest block of latents that gets a full-rank law."""
 
 
 class MeanFieldState(NamedTuple):
-    """Variational parameters (loc and log scale, (2, D)) and the fixed base draws (n, D)."""
+    """Parameters of q, (G, P) for G blocks, and the fixed base draws (n, D)."""
 
     guide: jax.Array
     base: jax.Array
@@ -31,19 +59,40 @@ class MeanFieldInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class MeanField:
-    """Independent normals on the unconstrained scale, the family of NumPyro's `AutoNormal`.
+    """Variational inference on the unconstrained scale, with a guide of NumPyro or of the user.
 
     The bound is averaged over fixed base draws, so EM is deterministic and never lowers it. Its
-    maximum is *not* the maximum-likelihood estimate: variance parameters shift most.
+    maximum is *not* the maximum-likelihood estimate: with independent normals (`AutoNormal`, the
+    default) variance parameters shift most. `AutoMultivariateNormal` has all covariances, and
+    `correct="psis"` weights the draws.
 
     Attributes
     ----------
+    guide
+        A class of `numpyro.infer.autoguide`, or a `functools.partial` of one, or a guide written
+        for the model: a function of the same arguments with the same latent sites.
+    mode
+        `"deterministic"`: the bound is averaged over fixed base draws and maximised by L-BFGS; for
+        `AutoNormal`, `AutoDiagonalNormal` and `AutoMultivariateNormal`. `"stochastic"`: NumPyro's
+        SVI, any guide, see `e_step/svi.py`. `"auto"`: deterministic where that applies.
+    correct
+        `"psis"`: weight draws by Pareto-smoothed importance weights, block by block, which takes
+        the bias away where k-hat is below 0.7. Deterministic mode only; see `e_step/importance.py`.
     num_particles
-        Base draws. They are a Latin hypercube, antithetic, standardised to unit covariance
-        where there are enough of them, so expectations of quadratics are exact.
+        Base draws, at least. They are a Latin hypercube, antithetic, standardised to unit
+        covariance in every block of latents, so expectations of quadratics are exact. A block of
+        d latents needs 4 (d + 1) draws for that, and gets them up to d = 250; a full-rank law
+        always.
     max_steps, tol
         The inner optimisation stops after so many L-BFGS steps, or once a step promises to
         raise the bound by less than `tol`.
+    num_draws
+        Draws that `correct` weights, at least.
+    optimizer, num_steps
+        Stochastic mode: an optimiser of NumPyro or optax, by default Adam with a step size that
+        falls, and gradient steps for each E-step.
+    blocks
+        Latents that are independent a posteriori, found by `resolve`.
 
     References
     ----------
@@ -51,75 +100,121 @@ class MeanField:
     objective, JMLR 25. McKay, Beckman & Conover (1979) for the Latin hypercube.
     """
 
-    num_particles: int = 256
-    max_steps: int = 100
-    tol: float = 1e-9
+    guide: Callable = AutoNormal
+    mode: str = field(default="auto", kw_only=True)
+    correct: str | None = field(default=None, kw_only=True)
+    num_particles: int = field(default=256, kw_only=True)
+    max_steps: int = field(default=100, kw_only=True)
+    tol: float = field(default=1e-9, kw_only=True)
+    num_draws: int = field(default=2048, kw_only=True)
+    optimizer: Any = field(default=None, kw_only=True)
+    num_steps: int = field(default=100, kw_only=True)
+    blocks: Blocks | None = field(default=None, kw_only=True)
     stochastic: ClassVar[bool] = False
     kind: ClassVar[str] = "lower_bound"
 
-    def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "MeanField":
-        """Refuse models without continuous latents.
+    def __post_init__(self) -> None:
+        check_choice("mode", self.mode, ("auto", "deterministic", "stochastic"))
+        if self.correct is not None:
+            check_choice("correct", self.correct, ("psis",))
+        gaussian = self.guide in GAUSSIAN
+        if self.mode == "deterministic" and not gaussian:
+            raise ModelError(
+                "Option `mode`: only the classes AutoNormal, AutoDiagonalNormal and "
+                "AutoMultivariateNormal are fitted on fixed draws. Use mode='stochastic'."
+            )
+        if self.correct and (self.mode == "stochastic" or not gaussian):
+            raise ModelError(
+                "Option `correct`: 'psis' needs a guide fitted on fixed draws. Use it with "
+                "AutoNormal, AutoDiagonalNormal or AutoMultivariateNormal and mode='auto'."
+            )
+
+    def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> EStep:
+        """Find independent blocks of latents, or the law behind the guide.
 
         Raises
         ------
         ModelError
-            If there is nothing to approximate.
+            If there is nothing to approximate, or the guide does not fit the model.
         """
         problem.require_continuous("mean_field")
-        return self
+        if self.mode == "stochastic" or self.guide not in GAUSSIAN:
+            law = find_law(self.guide, problem, params)
+            return StochasticGuide(law, self.optimizer, self.num_steps, self.num_particles)
+        # Away from the start: a covariance that starts out diagonal hides what it couples.
+        key_x, key_blocks = jax.random.split(rng_key)
+        x = problem.unconstrain(params)
+        x = x + 0.3 * jax.random.normal(key_x, x.shape, x.dtype)
+        blocks = find_blocks(problem, x, problem.start, key_blocks)
+        found = dataclasses.replace(self, blocks=blocks, num_particles=self._enough(blocks))
+        return corrected(found, problem, x, self.num_draws) if self.correct else found
+
+    def _enough(self, blocks: Blocks) -> int:
+        """The number of base draws: more than asked for if the largest block needs them."""
+        size, full = blocks.block_size, self.family is FullRank
+        if full and size > LARGEST:
+            raise ModelError(
+                f"Option `guide`: {size} latents depend on one another, too many for a full-rank "
+                f"law on fixed draws. Use `AutoLowRankMultivariateNormal` or `AutoNormal`."
+            )
+        needed = 4 * (size + 1)
+        if needed <= self.num_particles or (size > RAISED and not full):
+            return self.num_particles
+        logger.info("mean_field: %d base draws, for blocks of %d latents", needed, size)
+        return needed
+
+    @property
+    def family(self) -> type[GaussianGuide]:
+        """The law behind the guide."""
+        return GAUSSIAN[self.guide]
 
     def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> MeanFieldState:
         """Start at the problem's start with scale 0.1, as `AutoNormal` does."""
-        u = problem.start
-        guide = jnp.stack([u, jnp.full_like(u, np.log(0.1))])
-        base = base_draws(rng_key, self.num_particles, u.size)
-        return MeanFieldState(guide, jnp.asarray(base, u.dtype))
+        blocks, u = self.blocks or dense(problem), problem.start
+        base = base_draws(rng_key, self.num_particles, blocks)
+        return MeanFieldState(self.family.start(blocks, u, START), jnp.asarray(base, u.dtype))
 
     def step(
         self, problem: Problem, params: Params, state: MeanFieldState
-    ) -> tuple[Factorized, MeanFieldState, MeanFieldInfo]:
+    ) -> tuple[GaussianGuide, MeanFieldState, MeanFieldInfo]:
         """Maximise the bound over q from where the last step left it."""
 
         def bound(flat: jax.Array) -> jax.Array:
-            return _posterior(flat, state.base).bound(problem, params)
+            return self.law(problem, flat, state).bound(problem, params)
 
         best = lbfgs(bound, state.guide.ravel(), self.max_steps, self.tol)
-        posterior = _posterior(best.x, state.base)
-        state = state._replace(guide=best.x.reshape(2, -1))
+        posterior = self.law(problem, best.x, state)
+        state = state._replace(guide=best.x.reshape(state.guide.shape))
         return posterior, state, MeanFieldInfo(best.value, best.gradient_norm, best.num_steps)
 
     def log_likelihood(self, problem: Problem, params: Params, state: MeanFieldState) -> jax.Array:
         """The bound as a function of the parameters, q following by linear response; a scalar.
 
         q moves with the parameters by one Newton step, which leaves the value right to fourth
-        order and so makes the second derivative exact. Costs a (2D, 2D) Hessian.
+        order and so makes the second derivative exact. Costs a (P, P) Hessian in every block.
         """
-
-        def bound(flat: jax.Array) -> jax.Array:
-            return _posterior(flat, state.base).bound(problem, params)
-
         flat = jax.lax.stop_gradient(state.guide.ravel())
-        curvature = jax.lax.stop_gradient(jax.hessian(bound)(flat))
-        return bound(flat - jnp.linalg.solve(curvature, jax.grad(bound)(flat)))
+        here = jax.lax.stop_gradient(params)
+
+        def bound(flat: jax.Array, params: Params) -> jax.Array:
+            return self.law(problem, flat, state).bound(problem, params)
+
+        gradient = jax.grad(bound)(flat, params)
+        rows = flat_blocks(state.guide.shape)
+        if rows.block_size <= MAX_HESSIAN:
+            hessian = guide_hessian(self.law(problem, flat, state), problem, here)
+            step = rows.join(jnp.linalg.solve(-hessian, rows.split(gradient)[..., None])[..., 0])
+        else:
+            step = jax.scipy.sparse.linalg.cg(
+                lambda v: -hessian_product(lambda f: bound(f, here), flat, v), gradient, tol=1e-10
+            )[0]
+        return bound(flat + step, params)
+
+    def law(self, problem: Problem, flat: jax.Array, state: MeanFieldState) -> GaussianGuide:
+        """q with the parameters `flat`, (G P,), and the base draws of `state`."""
+        blocks = self.blocks or dense(problem)
+        return self.family.unpack(flat.reshape(state.guide.shape), state.base, blocks)
 
     def describe(self, info: MeanFieldInfo) -> str:
         """Steps that the guide took, and the norm of its gradient."""
         return f"guide steps {int(info.guide_steps)}, |grad| {float(info.guide_gradient_norm):.1e}"
-
-
-def base_draws(rng_key: jax.Array, num_particles: int, size: int) -> np.ndarray:
-    """Fixed standard-normal points, (num_particles, size): stratified, antithetic, standardised."""
-    half = num_particles // 2
-    seed = np.asarray(jax.random.key_data(rng_key)).ravel()
-    order = np.random.default_rng(seed).permuted(np.tile(np.arange(half), (size, 1)), axis=1).T
-    upper = ndtri((order + 0.5) / half)
-    points = np.concatenate([upper, -upper])
-    covariance = points.T @ points / len(points)
-    if size < half // 2:
-        return np.linalg.solve(np.linalg.cholesky(covariance), points.T).T
-    return points / np.sqrt(np.diag(covariance))
-
-
-def _posterior(flat: jax.Array, base: jax.Array) -> Factorized:
-    loc, log_scale = flat.reshape(2, -1)
-    return Factorized(loc, jnp.exp(log_scale), base)

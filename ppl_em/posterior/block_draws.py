@@ -1,0 +1,146 @@
+"""Weighted draws of independent blocks of latents: each block has weights of its own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import gammaln
+
+from ppl_em.params import Params
+from ppl_em.posterior.base import constrain_draws
+from ppl_em.problem import Latents, Problem
+from ppl_em.static import Static
+from ppl_em.structure import Blocks
+from ppl_em.terms import terms
+
+DEGREES = 7.0
+"""Degrees of freedom of heavy-tailed proposals."""
+
+AT_ONCE = 64
+"""Draws evaluated side by side where they are many or large."""
+
+MAX_NUMBERS = 2_000_000
+"""Latents at draws that are all evaluated side by side, at most."""
+
+
+@dataclass(frozen=True)
+class TermLayout:
+    """G independent blocks, and the block that each term of the log-joint belongs to.
+
+    `owner` is (E,), with G for terms of no block; None if there is one block for all.
+    """
+
+    blocks: Blocks
+    owner: Static | None
+
+    def pieces(self, problem: Problem, params: Params, draws: jax.Array) -> jax.Array:
+        """The log-joint at `draws` (n, D) by block, (n, G), and last what belongs to none."""
+        if self.owner is None:
+            whole = _map(lambda u: problem.log_joint_unconstrained(params, u), draws)
+            return jnp.stack([whole, jnp.zeros_like(whole)], axis=-1)
+        owner, count = jnp.asarray(self.owner.value), self.blocks.num_blocks + 1
+
+        def at(u: jax.Array) -> jax.Array:
+            return jax.ops.segment_sum(terms(problem, params, u), owner, num_segments=count)
+
+        found = _map(at, draws)
+        whole = problem.log_joint_unconstrained(params, draws[0])
+        left_out = jax.lax.stop_gradient(whole - jnp.sum(found[0]))  # constants of idle latents
+        return found.at[:, -1].add(left_out)
+
+
+class Proposal(NamedTuple):
+    """Laws around `loc` (D,) with scale matrices root root', (G, d, d).
+
+    Student-t with 7 degrees of freedom where `heavy`, (G,), is 1, normal where it is 0.
+    """
+
+    loc: jax.Array
+    root: jax.Array
+    heavy: jax.Array
+
+    def move(
+        self, blocks: Blocks, normal: jax.Array, mixing: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Draws (n, D) and their log-densities by block, (n, G).
+
+        From standard-normal `normal` (n, D) and `mixing` (n, G), 7 over a chi-square variable.
+        """
+        spread = jnp.where(self.heavy == 1, jnp.sqrt(mixing), 1.0)
+        noise = blocks.split(normal) * spread[..., None]
+        draws = self.loc + blocks.join(jnp.einsum("gij,ngj->ngi", self.root, noise))
+        return draws, self._log_density(noise)
+
+    def _log_density(self, noise: jax.Array) -> jax.Array:
+        """From draws with location and scale removed, (n, G, d), to (n, G)."""
+        width, nu = noise.shape[-1], DEGREES
+        square = jnp.sum(noise**2, axis=-1)
+        log_det = jnp.sum(jnp.log(jnp.diagonal(self.root, axis1=-2, axis2=-1)), axis=-1)
+        normal = -0.5 * square - 0.5 * width * np.log(2 * np.pi)
+        constant = gammaln((nu + width) / 2) - gammaln(nu / 2) - 0.5 * width * np.log(nu * np.pi)
+        student = constant - 0.5 * (nu + width) * jnp.log1p(square / nu)
+        return jnp.where(self.heavy == 1, student, normal) - log_det
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class BlockDraws:
+    """Draws (n, D) whose block g has weights (n, g), each column of which sums to one.
+
+    `proposal` is what they were drawn from. `corrected` (G,) says which blocks are weighted by
+    importance; the others have equal weights, and stand for q itself.
+    """
+
+    draws: jax.Array
+    weights: jax.Array
+    proposal: Proposal
+    corrected: jax.Array
+    layout: TermLayout = field(metadata={"static": True})
+
+    def expected_log_joint(self, problem: Problem, params: Params) -> jax.Array:
+        """Q(params), the weighted mean of the terms of every block; a scalar."""
+        found = self.layout.pieces(problem, params, self.draws)
+        weighted = jnp.where(self.weights > 0, self.weights * found[:, :-1], 0.0)
+        return jnp.sum(weighted) + found[0, -1]
+
+    def sample(
+        self, problem: Problem, params: Params, rng_key: jax.Array, num_samples: int
+    ) -> Latents:
+        """Resample every block by itself; each site has shape (num_samples, *site_shape)."""
+        shares = jnp.cumsum(self.weights, axis=0)
+        shape = (num_samples, shares.shape[1])
+        level = shares[-1] * jax.random.uniform(rng_key, shape, shares.dtype)
+        picked = jax.vmap(jnp.searchsorted, in_axes=1, out_axes=1)(shares, level)
+        blocks = self.layout.blocks.split(self.draws)
+        chosen = jnp.take_along_axis(blocks, picked[..., None], axis=0)
+        return constrain_draws(problem, params, self.layout.blocks.join(chosen))
+
+    def fresh(self, rng_key: jax.Array, num_samples: int) -> tuple[jax.Array, jax.Array]:
+        """New draws from the proposal, (num_samples, D), and log-densities, (num_samples, G)."""
+        blocks, dtype = self.layout.blocks, self.draws.dtype
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(rng_key)).astype(np.uint32))
+        normal = rng.standard_normal((num_samples, self.draws.shape[1]))
+        mixing = draw_mixing(rng, num_samples, blocks.num_blocks)
+        return self.proposal.move(blocks, jnp.asarray(normal, dtype), jnp.asarray(mixing, dtype))
+
+
+def draw_mixing(rng: np.random.Generator, num_samples: int, num_blocks: int) -> np.ndarray:
+    """7 over chi-square variables with 7 degrees of freedom, (num_samples, num_blocks)."""
+    return DEGREES / rng.chisquare(DEGREES, (num_samples, num_blocks))
+
+
+def roots(covariance: jax.Array, fallback: jax.Array) -> jax.Array:
+    """Square roots of covariances (G, d, d), or `fallback` where they are not positive definite."""
+    tril = jnp.linalg.cholesky(covariance)
+    good = jnp.all(jnp.isfinite(tril), axis=(-2, -1), keepdims=True)
+    return jnp.where(good, tril, fallback)
+
+
+def _map(function: Callable, draws: jax.Array) -> jax.Array:
+    """Values of `function` at all draws, side by side if they are not too many."""
+    if draws.size <= MAX_NUMBERS:
+        return jax.vmap(function)(draws)
+    return jax.lax.map(jax.checkpoint(function), draws, batch_size=AT_ONCE)
