@@ -1,5 +1,6 @@
 """The same model under several E-steps, each audited by a stronger one."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -225,7 +226,15 @@ def compare_e_steps(
 
 
 def _name(e_step: str | EStep) -> str:
-    return e_step if isinstance(e_step, str) else repr(e_step)
+    """The flag, or the configuration with what differs from its defaults."""
+    if isinstance(e_step, str) or not dataclasses.is_dataclass(e_step):
+        return str(e_step)
+    changed = []
+    for each in dataclasses.fields(e_step):
+        value = getattr(e_step, each.name)
+        if each.repr and value != each.default:
+            changed.append(f"{each.name}={getattr(value, '__name__', repr(value))}")
+    return f"{type(e_step).__name__}({', '.join(changed)})"
 
 
 def _with_error(value: float, error: float) -> str:

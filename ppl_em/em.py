@@ -40,7 +40,8 @@ class EM:
     model
         A NumPyro model. Nothing in it needs to change.
     e_step
-        `"auto"`, `"exact"`, `"mean_field"`, `"nuts"`, or a configuration from `ppl_em.e_step`.
+        `"auto"`, `"exact"`, `"quadrature"`, `"laplace"`, `"nuts"`, `"mean_field"`, or a
+        configuration from `ppl_em.e_step`.
         `"exact"` takes discrete latents (also along a `scan`), Gaussian ones (blocks, chains, with
         shared coordinates), conjugate gamma, beta and Dirichlet ones, and Gaussian given discrete.
     m_step

@@ -115,7 +115,7 @@ def test_names_of_configurations():
         model, [MeanField(num_particles=32)], jax.random.key(SEED), jnp.asarray(Y),
         audit=False, progress_bar=False,
     )  # fmt: skip
-    assert next(iter(found.results)).startswith("MeanField(num_particles=32")
+    assert list(found.results) == ["MeanField(num_particles=32)"]
     assert found.table()["shift"].isna().all() and "shift" not in str(found)
 
 

@@ -27,6 +27,9 @@ SIZES = {1: (15, 21, 31, 45, 63, 91, 127, 181, 255), 2: (5, 9, 15, 21, 31, 45, 6
 CHUNK = 64
 """Nodes per call while their number is chosen: programs are compiled for this number alone."""
 
+NOTABLE = 1e-4
+"""Change of the log-likelihood on the last refinement that is worth a warning."""
+
 SPREAD = 0.3
 """How far away parameters are at which blocks are found, on the unconstrained scale."""
 
@@ -79,7 +82,7 @@ class Quadrature:
     num_nodes: int | None = None
     tol: float = 1e-8
     max_dimension: int = 3
-    max_points: int = 10_000
+    max_points: int = 30_000
     blocks: Blocks | None = field(default=None, repr=False)
     chosen: int = field(default=0, repr=False)
     stochastic: ClassVar[bool] = False
@@ -170,23 +173,27 @@ class Quadrature:
         blocks = self.known_blocks
         law = cast(Gaussian, mode_of(blocks, problem, params, state.center)[0].law)
         span = _span(problem, params, law, state.owner) if blocks.block_size == 1 else None
-        limit = self.max_points ** (1 / blocks.block_size)
-        sizes = [n for n in SIZES[min(blocks.block_size, 2)] if self.chosen <= n <= limit]
+        limit = self.max_points ** (1 / blocks.block_size) + 1e-9
+        able = [n for n in SIZES[min(blocks.block_size, 2)] if n <= limit]
+        first = able.index(self.chosen) if self.chosen else 0
         last, change = np.nan, np.nan
-        for size in sizes:
+        for size in able[min(first, len(able) - 2) :]:
             placed = sinh_trapezoid(span, size) if span else gauss_hermite(law, size)
             value = _value(problem, params, law, state.owner, placed)
             change, last = abs(value - last), value
             if change <= max(self.tol, 1e-13 * abs(value)):
-                # One more than needed, so that it lasts while the parameters change.
-                return None if size == sizes[1] and self.chosen else replace(self, chosen=size)
-        if sizes[-1] != self.chosen:
-            return replace(self, chosen=sizes[-1])
-        logger.warning(
-            "e_step='quadrature' takes more than %d nodes in each dimension here, so its "
-            "log-likelihood is not to be trusted. Raise Quadrature(max_points=%d), or use "
-            "e_step='nuts'.",
+                # The next number is chosen, so that it lasts while the parameters change.
+                enough = self.chosen and size <= able[min(first + 1, len(able) - 1)]
+                return None if enough else replace(self, chosen=size)
+        if self.chosen < able[-1]:
+            return replace(self, chosen=able[-1])
+        level = logging.WARNING if change > NOTABLE else logging.INFO
+        logger.log(
+            level,
+            "e_step='quadrature' has %d nodes in each dimension and its log-likelihood is good to "
+            "about %.0e. For more, raise Quadrature(max_points=%d), or use e_step='nuts'.",
             self.chosen,
+            change,
             self.max_points,
         )
         return None
