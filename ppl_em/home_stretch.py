@@ -19,8 +19,11 @@ from ppl_em.stopping import Step, Stopping, remaining_gap, remaining_steps, roun
 NEAR = 0.01
 """Remaining gain below which Newton steps are tried: about a seventh of a standard error."""
 
-NEAR_APPROXIMATE = 0.5
-"""The same where Newton steps are the rule: one standard error."""
+SOON = 2
+"""EM steps before them where Newton steps are the rule."""
+
+MAX_HALVINGS = 4
+"""How often a Newton step that lowers the log-likelihood is halved."""
 
 WORTH = 15
 """EM steps still to come from which they are worth their compilation; and twice the parameters."""
@@ -41,7 +44,7 @@ def is_due(steps: list[Step], e_step: Any, problem: Problem, stopping: Stopping)
     if not steps:
         return False
     if noise_of(e_step) is not None:  # EM would end in noise, and the Hessian is needed anyway
-        return remaining_gap(steps) < NEAR_APPROXIMATE
+        return len(steps) >= SOON
     if e_step.kind != "exact" or remaining_gap(steps) > NEAR or is_large(problem):
         return False
     worth = max(WORTH, 2 * problem.spec.space.size)  # a Hessian costs an E-step per parameter
@@ -58,9 +61,14 @@ def newton_steps(
     information = marginal_information(e_step, problem, x, state)
     noise = noise_of(e_step) or 0.0
     while information.usable:
-        new_x = x + jnp.asarray(information.newton_step, x.dtype)
-        new_value = float(expectation(e_step, problem, new_x, state)[2].objective)
-        if not new_value >= value - max(noise, rounding(value, x.dtype)):
+        step = jnp.asarray(information.newton_step, x.dtype)
+        for _ in range(MAX_HALVINGS):
+            new_x = x + step
+            new_value = float(expectation(e_step, problem, new_x, state)[2].objective)
+            if new_value >= value - max(noise, rounding(value, x.dtype)):
+                break
+            step = step / 2
+        else:
             return
         x, value = new_x, new_value
         information = marginal_information(e_step, problem, x, state)

@@ -149,6 +149,11 @@ def _deterministic(
             if _home_stretch(problem, e_step, trail, limits, bar):
                 return Status.CONVERGED, None, compile_seconds
             next_try = 2 * count
+            if trail.x is not x:  # Newton steps got somewhere, if not to the end
+                before, x = x, trail.x
+                posterior, e_state, e_info = expectation(e_step, problem, x, e_state)
+                trail.e_state = e_state
+                out = maximization(m_step, problem, x, before, posterior, out.state)
         if bool(jnp.all(out.x == x)) and not windowed:
             fine = is_stationary(objective, float(out.info.m_promised), x.dtype)
             return Status.CONVERGED if fine else Status.STALLED, None, compile_seconds
@@ -160,7 +165,7 @@ def _deterministic(
 
 def _home_stretch(problem: Problem, e_step: Any, trail: Trail, limits: Limits, bar: tqdm) -> bool:
     """Newton steps at the end of a slow run. Whether they converged: if not, EM goes on."""
-    before, start = trail.x, time.monotonic()
+    before, start, converged = trail.x, time.monotonic(), True
     found: list[tuple[NewtonStep, float]] = []
     for step in newton_steps(e_step, problem, trail.x, trail.e_state, trail.objective):
         seconds, start = time.monotonic() - start, time.monotonic()
@@ -175,8 +180,11 @@ def _home_stretch(problem: Problem, e_step: Any, trail: Trail, limits: Limits, b
             or len(found) >= MAX_NEWTON
             or time.monotonic() > limits.deadline
         ):
-            return False
+            converged = False
+            break
     else:
+        converged = False
+    if not converged and noise_of(e_step) is None:  # EM takes as many steps for more
         return False
     for step, seconds in found:
         change = step.value - trail.objective
@@ -184,4 +192,4 @@ def _home_stretch(problem: Problem, e_step: Any, trail: Trail, limits: Limits, b
         trail.record(Step(step.value, change, 0.0, length), step.x, "newton", seconds)
         trail.x = before = step.x
         bar.update(1)
-    return True
+    return converged

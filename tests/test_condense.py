@@ -247,7 +247,7 @@ SHORT = PLANE[:60, 0]
 @pytest.mark.parametrize(
     "model, data",
     [
-        (state_space, (RNG.normal(size=(60, 3)), SHORT)),
+        pytest.param(state_space, (RNG.normal(size=(60, 3)), SHORT), marks=pytest.mark.long),
         pytest.param(level_and_slope, (SHORT,), marks=pytest.mark.long),
         pytest.param(two_series, (PLANE[:60],), marks=pytest.mark.slow),
     ],

@@ -213,7 +213,13 @@ def logit_marginal(params):
 
 BASEBALL = [
     (partially_pooled, ["m", "kappa"], pooled_marginal, "phi"),
-    (partially_pooled_with_logit, ["loc", "scale"], logit_marginal, "alpha"),
+    pytest.param(
+        partially_pooled_with_logit,
+        ["loc", "scale"],
+        logit_marginal,
+        "alpha",
+        marks=pytest.mark.long,
+    ),
 ]
 
 
@@ -277,10 +283,8 @@ def rates_marginal(params):
     return logsumexp(terms + log_weights, axis=1).sum()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "model", [lognormal_rates, pytest.param(transformed_rates, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("model", [lognormal_rates, transformed_rates])
 @pytest.mark.usefixtures("optimized")
 def test_positive_latents_nuts(model):
     exposure, counts = rate_data()

@@ -296,7 +296,7 @@ def zero_inflated_marginal(params):
     return logsumexp(by_group + log_weights, axis=1).sum()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("optimized")
 def test_zero_inflation_with_random_effects_nuts():
     group, y = zero_inflated_data()

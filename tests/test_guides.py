@@ -121,6 +121,7 @@ def test_linear_response_gives_the_exact_standard_deviations(plain):
 # --- levels or steps: the sign of the bias depends on the parameterisation ---
 
 
+@pytest.mark.long
 def test_parameterisations_of_a_random_walk_err_in_opposite_directions():
     reference = local_level.REFERENCE
     q, se = reference["params"]["q"], reference["standard_errors"]["q"]
@@ -163,7 +164,7 @@ FLOW = functools.partial(AutoIAFNormal, num_flows=1)
 @pytest.mark.parametrize(
     "options",
     [
-        {"mode": "stochastic"},
+        pytest.param({"mode": "stochastic"}, marks=pytest.mark.slow),
         pytest.param({"guide": by_hand, "num_steps": 50}, marks=pytest.mark.long),
         pytest.param(
             {"guide": functools.partial(AutoIAFNormal, num_flows=1)}, marks=pytest.mark.long

@@ -136,7 +136,7 @@ def test_weights_of_stochastic_approximation():
     assert np.sum(by_step) == pytest.approx(1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_both_schedules_reach_the_same_maximum(optimized):
     toy = logit_normal()
     run = EM(toy.model, NUTS(schedule="saem")).run

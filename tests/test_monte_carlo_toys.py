@@ -104,7 +104,7 @@ def test_too_few_draws_are_not_called_convergence(optimized):
 CHAINS, DRAWS, STEPS = 4, 25, 3000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_noise_of_plain_iterates(optimized):
     """Var(theta_k) / SE² = lam / (1 + lam) / m_eff, here 1 / (3 m_eff).
 

@@ -35,10 +35,14 @@ SPREAD = 0.3
 
 
 class QuadratureState(NamedTuple):
-    """The last modes, shape (D,), and the block that every term of the log-joint is in, (E,)."""
+    """The last modes, (D,), the block of every term of the log-joint, (E,), and how far they reach.
+
+    `span` is None for blocks of several latents.
+    """
 
     center: jax.Array
     owner: jax.Array
+    span: Span | None
 
 
 class QuadratureInfo(NamedTuple):
@@ -68,7 +72,8 @@ class Quadrature:
         Nodes of adaptive Gauss-Hermite rules in each dimension, as lme4's `nAGQ`; with 1 the
         log-likelihood is Laplace's. None to choose rule and number.
     tol
-        Change of the log-likelihood on refinement that is small enough.
+        Change of the log-likelihood on refinement that is small enough, times the square root of
+        the number of blocks: about how far estimates may be off, in standard errors.
     max_dimension
         Largest block, in latents.
     max_points
@@ -138,7 +143,9 @@ class Quadrature:
                 f"Site '{problem.spec.latents[0].name}': e_step='quadrature' cannot tell which "
                 f"terms of the log-joint depend on which latents. Use e_step='nuts' or 'laplace'."
             )
-        return QuadratureState(mode.u, jnp.asarray(owner))
+        where = jnp.asarray(owner)
+        span = self._span(problem, params, cast(Gaussian, mode.law), where)
+        return QuadratureState(mode.u, where, span)
 
     def step(
         self, problem: Problem, params: Params, state: QuadratureState
@@ -146,11 +153,11 @@ class Quadrature:
         """The nodes at `params` with their probabilities, and the log-likelihood."""
         mode = self._mode(problem, params, state.center)
         law = cast(Gaussian, mode.law)
-        placed = self._place(problem, params, law, state.owner)
-        posterior = Nodes.at(problem, params, law, placed, state.owner)
+        span = self._span(problem, params, law, state.owner)
+        posterior = Nodes.at(problem, params, law, self._place(law, span), state.owner)
         value = jnp.where(mode.found, posterior.log_normalizer, jnp.nan)
         info = QuadratureInfo(value, jnp.asarray(self.size), mode.slope, mode.num_steps)
-        return posterior, state._replace(center=mode.u), info
+        return posterior, state._replace(center=mode.u, span=span), info
 
     def log_likelihood(self, problem: Problem, params: Params, state: QuadratureState) -> jax.Array:
         """The log-likelihood, differentiable once; a scalar.
@@ -160,7 +167,7 @@ class Quadrature:
         fixed = jax.lax.stop_gradient(params)
         mode = jax.lax.stop_gradient(self._mode(problem, fixed, state.center))
         law = cast(Gaussian, mode.law)
-        placed = jax.lax.stop_gradient(self._place(problem, fixed, law, state.owner))
+        placed = self._place(law, state.span)
         value = Nodes.at(problem, params, law, placed, state.owner).log_normalizer
         return jnp.where(mode.found, value, jnp.nan)
 
@@ -172,7 +179,7 @@ class Quadrature:
             return None
         blocks = self.known_blocks
         law = cast(Gaussian, mode_of(blocks, problem, params, state.center)[0].law)
-        span = _span(problem, params, law, state.owner) if blocks.block_size == 1 else None
+        span = self._span(problem, params, law, state.owner)
         limit = self.max_points ** (1 / blocks.block_size) + 1e-9
         able = [n for n in SIZES[min(blocks.block_size, 2)] if n <= limit]
         first = able.index(self.chosen) if self.chosen else 0
@@ -181,7 +188,7 @@ class Quadrature:
             placed = sinh_trapezoid(span, size) if span else gauss_hermite(law, size)
             value = _value(problem, params, law, state.owner, placed)
             change, last = abs(value - last), value
-            if change <= max(self.tol, 1e-13 * abs(value)):
+            if change <= max(self.tol * np.sqrt(blocks.num_blocks), 1e-13 * abs(value)):
                 # The next number is chosen, so that it lasts while the parameters change.
                 enough = self.chosen and size <= able[min(first + 1, len(able) - 1)]
                 return None if enough else replace(self, chosen=size)
@@ -220,14 +227,19 @@ class Quadrature:
 
         return find_mode(self.known_blocks, density, center)
 
-    def _place(self, problem: Problem, params: Params, law: Gaussian, owner: jax.Array) -> Placed:
+    def _span(
+        self, problem: Problem, params: Params, law: Gaussian, owner: jax.Array
+    ) -> Span | None:
         if self.num_nodes is not None or law.blocks.block_size > 1:
-            return gauss_hermite(law, self.size)
-        return sinh_trapezoid(_span(problem, params, law, owner), self.size)
+            return None
+        return _find_span(problem, params, law, owner)
+
+    def _place(self, law: Gaussian, span: Span | None) -> Placed:
+        return gauss_hermite(law, self.size) if span is None else sinh_trapezoid(span, self.size)
 
 
 @jax.jit
-def _span(problem: Problem, params: Params, law: Gaussian, owner: jax.Array) -> Span:
+def _find_span(problem: Problem, params: Params, law: Gaussian, owner: jax.Array) -> Span:
     def log_density(offsets: jax.Array) -> jax.Array:
         return block_sums(problem, params, law, owner, offsets)[:, :-1]
 
