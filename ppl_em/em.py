@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ppl_em import e_step as e_steps
 from ppl_em import m_step as m_steps
-from ppl_em.e_step import EStep
+from ppl_em.e_step import EStep, noise_of
 from ppl_em.finishing import make_result
 from ppl_em.inspection import build_problem
 from ppl_em.loop import run_loop
@@ -24,6 +24,13 @@ from ppl_em.trail import Limits
 from ppl_em.validation import ModelError, as_key, check_choice, check_option_names
 
 logger = logging.getLogger("ppl_em")
+
+NUDGE = 1e-3
+"""Size of a random first step where the E-step looks for modes of the latents.
+
+Automatic differentiation gets densities in logits wrong at a logit of exactly 0, which is where
+parameters and latents that start at 0 put it.
+"""
 
 RUN_OPTIONS = ("rng_key", "init_params", "progress_bar")
 
@@ -166,7 +173,12 @@ class EM:
                 "The model has no latent sites: this is plain maximum likelihood, for which EM "
                 "has nothing to do beyond one M-step."
             )
-        e_step = e_steps.from_flag(self.e_step).resolve(key_resolve, problem, params)
+        chosen = e_steps.from_flag(self.e_step)
+        if noise_of(chosen) is not None:
+            x = problem.unconstrain(params)
+            x = x + NUDGE * jax.random.normal(key_resolve, x.shape, x.dtype)
+            params = problem.constrain(x)
+        e_step = chosen.resolve(key_resolve, problem, params)
         m_step = m_steps.from_flag(self.m_step).resolve(problem.spec.space.size)
         limits = Limits(self.max_steps, self.stopping or Stopping(), self.on_decrease, begin)
         with tqdm(total=self.max_steps, disable=not progress_bar, desc="EM") as bar:

@@ -32,13 +32,6 @@ from ppl_em.validation import ModelError
 MAX_NEWTON = 10
 """Newton steps at the end of a deterministic run before EM goes on."""
 
-NUDGE = 1e-3
-"""Size of a random first step where Q has second derivatives of the log-joint.
-
-Automatic differentiation gets those of densities in logits wrong at a logit of exactly 0, which is
-where parameters that start at 0 and balanced data put the mode.
-"""
-
 MAX_HALVINGS = 10
 """How often a step that lowers an approximate log-likelihood is halved before it is refused."""
 
@@ -56,8 +49,6 @@ def run_loop(
     x = problem.unconstrain(params)
     started = time.monotonic()
     e_state = e_step.init(rng_key, problem, params)
-    if noise_of(e_step) is not None:
-        x = x + NUDGE * jax.random.normal(rng_key, x.shape, x.dtype)
     trail = Trail(problem, x, e_state)
     last_polish: Polish | None = None
     compile_seconds = time.monotonic() - started

@@ -30,6 +30,9 @@ CHUNK = 64
 NOTABLE = 1e-4
 """Change of the log-likelihood on the last refinement that is worth a warning."""
 
+RELATIVE = 2e-9
+"""Change of the log-likelihood that is small enough, relative to its size."""
+
 SPREAD = 0.3
 """How far away parameters are at which blocks are found, on the unconstrained scale."""
 
@@ -183,15 +186,16 @@ class Quadrature:
         limit = self.max_points ** (1 / blocks.block_size) + 1e-9
         able = [n for n in SIZES[min(blocks.block_size, 2)] if n <= limit]
         first = able.index(self.chosen) if self.chosen else 0
-        last, change = np.nan, np.nan
+        last, before, change = np.nan, able[0], np.nan
         for size in able[min(first, len(able) - 2) :]:
             placed = sinh_trapezoid(span, size) if span else gauss_hermite(law, size)
             value = _value(problem, params, law, state.owner, placed)
             change, last = abs(value - last), value
-            if change <= max(self.tol * np.sqrt(blocks.num_blocks), 1e-13 * abs(value)):
-                # The next number is chosen, so that it lasts while the parameters change.
+            if change <= max(self.tol * np.sqrt(blocks.num_blocks), RELATIVE * abs(value)):
                 enough = self.chosen and size <= able[min(first + 1, len(able) - 1)]
-                return None if enough else replace(self, chosen=size)
+                # On a line the next number costs little, and lasts while the parameters change.
+                return None if enough else replace(self, chosen=size if span else before)
+            before = size
         if self.chosen < able[-1]:
             return replace(self, chosen=able[-1])
         level = logging.WARNING if change > NOTABLE else logging.INFO
