@@ -3,6 +3,7 @@
 from ppl_em import e_step, m_step
 from ppl_em.audit import Audit
 from ppl_em.compare import Comparison, compare_e_steps
+from ppl_em.direct import Direct
 from ppl_em.em import EM
 from ppl_em.likelihood import LogLikelihood
 from ppl_em.result import EMResult
@@ -16,6 +17,7 @@ __all__ = [
     "EM",
     "Audit",
     "Comparison",
+    "Direct",
     "EMResult",
     "LogLikelihood",
     "ModelError",

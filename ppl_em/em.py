@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ppl_em import e_step as e_steps
 from ppl_em import m_step as m_steps
+from ppl_em.acceleration import check_acceleration
 from ppl_em.e_step import EStep, noise_of
 from ppl_em.finishing import make_result
 from ppl_em.inspection import build_problem
@@ -20,7 +21,7 @@ from ppl_em.m_step import MStep
 from ppl_em.params import Params
 from ppl_em.result import EMResult
 from ppl_em.stopping import Stopping
-from ppl_em.trail import Limits
+from ppl_em.trail import Limits, Plan
 from ppl_em.validation import ModelError, as_key, check_choice, check_option_names
 
 logger = logging.getLogger("ppl_em")
@@ -31,6 +32,8 @@ NUDGE = 1e-3
 Automatic differentiation gets densities in logits wrong at a logit of exactly 0, which is where
 parameters and latents that start at 0 put it.
 """
+
+FINISHES = ("em", "direct", "auto")
 
 RUN_OPTIONS = ("rng_key", "init_params", "progress_bar")
 
@@ -67,8 +70,16 @@ class EM:
     on_decrease
         What to do when a deterministic objective falls beyond rounding: `"revert"` to the last
         good parameters and stop, `"warn"` and go on, or `"raise"`.
-    acceleration, finish, num_restarts
-        Reserved: only the defaults are available in this version.
+    acceleration
+        `"squarem"` or `"anderson"`: extrapolate from EM steps, for E-steps without noise. What
+        lowers the objective is not kept.
+    finish
+        How a run without noise ends. By default in a few Newton steps on the objective where EM
+        is slow near its end. `"em"`: by EM alone. `"direct"`: after ten EM steps by the direct
+        method, see `ppl_em.Direct`. `"auto"`: by the direct method as soon as the observed rate of
+        EM says that more than 15 steps are to come.
+    num_restarts
+        Reserved: only the default is available in this version.
 
     Examples
     --------
@@ -95,18 +106,20 @@ class EM:
     max_steps: int = field(default=500, kw_only=True)
     stopping: Stopping | None = field(default=None, kw_only=True)
     on_decrease: str = field(default="revert", kw_only=True)
-    acceleration: None = field(default=None, kw_only=True)
-    finish: None = field(default=None, kw_only=True)
+    acceleration: str | None = field(default=None, kw_only=True)
+    finish: str | None = field(default=None, kw_only=True)
     num_restarts: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         check_choice("on_decrease", self.on_decrease, ("revert", "warn", "raise"))
-        for option, default in (("acceleration", None), ("finish", None), ("num_restarts", 1)):
-            if getattr(self, option) != default:
-                raise ModelError(
-                    f"Option `{option}`: {getattr(self, option)!r} is not available in this "
-                    f"version. Leave it at {default!r}."
-                )
+        check_acceleration(self.acceleration)
+        if self.finish is not None:
+            check_choice("finish", self.finish, FINISHES)
+        if self.num_restarts != 1:
+            raise ModelError(
+                f"Option `num_restarts`: {self.num_restarts!r} is not available in this version. "
+                f"Leave it at 1."
+            )
         if not isinstance(self.max_steps, int) or self.max_steps < 1:
             raise ModelError(
                 f"Option `max_steps`: found {self.max_steps!r}. Pass a positive whole number."
@@ -155,32 +168,63 @@ class EM:
         ModelError
             If the model, its arguments or the options cannot be used; one line says why.
         """
-        check_option_names(self.model, RUN_OPTIONS)
-        begin = time.monotonic()
-        key_build, key_resolve, key_init, key_finish = jax.random.split(as_key(rng_key), 4)
-        problem, params = build_problem(
-            key_build,
-            self.model,
-            args,
-            kwargs,
-            map_sites=self.map_sites,
-            fixed=self.fixed,
-            constraints=self.constraints,
-            init_params=init_params,
+        plan = Plan(self.acceleration, self.finish)
+        return run_plan(self, plan, rng_key, args, kwargs, init_params, progress_bar)
+
+
+def run_plan(
+    em: EM,
+    plan: Plan,
+    rng_key: jax.Array,
+    args: tuple,
+    kwargs: dict[str, Any],
+    init_params: Params | None,
+    progress_bar: bool,
+) -> EMResult:
+    """Fit `em.model` to the data in `args` and `kwargs`, the way that `plan` says."""
+    check_option_names(em.model, RUN_OPTIONS)
+    begin = time.monotonic()
+    key_build, key_resolve, key_init, key_finish = jax.random.split(as_key(rng_key), 4)
+    problem, params = build_problem(
+        key_build,
+        em.model,
+        args,
+        kwargs,
+        map_sites=em.map_sites,
+        fixed=em.fixed,
+        constraints=em.constraints,
+        init_params=init_params,
+    )
+    if not (problem.spec.latents or problem.spec.discrete):
+        logger.warning(
+            "The model has no latent sites: this is plain maximum likelihood, for which EM "
+            "has nothing to do beyond one M-step."
         )
-        if not (problem.spec.latents or problem.spec.discrete):
-            logger.warning(
-                "The model has no latent sites: this is plain maximum likelihood, for which EM "
-                "has nothing to do beyond one M-step."
-            )
-        chosen = e_steps.from_flag(self.e_step)
-        if noise_of(chosen) is not None:
-            x = problem.unconstrain(params)
-            x = x + NUDGE * jax.random.normal(key_resolve, x.shape, x.dtype)
-            params = problem.constrain(x)
-        e_step = chosen.resolve(key_resolve, problem, params)
-        m_step = m_steps.from_flag(self.m_step).resolve(problem.spec.space.size)
-        limits = Limits(self.max_steps, self.stopping or Stopping(), self.on_decrease, begin)
-        with tqdm(total=self.max_steps, disable=not progress_bar, desc="EM") as bar:
-            outcome = run_loop(key_init, problem, e_step, m_step, params, limits, bar)
-        return make_result(key_finish, problem, outcome)
+    chosen = e_steps.from_flag(em.e_step)
+    if noise_of(chosen) is not None:
+        x = problem.unconstrain(params)
+        x = x + NUDGE * jax.random.normal(key_resolve, x.shape, x.dtype)
+        params = problem.constrain(x)
+    e_step = chosen.resolve(key_resolve, problem, params)
+    m_step = m_steps.from_flag(em.m_step).resolve(problem.spec.space.size)
+    if e_step.stochastic:
+        _check_stochastic(plan)
+    limits = Limits(em.max_steps, em.stopping or Stopping(), em.on_decrease, begin, plan)
+    title = "Direct" if plan.direct else "EM"
+    with tqdm(total=em.max_steps, disable=not progress_bar, desc=title) as bar:
+        outcome = run_loop(key_init, problem, e_step, m_step, params, limits, bar)
+    return make_result(key_finish, problem, outcome)
+
+
+def _check_stochastic(plan: Plan) -> None:
+    """Raise for what needs an objective without noise."""
+    if plan.acceleration is not None:
+        raise ModelError(
+            f"Option `acceleration`: '{plan.acceleration}' would multiply Monte Carlo noise. Leave "
+            f"it out: a Monte Carlo run ends in Newton steps on the log-likelihood anyway."
+        )
+    if plan.finish == "em":
+        raise ModelError(
+            "Option `finish`: 'em' leaves Monte Carlo EM without the rounds that confirm it. Leave "
+            "it out."
+        )

@@ -201,7 +201,7 @@ def _history(
     history: dict[str, np.ndarray] = {}
     names = list(dict.fromkeys(name for row in rows for name in row if name != "params"))
     for name in names:
-        missing = "" if name in ("phase", "verdict") else np.nan
+        missing = "" if name in ("phase", "verdict", "decision") else np.nan
         history[name] = np.array([row.get(name, missing) for row in rows])
     if e_step.stochastic and rows:
         history["objective"] = history["objective"] + final.value - history["objective"][-1]

@@ -5,16 +5,19 @@ last digits. The log-likelihood and its information are at hand, the standard er
 anyway, and Newton's method converges there in a few steps.
 """
 
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from tqdm.auto import tqdm
 
 from ppl_em.e_step import DeterministicEStep, expectation, noise_of
 from ppl_em.information import is_large, marginal_information
 from ppl_em.problem import Problem
 from ppl_em.stopping import Step, Stopping, remaining_gap, remaining_steps, rounding
+from ppl_em.trail import Limits, Trail
 
 NEAR = 0.01
 """Remaining gain below which Newton steps are tried: about a seventh of a standard error."""
@@ -25,16 +28,23 @@ SOON = 2
 MAX_HALVINGS = 4
 """How often a Newton step that lowers the log-likelihood is halved."""
 
+MAX_NEWTON = 10
+"""Newton steps before EM goes on."""
+
 WORTH = 15
 """EM steps still to come from which they are worth their compilation; and twice the parameters."""
 
 
 class NewtonStep(NamedTuple):
-    """Parameters (p,) after one step, the log-likelihood there, and the gain still promised."""
+    """Parameters (p,) after one step, the log-likelihood there, and the gain still promised.
+
+    `evaluations` counts E-steps, and a Hessian as one for each parameter.
+    """
 
     x: jax.Array
     value: float
     promised: float
+    evaluations: int
 
 
 def is_due(steps: list[Step], e_step: Any, problem: Problem, stopping: Stopping) -> bool:
@@ -52,18 +62,23 @@ def is_due(steps: list[Step], e_step: Any, problem: Problem, stopping: Stopping)
 
 
 def newton_steps(
-    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any, value: float
+    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any, value: float, gap: float
 ) -> Iterator[NewtonStep]:
     """Newton steps from `x` (p,), where the log-likelihood is `value`, as long as each one gains.
 
-    Ends at once where the information is not positive definite.
+    Ends at once where the information is not positive definite; stays at `x` if the gain promised
+    there is below `gap`.
     """
     information = marginal_information(e_step, problem, x, state)
-    noise = noise_of(e_step) or 0.0
+    noise, evaluations = noise_of(e_step) or 0.0, x.size
+    if information.usable and information.gap < gap:
+        yield NewtonStep(x, value, information.gap, evaluations)
+        return
     while information.usable:
         step = jnp.asarray(information.newton_step, x.dtype)
         for _ in range(MAX_HALVINGS):
             new_x = x + step
+            evaluations += 1
             new_value = float(expectation(e_step, problem, new_x, state)[2].objective)
             if new_value >= value - max(noise, rounding(value, x.dtype)):
                 break
@@ -74,4 +89,43 @@ def newton_steps(
         information = marginal_information(e_step, problem, x, state)
         if not information.usable:
             return
-        yield NewtonStep(x, value, information.gap)
+        yield NewtonStep(x, value, information.gap, evaluations + x.size)
+        evaluations = 0
+
+
+def take_newton_steps(
+    problem: Problem, e_step: Any, trail: Trail, limits: Limits, bar: tqdm
+) -> bool:
+    """Newton steps at the end of a run. Whether they converged: if not, it goes on."""
+    before, start, converged = trail.x, time.monotonic(), True
+    found: list[tuple[NewtonStep, float, int]] = []
+    gap = max(limits.stopping.gap_for(False), rounding(trail.objective, trail.x.dtype))
+    for step in newton_steps(e_step, problem, trail.x, trail.e_state, trail.objective, gap):
+        trail.evaluations += step.evaluations
+        seconds, start = time.monotonic() - start, time.monotonic()
+        found.append((step, seconds, trail.evaluations))
+        bar.set_postfix_str(f"Newton step to {step.value:.6f}")
+        bar.update(0)
+        if step.promised < gap:
+            break
+        if (
+            len(found) + len(trail.rows) >= limits.max_steps
+            or len(found) >= MAX_NEWTON
+            or time.monotonic() > limits.deadline
+        ):
+            converged = False
+            break
+    else:
+        converged = False
+    if not converged and noise_of(e_step) is None:  # EM takes as many steps for more
+        return False
+    for step, seconds, evaluations in found:
+        if step.x is before:
+            continue
+        change = step.value - trail.objective
+        length = float(jnp.linalg.norm(step.x - before))
+        trail.record(Step(step.value, change, 0.0, length), step.x, "newton", seconds)
+        trail.rows[-1]["evaluations"] = evaluations
+        trail.x = before = step.x
+        bar.update(1)
+    return converged

@@ -1,39 +1,22 @@
-"""The loop: one compiled update, called until a rule in `stopping` ends it."""
+"""One run: the loop that the E-step and the plan ask for, and what it leaves behind."""
 
 import time
-import warnings
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from tqdm.auto import tqdm
 
-from ppl_em.e_step import EStep, noise_of
-from ppl_em.home_stretch import NewtonStep, is_due, newton_steps
+from ppl_em.ascent import climb_directly
+from ppl_em.deterministic import Deterministic
+from ppl_em.e_step import DeterministicEStep, EStep, StochasticEStep, noise_of
 from ppl_em.m_step import MStep
 from ppl_em.monte_carlo import monte_carlo
 from ppl_em.params import Params
 from ppl_em.polish import Polish
 from ppl_em.problem import Problem
-from ppl_em.stopping import (
-    Status,
-    Step,
-    has_converged,
-    has_decreased,
-    has_flattened,
-    is_stationary,
-    rounding,
-)
-from ppl_em.trail import Limits, Outcome, Trail
-from ppl_em.updates import expectation, maximization
-from ppl_em.validation import ModelError
-
-MAX_NEWTON = 10
-"""Newton steps at the end of a deterministic run before EM goes on."""
-
-MAX_HALVINGS = 10
-"""How often a step that lowers an approximate log-likelihood is halved before it is refused."""
+from ppl_em.stopping import Status
+from ppl_em.trail import Limits, Outcome, Plan, Trail
 
 
 def run_loop(
@@ -53,9 +36,14 @@ def run_loop(
     last_polish: Polish | None = None
     compile_seconds = time.monotonic() - started
     try:
-        run: Any = monte_carlo if e_step.stochastic else _deterministic
         while True:
-            status, last_polish, compiled = run(problem, e_step, m_step, trail, limits, bar)
+            if e_step.stochastic:
+                status, last_polish, compiled = monte_carlo(
+                    problem, cast(StochasticEStep, e_step), m_step, trail, limits, bar
+                )
+            else:
+                calm = cast(DeterministicEStep, e_step)
+                status, compiled = _without_noise(problem, calm, m_step, trail, limits, bar)
             compile_seconds += compiled
             finer = _finer(problem, e_step, trail) if status is Status.CONVERGED else None
             if finer is None:
@@ -75,112 +63,25 @@ def run_loop(
     )
 
 
+def _without_noise(
+    problem: Problem,
+    e_step: DeterministicEStep,
+    m_step: MStep,
+    trail: Trail,
+    limits: Limits,
+    bar: tqdm,
+) -> tuple[Status, float]:
+    if limits.plan.direct:
+        status, seconds = climb_directly(problem, e_step, trail, limits, bar)
+        if status is not Status.STALLED:
+            return status, seconds
+        trail.decide("the information does not confirm a maximum: EM steps tell")
+        limits = replace(limits, plan=Plan(finish="em"))
+    return Deterministic(problem, e_step, m_step, trail, limits, bar).run()
+
+
 def _finer(problem: Problem, e_step: Any, trail: Trail) -> EStep | None:
     """An approximation that is good enough at the end of the run, if this one is not."""
     if noise_of(e_step) is None:
         return None
     return e_step.refined(problem, problem.constrain(trail.x), trail.e_state)
-
-
-def _deterministic(
-    problem: Problem, e_step: EStep, m_step: MStep, trail: Trail, limits: Limits, bar: tqdm
-) -> tuple[Status, None, float]:
-    x, e_state, m_state = trail.x, trail.e_state, m_step.init(trail.x)
-    before, m_info, compile_seconds = x, None, 0.0
-    gap, next_try, noise = limits.stopping.gap_for(False), 0, noise_of(e_step)
-    for count in range(limits.max_steps + 1 - len(trail.rows)):
-        start = time.monotonic()
-        posterior, e_state, e_info = expectation(e_step, problem, x, e_state)
-        if noise is not None and count > 0:
-            for _ in range(MAX_HALVINGS):
-                if float(e_info.objective) >= trail.objective - noise:
-                    break
-                x = (trail.x + x) / 2
-                posterior, e_state, e_info = expectation(e_step, problem, x, trail.e_state)
-        out = maximization(m_step, problem, x, before, posterior, m_state)
-        out = jax.block_until_ready(out)
-        seconds = time.monotonic() - start
-        compile_seconds += seconds if count == 0 else 0.0
-        objective = float(e_info.objective)
-        if not np.isfinite(objective):
-            return Status.NON_FINITE, None, compile_seconds
-        if count == 0:
-            trail.objective = objective
-        else:
-            change = objective - trail.objective
-            step = Step(objective, change, 0.0, float(jnp.linalg.norm(x - before)))
-            if has_decreased(step, x.dtype, noise or 0.0):
-                if limits.on_decrease == "raise":
-                    raise ModelError(
-                        f"EM step {count} lowered the objective by {-change:.3g}, from "
-                        f"{trail.objective:.10g}. {Status.DECREASED.value}"
-                    )
-                if limits.on_decrease == "revert":
-                    return Status.DECREASED, None, compile_seconds
-                warnings.warn(
-                    f"EM step {count} lowered the objective by {-change:.3g}.", stacklevel=6
-                )
-            trail.record(step, x, "em", seconds, e_info, m_info)
-            bar.update(1)
-            bar.set_postfix_str(
-                f"{e_step.kind.replace('_', ' ')} {objective:.6f}, change {change:.1e} "
-                f"{e_step.describe(e_info)}"
-            )
-        trail.x, trail.e_state = x, e_state
-        if not bool(jnp.all(jnp.isfinite(out.x))):
-            return Status.NON_FINITE, None, compile_seconds
-        windowed = hasattr(e_info, "window_rise")  # guides fitted by stochastic gradients
-        if (
-            has_flattened(e_info)
-            if windowed
-            else has_converged(trail.steps, gap, x.dtype, noise or 0.0)
-        ):
-            return Status.CONVERGED, None, compile_seconds
-        if count >= next_try and is_due(trail.steps, e_step, problem, limits.stopping):
-            if _home_stretch(problem, e_step, trail, limits, bar):
-                return Status.CONVERGED, None, compile_seconds
-            next_try = 2 * count
-            if trail.x is not x:  # Newton steps got somewhere, if not to the end
-                before, x = x, trail.x
-                posterior, e_state, e_info = expectation(e_step, problem, x, e_state)
-                trail.e_state = e_state
-                out = maximization(m_step, problem, x, before, posterior, out.state)
-        if bool(jnp.all(out.x == x)) and not windowed:
-            fine = is_stationary(objective, float(out.info.m_promised), x.dtype)
-            return Status.CONVERGED if fine else Status.STALLED, None, compile_seconds
-        if time.monotonic() > limits.deadline:
-            return Status.MAX_SECONDS, None, compile_seconds
-        before, x, m_state, m_info = x, out.x, out.state, out.info
-    return Status.MAX_STEPS, None, compile_seconds
-
-
-def _home_stretch(problem: Problem, e_step: Any, trail: Trail, limits: Limits, bar: tqdm) -> bool:
-    """Newton steps at the end of a slow run. Whether they converged: if not, EM goes on."""
-    before, start, converged = trail.x, time.monotonic(), True
-    found: list[tuple[NewtonStep, float]] = []
-    for step in newton_steps(e_step, problem, trail.x, trail.e_state, trail.objective):
-        seconds, start = time.monotonic() - start, time.monotonic()
-        found.append((step, seconds))
-        bar.set_postfix_str(f"Newton step to {step.value:.6f}")
-        bar.update(0)
-        floor = rounding(step.value, trail.x.dtype)
-        if step.promised < max(limits.stopping.gap_for(False), floor):
-            break
-        if (
-            len(found) + len(trail.rows) >= limits.max_steps
-            or len(found) >= MAX_NEWTON
-            or time.monotonic() > limits.deadline
-        ):
-            converged = False
-            break
-    else:
-        converged = False
-    if not converged and noise_of(e_step) is None:  # EM takes as many steps for more
-        return False
-    for step, seconds in found:
-        change = step.value - trail.objective
-        length = float(jnp.linalg.norm(step.x - before))
-        trail.record(Step(step.value, change, 0.0, length), step.x, "newton", seconds)
-        trail.x = before = step.x
-        bar.update(1)
-    return converged

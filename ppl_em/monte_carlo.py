@@ -66,9 +66,10 @@ def monte_carlo(
             return Status.NON_FINITE, None, compile_seconds
         if time.monotonic() > limits.deadline:
             return Status.MAX_SECONDS, None, compile_seconds
-        before, x, m_state = x, out.x, out.state
+        direct = limits.plan.direct and not trail.newton_failed
+        before, x, m_state = x, x if direct else out.x, out.state
         forward, m_info = np.asarray(out.forward), out.info
-        if has_settled(trail.steps[len(trail.steps) - moving :], trail.newton_failed):
+        if direct or has_settled(trail.steps[len(trail.steps) - moving :], trail.newton_failed):
             last, ended = _confirm(problem, e_step, x, e_state, components, trail, limits, bar)
             if ended is not None:
                 return ended, last, compile_seconds

@@ -133,14 +133,23 @@ def observed_rate(steps: Sequence[Step]) -> float:
     return float(np.clip(np.max(ratios), 0.0, 1 - 1e-6))
 
 
-def has_converged(steps: Sequence[Step], gap: float, dtype: np.dtype, noise: float = 0.0) -> bool:
-    """Deterministic E-steps: is what remains below `gap`, or lost in rounding or `noise`?"""
+def has_converged(
+    steps: Sequence[Step],
+    gap: float,
+    dtype: np.dtype,
+    noise: float = 0.0,
+    left: float | None = None,
+) -> bool:
+    """Deterministic E-steps: is what remains below `gap`, or lost in rounding or `noise`?
+
+    `left` is an estimate of what remains; that of `remaining_gap` by default.
+    """
     if not steps or has_decreased(steps[-1], dtype, noise):
         return False
     floor = max(rounding(steps[-1].objective, dtype), noise)
     if len(steps) >= 3 and all(abs(step.change) <= floor for step in steps[-3:]):
         return True
-    return remaining_gap(steps) < max(gap, floor)
+    return (remaining_gap(steps) if left is None else left) < max(gap, floor)
 
 
 def has_flattened(info: Any) -> bool:

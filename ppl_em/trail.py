@@ -1,5 +1,6 @@
 """What a run is allowed, what it leaves behind, and what it hands to the result."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,6 +12,20 @@ from ppl_em.polish import Polish
 from ppl_em.problem import Problem
 from ppl_em.stopping import Status, Step, Stopping, observed_rate, verdict
 
+logger = logging.getLogger("ppl_em")
+
+
+class Plan(NamedTuple):
+    """Which way a run goes: flags of `acceleration`, `finish`, and of the direct method.
+
+    `direct` says that there are no EM steps at all.
+    """
+
+    acceleration: str | None = None
+    finish: str | None = None
+    direct: bool = False
+    method: str = "auto"
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -20,6 +35,7 @@ class Limits:
     stopping: Stopping
     on_decrease: str
     begin: float
+    plan: Plan = field(default_factory=Plan)
 
     @property
     def deadline(self) -> float:
@@ -46,7 +62,10 @@ class Outcome(NamedTuple):
 
 @dataclass
 class Trail:
-    """The history so far, and the last good parameters."""
+    """The history so far, and the last good parameters.
+
+    `evaluations` counts E-steps, or gradients of the objective, that were made for it.
+    """
 
     problem: Problem
     x: jax.Array
@@ -56,6 +75,13 @@ class Trail:
     objective: float = 0.0
     rounds: int = 0
     newton_failed: bool = False
+    evaluations: int = 0
+    pending: str = ""
+
+    def decide(self, text: str) -> None:
+        """Log what was decided and why, and write it beside the step that follows."""
+        logger.info("step %d: %s", len(self.rows), text)
+        self.pending = f"{self.pending}; {text}" if self.pending else text
 
     def record(self, step: Step, x: jax.Array, phase: str, seconds: float, *infos: Any) -> None:
         """Add a step that led to `x` (p,), with whatever else is known of it."""
@@ -65,7 +91,8 @@ class Trail:
         if phase == "newton" and self.rows:
             rate = self.rows[-1]["em_rate"]
         row |= {"em_rate": rate, "phase": phase, "seconds": seconds}
-        row["verdict"] = verdict(step, x.dtype)
+        row |= {"verdict": verdict(step, x.dtype), "evaluations": self.evaluations}
+        row["decision"], self.pending = self.pending, ""
         for info in infos:
             row |= {name: float(value) for name, value in info._asdict().items()}
         self.steps.append(step)

@@ -125,6 +125,16 @@ ALLOWED = {  # module or package: all that it may import from ppl_em
         "proposals",
         "contributions",
     ),
+    "acceleration": ("validation",),
+    "ascent": (
+        "e_step",
+        "home_stretch",
+        "host",
+        "information",
+        "problem",
+        "stopping",
+        "trail",
+    ),
     "climb": (
         "e_step",
         "evidence",
@@ -193,7 +203,9 @@ FORBIDDEN = {  # module: never imported by these
     "plots": lambda importer: not within(importer, "cli", "result"),
     "plots_compare": lambda importer: not within(importer, "compare"),
     "compare": lambda importer: not within(importer, "cli") and importer != "ppl_em",
-    "em": lambda importer: not within(importer, "cli", "compare") and importer != "ppl_em",
+    "em": lambda importer: (
+        not within(importer, "cli", "compare", "direct") and importer != "ppl_em"
+    ),
 }
 
 
