@@ -1,5 +1,6 @@
 """Maximisers of SciPy for functions that are compiled, run on the host."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,9 @@ METHODS = ("BFGS", "L-BFGS-B", "SLSQP", "trust-constr", *DERIVATIVE_FREE, *SECON
 
 TAKES_BOUNDS = ("L-BFGS-B", "SLSQP", "trust-constr", *DERIVATIVE_FREE)
 TAKES_CONDITIONS = ("SLSQP", "trust-constr", "COBYLA")
+
+CHATTER = ("delta_grad == 0.0", "Values in x were outside bounds", "Singular Jacobian matrix")
+"""Warnings of SciPy about points on its way; what matters is the point that is returned."""
 
 
 class HostMaximum(NamedTuple):
@@ -121,6 +125,8 @@ def maximize(
     def after(point: np.ndarray, *_: Any) -> None:
         search.record(point)
         value = search.at(point)[0]
+        if not np.isfinite(value):
+            return
         if callback is not None:
             callback(np.array(point), value)
         floor = max(tol, np.finfo(float).eps * abs(value))
@@ -134,9 +140,12 @@ def maximize(
     settings = _settings(method, x, max_steps, tol, size, start_value, inverse_hessian)
     spread = np.nan
     try:
-        found = minimize(
-            search.loss, x, callback=after, options={**settings, **(options or {})}, **arguments
-        )
+        with warnings.catch_warnings():
+            for text in CHATTER:
+                warnings.filterwarnings("ignore", text)
+            found = minimize(
+                search.loss, x, callback=after, options={**settings, **(options or {})}, **arguments
+            )
         last, message = np.asarray(found.x), str(found.message)
         if "final_simplex" in found:
             spread = float(np.ptp(np.asarray(found.final_simplex[1])))

@@ -14,6 +14,9 @@ Function = Callable[[np.ndarray], Any]
 MEMORY = 20
 """Last accepted points whose secants say what another step would promise."""
 
+REACH = 1e-3
+"""Relative slack up to which a bound is tried that the gradient pushes against."""
+
 
 class Search:
     """A function (see `Function`) under conditions, or None; each point is evaluated once.
@@ -69,7 +72,9 @@ class Search:
         return -self.at(x)[1]
 
     def record(self, x: np.ndarray) -> None:
-        """Remember an accepted point (p,) for its secants."""
+        """Remember an accepted point (p,) for its secants, if its value is finite."""
+        if not np.isfinite(self.at(x)[0]):
+            return
         if not self.points or np.any(self.points[-1][0] != x):
             self.num_steps += 1
             self.points = [*self.points[-MEMORY:], (np.array(x), self.at(x)[1])]
@@ -110,7 +115,7 @@ class Search:
         """Try the points next to `x` (p,) that satisfy its active conditions exactly."""
         if self.conditions is None:
             return
-        near = active_set.sides(self.conditions.values(x), self.conditions)
+        near = active_set.sides(self.conditions.values(x), self.conditions, REACH)
         held = active_set.multipliers(self.at(x)[1], self.conditions.jacobian(x), near)
         onto = np.zeros_like(near)
         onto[held.rows[held.values != 0]] = near[held.rows[held.values != 0]]
