@@ -178,7 +178,10 @@ ALLOWED = {  # module or package: all that it may import from ppl_em
         "structure",
         "terms",
     ),
-    "m_step": ("optimize", "validation"),
+    "active_set": (),
+    "search": ("active_set",),
+    "host": ("active_set", "search"),
+    "m_step": ("optimize", "host", "active_set", "validation"),
     "e_step": (
         "static",
         "validation",
