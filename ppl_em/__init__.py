@@ -1,6 +1,7 @@
 """Fit NumPyro models by Expectation-Maximization, with a numerical M-step."""
 
 from ppl_em import e_step, m_step
+from ppl_em.algorithms import AlgorithmComparison, compare_algorithms
 from ppl_em.audit import Audit
 from ppl_em.compare import Comparison, compare_e_steps
 from ppl_em.direct import Direct
@@ -15,6 +16,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EM",
+    "AlgorithmComparison",
     "Audit",
     "Comparison",
     "Direct",
@@ -23,6 +25,7 @@ __all__ = [
     "ModelError",
     "Status",
     "Stopping",
+    "compare_algorithms",
     "compare_e_steps",
     "e_step",
     "load",

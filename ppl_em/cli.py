@@ -18,8 +18,12 @@ import numpy as np
 import numpyro
 
 from ppl_em import catalog, e_step, m_step
+from ppl_em.acceleration import ACCELERATORS
+from ppl_em.algorithms import ALGORITHMS, compare_algorithms
+from ppl_em.ascent import METHODS
 from ppl_em.audit import Audit
 from ppl_em.compare import Comparison, compare_e_steps
+from ppl_em.direct import Direct
 from ppl_em.em import EM
 from ppl_em.params import flat_labels
 from ppl_em.plots import plot_fit
@@ -78,18 +82,32 @@ def _parser() -> argparse.ArgumentParser:
     fit = commands.add_parser("fit", help="fit a model and print its estimates")
     _add_model(fit)
     fit.add_argument("--e-step", default="auto", choices=list(e_step.FLAGS))
-    fit.add_argument("--algorithm", default="em", choices=["em", "direct", "hybrid"])
+    fit.add_argument(
+        "--algorithm",
+        default="em",
+        choices=["em", "direct", "hybrid"],
+        help="direct: no EM steps; hybrid: direct after EM where that is slow",
+    )
+    fit.add_argument("--method", default="auto", choices=METHODS, help="of the direct algorithm")
+    fit.add_argument("--acceleration", choices=list(ACCELERATORS), help="of EM")
     fit.add_argument("--out", metavar="FILE.nc", help="save the fit (netCDF, for ArviZ)")
     fit.add_argument("--plot", metavar="FILE.png", help="save a picture of the fit")
     fit.add_argument("--audit", action="store_true", help="ask a stronger E-step how far off it is")
     fit.add_argument("--reference", action="store_true", help="show the model's reference answer")
     fit.set_defaults(run=_fit)
 
-    compare = commands.add_parser("compare", help="fit a model under several E-steps")
+    compare = commands.add_parser(
+        "compare", help="fit a model under several E-steps, or by several algorithms"
+    )
     _add_model(compare)
     compare.add_argument(
         "--e-steps", default="mean_field,nuts", metavar="A,B,...", help="flags, comma-separated"
     )
+    compare.add_argument(
+        "--algorithms", metavar="A,B,...", help=f"out of {', '.join(ALGORITHMS)}; with one E-step"
+    )
+    compare.add_argument("--e-step", default="exact", help="for --algorithms")
+    compare.add_argument("--tol", type=float, default=1e-6, help="gap at which a fit has arrived")
     compare.add_argument("--out", metavar="FILE.nc", help="save the table (netCDF, for ArviZ)")
     compare.add_argument("--plot", metavar="FILE.png", help="save a forest plot")
     compare.add_argument("--no-audit", action="store_true", help="do not audit the fits")
@@ -128,15 +146,11 @@ def _prepare(options: argparse.Namespace, entry: catalog.Entry) -> tuple[EM, dic
 
 
 def _fit(options: argparse.Namespace) -> int:
-    if options.algorithm != "em":
-        raise ModelError(
-            f"Option --algorithm: '{options.algorithm}' is not available in this version. Use 'em'."
-        )
     entry = catalog.find(options.model)
     reference = entry.reference if options.reference and not options.data else None
     em, data = _prepare(options, entry)
     key = jax.random.key(options.seed)
-    result = dataclasses.replace(em, e_step=options.e_step).run(key, **data)
+    result = _with_algorithm(em, options).run(key, **data)
     audit = result.audit(jax.random.fold_in(key, 1)) if options.audit else None
     if options.json:
         print(json.dumps(as_json(result, audit)))
@@ -154,11 +168,35 @@ def _fit(options: argparse.Namespace) -> int:
     return OK if result.converged else NOT_CONVERGED
 
 
+def _with_algorithm(em: EM, options: argparse.Namespace) -> EM | Direct:
+    """What `fit` runs."""
+    em = dataclasses.replace(em, e_step=options.e_step)
+    if options.method != "auto" and options.algorithm != "direct":
+        raise ModelError("Option --method: it belongs to --algorithm direct. Add that.")
+    if options.acceleration is not None and options.algorithm != "em":
+        raise ModelError("Option --acceleration: it belongs to --algorithm em. Leave one out.")
+    if options.algorithm == "direct":
+        e_step = "exact" if options.e_step == "auto" else options.e_step
+        if options.m_step != "auto":
+            raise ModelError("Option --m-step: --algorithm direct has none. Use --method.")
+        return Direct(
+            em.model,
+            e_step=e_step,
+            method=options.method,
+            map_sites=em.map_sites,
+            max_steps=em.max_steps,
+        )
+    finish = "auto" if options.algorithm == "hybrid" else None
+    return dataclasses.replace(em, acceleration=options.acceleration, finish=finish)
+
+
 def _compare(options: argparse.Namespace) -> int:
     entry = catalog.find(options.model)
-    flags = [flag.strip() for flag in options.e_steps.split(",") if flag.strip()]
     em, data = _prepare(options, entry)
     key = jax.random.key(options.seed)
+    if options.algorithms is not None:
+        return _compare_algorithms(dataclasses.replace(em, e_step=options.e_step), options, data)
+    flags = _listed(options.e_steps)
     found = compare_e_steps(em, flags, key, audit=not options.no_audit, **data)
     if options.json:
         print(json.dumps(_comparison_as_json(found)))
@@ -174,6 +212,29 @@ def _compare(options: argparse.Namespace) -> int:
         print(f"Picture saved in {options.plot}", file=notes)
     converged = not found.refused and all(r.converged for r in found.results.values())
     return OK if converged else NOT_CONVERGED
+
+
+def _compare_algorithms(em: EM, options: argparse.Namespace, data: dict[str, Any]) -> int:
+    key, names = jax.random.key(options.seed), _listed(options.algorithms)
+    found = compare_algorithms(em, names, key, tol=options.tol, **data)
+    if options.json:
+        table = found.table()
+        report = {name: _plain(row.to_dict()) for name, row in table.iterrows()}
+        print(json.dumps(report | {"sentence": found.sentence}))
+    else:
+        print(found)
+    notes = sys.stderr if options.json else sys.stdout
+    if options.out:
+        found.to_datatree().to_netcdf(options.out, engine="h5netcdf")
+        print(f"Table saved in {options.out}", file=notes)
+    if options.plot:
+        found.plot().savefig(options.plot, dpi=110)
+        print(f"Picture saved in {options.plot}", file=notes)
+    return OK if all(fit.converged for fit in found.results.values()) else NOT_CONVERGED
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _models(options: argparse.Namespace) -> int:

@@ -205,9 +205,10 @@ FORBIDDEN = {  # module: never imported by these
     "cli": lambda importer: not within(importer, "__main__"),
     "plots": lambda importer: not within(importer, "cli", "result"),
     "plots_compare": lambda importer: not within(importer, "compare"),
+    "algorithms": lambda importer: not within(importer, "cli") and importer != "ppl_em",
     "compare": lambda importer: not within(importer, "cli") and importer != "ppl_em",
     "em": lambda importer: (
-        not within(importer, "cli", "compare", "direct") and importer != "ppl_em"
+        not within(importer, "cli", "compare", "algorithms", "direct") and importer != "ppl_em"
     ),
 }
 
