@@ -10,8 +10,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ppl_em.e_step import EStep, noise_of
+from ppl_em.feasibility import firm, needs
 from ppl_em.home_stretch import NewtonStep, is_due, newton_steps
-from ppl_em.m_step import MStep
+from ppl_em.m_step import MStep, for_problem
 from ppl_em.monte_carlo import monte_carlo
 from ppl_em.params import Params
 from ppl_em.polish import Polish
@@ -57,10 +58,15 @@ def run_loop(
         while True:
             status, last_polish, compiled = run(problem, e_step, m_step, trail, limits, bar)
             compile_seconds += compiled
-            finer = _finer(problem, e_step, trail) if status is Status.CONVERGED else None
-            if finer is None:
+            if status is not Status.CONVERGED:
                 break
-            e_step = finer
+            finer, firmer = _finer(problem, e_step, trail), firm(problem, trail.x)
+            if finer is None and firmer is None:
+                break
+            e_step = finer or e_step
+            if firmer is not None:
+                problem = firmer
+                m_step = for_problem("auto", trail.x.size, needs(problem))
     except KeyboardInterrupt:
         status = Status.INTERRUPTED
     return Outcome(
