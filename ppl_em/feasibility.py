@@ -173,6 +173,20 @@ def _with_margin(problem: Problem) -> Conditions:
     return found._replace(lower=low + soft * low_room, upper=high - soft * high_room)
 
 
+def nearest_feasible(problem: Problem, x: jax.Array, onto: np.ndarray) -> jax.Array | None:
+    """The point next to `x` (p,) that satisfies all constraints, None if there is none.
+
+    Those with a side in `onto` (m,), see `active_set.sides`, hold as equations.
+    """
+    if not problem.spec.restrictions:
+        return x
+    found = all_conditions(problem)
+    moved = jnp.asarray(active_set.restored(np.asarray(x, float), found, onto), x.dtype)
+    if violated(problem, moved) is not None or not bool(is_inside(problem, moved)):
+        return None
+    return moved
+
+
 def needs(problem: Problem) -> dict[str, list[str]]:
     """What an M-step has to honour: "bounds", "conditions", "rough", each with names."""
     hard = [row for row in problem.spec.restrictions if not row.barrier]

@@ -66,6 +66,7 @@ def run_loop(
             e_step = finer or e_step
             if firmer is not None:
                 problem = firmer
+                trail.steps.clear()  # the rules look at steps of one kind
                 m_step = for_problem("auto", trail.x.size, needs(problem))
     except KeyboardInterrupt:
         status = Status.INTERRUPTED
