@@ -173,7 +173,9 @@ def _with_margin(problem: Problem) -> Conditions:
     return found._replace(lower=low + soft * low_room, upper=high - soft * high_room)
 
 
-def nearest_feasible(problem: Problem, x: jax.Array, onto: np.ndarray) -> jax.Array | None:
+def nearest_feasible(
+    problem: Problem, x: jax.Array, onto: np.ndarray | int = 0
+) -> jax.Array | None:
     """The point next to `x` (p,) that satisfies all constraints, None if there is none.
 
     Those with a side in `onto` (m,), see `active_set.sides`, hold as equations.
@@ -235,9 +237,7 @@ def barrier_weights(problem: Problem, x: jax.Array, slope: jax.Array) -> jax.Arr
     return jnp.maximum(SHRINK / (1 - SHRINK) * multipliers, FAINT)
 
 
-def barrier(
-    problem: Problem, x: jax.Array, x_before: jax.Array, weights: jax.Array
-) -> jax.Array:
+def barrier(problem: Problem, x: jax.Array, x_before: jax.Array, weights: jax.Array) -> jax.Array:
     """What barriers add to Q at `x` (p,) in a step from `x_before`; a scalar, traceable."""
     rows = tuple(row for row in problem.spec.restrictions if row.barrier)
     slack = _slacks(problem, x, rows)
@@ -256,7 +256,9 @@ def has_barrier(problem: Problem) -> bool:
 def firm(problem: Problem, x: jax.Array) -> Problem | None:
     """The problem with constraints held that a barrier keeps at little slack; None if none is."""
     rows = tuple(
-        dataclasses.replace(row, barrier=False) if row.barrier and _is_thin(problem, x, row) else row
+        dataclasses.replace(row, barrier=False)
+        if row.barrier and _is_thin(problem, x, row)
+        else row
         for row in problem.spec.restrictions
     )
     if rows == problem.spec.restrictions:

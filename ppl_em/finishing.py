@@ -91,6 +91,8 @@ class FittedParts:
             mcse_x = np.full_like(covariance_x, np.nan if self.e_step.stochastic else 0.0)
         mcse = constrained_covariance(self.problem, self.x, mcse_x)
         mcse = np.sqrt(np.maximum(np.diag(mcse), 0.0))  # NaN stays
+        if self.e_step.stochastic:
+            mcse[left_out] = np.nan
         se_mcse = self._se_mcse(information) * np.sqrt(np.diag(covariance))
         return Uncertainty(covariance, mcse, se_mcse, information.method, reason, note, active)
 

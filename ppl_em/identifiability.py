@@ -46,9 +46,9 @@ def set_aside(
             f"{', '.join(labels[i] for i in places)} at the boundary of the parameter space: no "
             f"standard errors there; the others are given with these held"
         )
-        directions = np.eye(len(held))[:, held]
         everywhere = np.union1d(without, places).astype(int)
-        return holding(problem, x, information, directions), everywhere, "; ".join(notes)
+        information = holding(problem, x, information, np.eye(len(held))[:, held])
+        return information, everywhere, "; ".join(notes)
     directions = flat_directions(information)
     if directions is None:
         return information, without, "; ".join(notes)
@@ -99,5 +99,6 @@ def at_boundary(problem: Problem, x: jax.Array, information: Information) -> np.
     flat, jacobian = jax.device_get(flat_and_jacobian(problem, x))
     response = np.max(np.abs(jacobian) / np.maximum(1, np.abs(flat))[:, None], axis=0)
     flat_log_likelihood = np.abs(np.diag(information.matrix)) + np.abs(information.gradient)
-    return (response < 1e-3) & (flat_log_likelihood < 1e-3) & ~rough_coordinates(problem, information)
-
+    return (
+        (response < 1e-3) & (flat_log_likelihood < 1e-3) & ~rough_coordinates(problem, information)
+    )

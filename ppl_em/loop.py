@@ -10,7 +10,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ppl_em.e_step import EStep, noise_of
-from ppl_em.feasibility import firm, needs
+from ppl_em.feasibility import firm, nearest_feasible, needs
 from ppl_em.home_stretch import NewtonStep, is_due, newton_steps
 from ppl_em.m_step import MStep, for_problem
 from ppl_em.monte_carlo import monte_carlo
@@ -34,7 +34,7 @@ MAX_NEWTON = 10
 """Newton steps at the end of a deterministic run before EM goes on."""
 
 MAX_HALVINGS = 10
-"""How often a step that lowers an approximate log-likelihood is halved before it is refused."""
+"""How often a step that lowers the log-likelihood is halved before it is refused."""
 
 
 def run_loop(
@@ -89,6 +89,23 @@ def _finer(problem: Problem, e_step: Any, trail: Trail) -> EStep | None:
     return e_step.refined(problem, problem.constrain(trail.x), trail.e_state)
 
 
+def _falls(value: float, before: float, dtype: np.dtype, noise: float | None) -> bool:
+    """Whether a step loses more than the noise of an approximation, or than rounding."""
+    if noise is not None:
+        return not value >= before - noise
+    return not np.isfinite(value) or has_decreased(Step(value, value - before, 0.0, 0.0), dtype)
+
+
+def _halfway(problem: Problem, start: jax.Array, end: jax.Array) -> jax.Array:
+    """Half of a step, both ends (p,), or the largest feasible fraction of that."""
+    for fraction in 2.0 ** -np.arange(1, MAX_HALVINGS):
+        x = start + fraction * (end - start)
+        found = nearest_feasible(problem, x)
+        if found is not None:
+            return found
+    return start
+
+
 def _deterministic(
     problem: Problem, e_step: EStep, m_step: MStep, trail: Trail, limits: Limits, bar: tqdm
 ) -> tuple[Status, None, float]:
@@ -98,12 +115,11 @@ def _deterministic(
     for count in range(limits.max_steps + 1 - len(trail.rows)):
         start = time.monotonic()
         posterior, e_state, e_info = expectation(e_step, problem, x, e_state)
-        if noise is not None and count > 0:
-            for _ in range(MAX_HALVINGS):
-                if float(e_info.objective) >= trail.objective - noise:
-                    break
-                x = (trail.x + x) / 2
-                posterior, e_state, e_info = expectation(e_step, problem, x, trail.e_state)
+        for _ in range(MAX_HALVINGS if count > 0 else 0):
+            if not _falls(float(e_info.objective), trail.objective, x.dtype, noise):
+                break
+            x = _halfway(problem, trail.x, x)
+            posterior, e_state, e_info = expectation(e_step, problem, x, trail.e_state)
         out = maximization(m_step, problem, x, before, posterior, m_state)
         out = jax.block_until_ready(out)
         seconds = time.monotonic() - start

@@ -188,9 +188,7 @@ def polish(
     return Polish(new_x, information, error, verdict, health, here.components, here.state)
 
 
-def _moved(
-    problem: Problem, x: jax.Array, step: np.ndarray, information: Information
-) -> jax.Array:
+def _moved(problem: Problem, x: jax.Array, step: np.ndarray, information: Information) -> jax.Array:
     """`x` (p,) after a step, as far as constraints let it go."""
     for _ in range(MAX_HALVINGS):
         new_x = moved(problem, x, step, information)

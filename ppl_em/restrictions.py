@@ -15,6 +15,7 @@ from ppl_em.params import Params, ParamSpace, brief
 from ppl_em.static import Static
 from ppl_em.validation import ModelError, check_known, check_mapping
 
+
 @dataclass(frozen=True)
 class Constraint:
     """`lower <= fn(params) <= upper`, elementwise; equal bounds make an equation.

@@ -1,6 +1,6 @@
 """The two halves of one EM step, each compiled once and shared by every phase of a run."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from ppl_em.feasibility import (
     is_inside,
 )
 from ppl_em.growth import grow, simplex_sites
-from ppl_em.m_step import HostMStep, Limits, MStep
+from ppl_em.m_step import HostMStep, Limits, MStep, TracedMStep
 from ppl_em.params import Params
 from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Problem
@@ -56,12 +56,12 @@ def maximization(
     """
     if isinstance(m_step, HostMStep):
         return _on_host(m_step, problem, x, x_before, posterior, state)
-    return _compiled(m_step, problem, x, x_before, posterior, state)
+    return _compiled(cast(TracedMStep, m_step), problem, x, x_before, posterior, state)
 
 
 @jax.jit(static_argnums=0)
 def _compiled(
-    m_step: MStep,
+    m_step: TracedMStep,
     problem: Problem,
     x: jax.Array,
     x_before: jax.Array,
@@ -105,7 +105,6 @@ def _on_host(
     if start_value is not None:
         info = info._replace(q_start=start_value)
     new_x = jax.device_put(np.asarray(new_x, x.dtype))
-    info = jax.tree.map(lambda value: jnp.asarray(value, x.dtype), info)
     gains = _gains_at(problem, posterior, x_before, x, new_x)
     return Maximized(new_x, state, info, *gains)
 

@@ -1,9 +1,9 @@
 """M-steps: numerical maximisers of Q, one file per method, one flag each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ppl_em.m_step.auto import Auto
-from ppl_em.m_step.base import NEEDS, HostMStep, Limits, MStep
+from ppl_em.m_step.base import NEEDS, HostMStep, Limits, MStep, TracedMStep
 from ppl_em.m_step.gradient import Gradient
 from ppl_em.m_step.lbfgs import LBFGS
 from ppl_em.m_step.newton import Newton
@@ -28,7 +28,7 @@ def from_flag(m_step: "str | MStep") -> MStep:
     return m_step
 
 
-def for_problem(m_step: "str | MStep", size: int, needs: dict[str, Sequence[str]]) -> MStep:
+def for_problem(m_step: "str | MStep", size: int, needs: Mapping[str, Sequence[str]]) -> MStep:
     """The M-step to run for `size` parameters.
 
     Parameters
@@ -70,6 +70,7 @@ __all__ = [
     "MStep",
     "Newton",
     "Scipy",
+    "TracedMStep",
     "for_problem",
     "from_flag",
 ]

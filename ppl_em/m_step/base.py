@@ -53,6 +53,10 @@ class MStep(Protocol):
         """The first state, for unconstrained parameters `x` (p,)."""
         ...
 
+
+class TracedMStep(MStep, Protocol):
+    """An M-step that is compiled together with the function it climbs."""
+
     def step(
         self, objective: Objective, x: jax.Array, state: Any
     ) -> tuple[jax.Array, Any, MStepInfo]:
@@ -61,7 +65,7 @@ class MStep(Protocol):
 
 
 @runtime_checkable
-class HostMStep(Protocol):
+class HostMStep(MStep, Protocol):
     """An M-step that runs on the host and calls compiled functions.
 
     `with_gradient` says whether the function it searches returns a value and gradient (p,), or a
@@ -76,7 +80,7 @@ class HostMStep(Protocol):
     def search(
         self, function: Callable[[np.ndarray], Any], x: np.ndarray, state: Any, limits: Limits
     ) -> tuple[np.ndarray, Any, MStepInfo]:
-        """As `MStep.step`, within limits."""
+        """As `TracedMStep.step`, within limits."""
         ...
 
 

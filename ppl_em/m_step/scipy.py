@@ -105,12 +105,8 @@ class Scipy:
             promised, steps = found.promised, found.num_evaluations
             edges = np.clip(4 * np.max(np.abs(found.x - x), initial=0.0), FINE, WIDE)
             state = jax.device_put(np.asarray(edges, state.dtype))
-        info = MStepInfo(
-            *(
-                np.asarray(value)
-                for value in (found.start_value, found.value, found.gradient_norm, promised, steps)
-            )
-        )
+        values = (found.start_value, found.value, found.gradient_norm, promised, steps)
+        info = MStepInfo(*map(jax.device_put, np.array(values, state.dtype)))
         return found.x, state, info
 
     def _maximum(
