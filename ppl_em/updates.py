@@ -1,5 +1,7 @@
 """The two halves of one EM step, each compiled once and shared by every phase of a run."""
 
+import logging
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.e_step import EStep, expectation
+from ppl_em.expectations import closed_form
 from ppl_em.feasibility import (
     barrier,
     barrier_weights,
@@ -16,12 +19,14 @@ from ppl_em.feasibility import (
     is_inside,
 )
 from ppl_em.growth import grow, simplex_sites
-from ppl_em.m_step import HostMStep, Limits, MStep, TracedMStep
+from ppl_em.m_step import ClosedForm, HostMStep, Limits, MStep, TracedMStep
 from ppl_em.params import Params
 from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Problem
 
 __all__ = ["Maximized", "draws_at", "expectation", "maximization"]
+
+logger = logging.getLogger("ppl_em")
 
 BLIND = 0.1
 """Weight of barriers where no gradient says what it should be, in units of log-likelihood."""
@@ -74,10 +79,40 @@ def _compiled(
     def q_function(new_x: jax.Array) -> jax.Array:
         return _q(problem, posterior, new_x, x, weights)
 
-    new_x, state, info = m_step.step(q_function, start, state)
+    if isinstance(m_step, ClosedForm):
+        start_value = q_function(x)
+        start, objective = _closed_form(m_step, problem, posterior, q_function, x)
+        new_x, state, info = m_step.step(objective, start, state)
+    else:
+        new_x, state, info = m_step.step(q_function, start, state)
     if start_value is not None:
         info = info._replace(q_start=start_value)
     return Maximized(new_x, state, info, *_gains(problem, posterior, x_before, x, new_x))
+
+
+def _closed_form(
+    m_step: ClosedForm,
+    problem: Problem,
+    posterior: Posterior,
+    q_function: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+    """Where the user's values lead from `x` (p,), and Q with these held; or `x` and Q itself."""
+    moved, is_set = closed_form(m_step, problem, posterior, x)
+    before, after = q_function(x), q_function(moved)
+    fine = after >= before - 100 * jnp.finfo(x.dtype).eps * (1 + jnp.abs(before))
+    jax.debug.callback(_warn_of_fall, fine, before - after)
+    start = jnp.where(fine, moved, x)
+    return start, lambda new_x: q_function(jnp.where(fine & is_set, start, new_x))
+
+
+def _warn_of_fall(fine: jax.Array, fall: jax.Array) -> None:
+    if not fine:
+        logger.warning(
+            "Option `m_step`: the values of ClosedForm lower Q by %.3g and are not used in this "
+            "step. Check that they maximise Q given the other parameters.",
+            float(fall),
+        )
 
 
 def _on_host(

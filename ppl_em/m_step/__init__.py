@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from ppl_em.m_step.auto import Auto
 from ppl_em.m_step.base import NEEDS, HostMStep, Limits, MStep, TracedMStep
+from ppl_em.m_step.closed_form import ClosedForm
 from ppl_em.m_step.gradient import Gradient
 from ppl_em.m_step.lbfgs import LBFGS
 from ppl_em.m_step.newton import Newton
@@ -64,6 +65,7 @@ __all__ = [
     "FLAGS",
     "LBFGS",
     "Auto",
+    "ClosedForm",
     "Gradient",
     "HostMStep",
     "Limits",
