@@ -69,17 +69,20 @@ def free() -> EMResult:
 @pytest.mark.parametrize(
     "option",
     [
-        {"sigma": constraints.interval(0.01, 3.0)},
-        {"box": Constraint("sigma", lower=0.01, upper=3.0)},
-        {"box": Constraint("sigma", lower=0.01, upper=3.0, barrier=True)},
-        [Constraint(lambda p: p["sigma"] + p["tau"], upper=5.0)],
+        pytest.param({"sigma": constraints.interval(0.01, 3.0)}, id="bijection"),
+        pytest.param({"box": Constraint("sigma", lower=0.01, upper=3.0)}, id="box"),
+        pytest.param(
+            {"box": Constraint("sigma", lower=0.01, upper=3.0, barrier=True)}, id="barrier"
+        ),
+        pytest.param(
+            [Constraint(lambda p: p["sigma"] + p["tau"], upper=5.0)],
+            id="function",
+            marks=pytest.mark.long,
+        ),
     ],
-    ids=["bijection", "box", "barrier", "function"],
 )
 def test_one_interior_answer(option, free):
-    result = EM(INTERCEPT.model, constraints=option).run(
-        KEY, *INTERCEPT.args, progress_bar=False
-    )
+    result = EM(INTERCEPT.model, constraints=option).run(KEY, *INTERCEPT.args, progress_bar=False)
     assert result.converged and not result.active_constraints
     assert np.max(np.abs(values(result) - values(free)) / errors(free)) < 1e-5
     np.testing.assert_allclose(errors(result), errors(free), rtol=1e-5)
@@ -107,6 +110,7 @@ def test_an_active_constraint_agrees_with_scipy(on_circle):
     assert all(s**2 + t**2 <= 0.6 * (1 + 1e-8) for s, t in traced)
 
 
+@pytest.mark.long
 def test_the_multiplier_is_the_price_of_the_bound(on_circle):
     wider = fit({"total": Constraint(circle, upper=0.602)}, start=INSIDE)
     narrower = fit({"total": Constraint(circle, upper=0.598)}, start=INSIDE)
@@ -130,7 +134,7 @@ def test_standard_errors_along_the_constraint(on_circle):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("barrier", [False, True])
+@pytest.mark.parametrize("barrier", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_active_box(barrier):
     """At its bound a parameter has no standard error; the multiplier is the score there."""
     result = fit({"cap": Constraint("sigma", upper=0.5, barrier=barrier)}, start=INSIDE)
@@ -149,6 +153,7 @@ def test_an_active_box(barrier):
     assert np.isnan(found[1])
 
 
+@pytest.mark.slow
 def test_an_equation(free):
     """One common scale: the restricted maximum, its multiplier of either sign."""
     result = fit(Constraint(lambda p: p["sigma"] / p["tau"], lower=1.0, upper=1.0))
@@ -161,6 +166,7 @@ def test_an_equation(free):
     assert free.log_likelihood.value > result.log_likelihood.value
 
 
+@pytest.mark.slow
 def test_probability_vectors_stay_feasible():
     """The closed form for probability vectors must not leave the constraints."""
     case = CASES["mixture"]
