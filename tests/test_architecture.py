@@ -111,6 +111,7 @@ ALLOWED = {  # module or package: all that it may import from ppl_em
     ),
     "feasibility": ("active_set", "params", "problem", "restrictions", "validation"),
     "uncertainty": (),
+    "expectations": ("m_step", "params", "posterior", "problem", "summation", "validation"),
     "constrained": (
         "active_set",
         "feasibility",
