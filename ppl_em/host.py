@@ -59,6 +59,7 @@ class _Enough(Exception):
     """Ends a search that has nothing more to gain."""
 
 
+@np.errstate(over="ignore", invalid="ignore")  # an unbounded function climbs until it overflows
 def maximize(
     function: Function,
     x: np.ndarray,

@@ -143,6 +143,7 @@ class Scipy:
         )
 
 
+@np.errstate(over="ignore")
 def _better_around(
     function: Callable, found: HostMaximum, tol: float, limits: Limits
 ) -> np.ndarray | None:
