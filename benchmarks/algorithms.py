@@ -129,9 +129,7 @@ def problems() -> dict[str, Problem]:
         three: known_model(
             three, chain([10, 20, 30], 0.8), 1e-6, (15, 14, 13, 39, 116, None, None)
         ),
-        "booth_hobert": Problem(
-            toy.model, toy.data, None, 1e-8, (45, 17, 11, 13, 8, 8, 16), FINE
-        ),
+        "booth_hobert": Problem(toy.model, toy.data, None, 1e-8, (45, 17, 11, 13, 8, 8, 16), FINE),
         "lsat": known_model(
             "lsat:two_parameter", None, 1e-8, (77, 23, 15, 52, 24, 9, 27), e_step=FINE
         ),

@@ -7,6 +7,7 @@ from ppl_em.compare import Comparison, compare_e_steps
 from ppl_em.direct import Direct
 from ppl_em.em import EM
 from ppl_em.likelihood import LogLikelihood
+from ppl_em.restrictions import Constraint
 from ppl_em.result import EMResult
 from ppl_em.stopping import Status, Stopping
 from ppl_em.storage import load
@@ -19,6 +20,7 @@ __all__ = [
     "AlgorithmComparison",
     "Audit",
     "Comparison",
+    "Constraint",
     "Direct",
     "EMResult",
     "LogLikelihood",

@@ -118,7 +118,7 @@ def multipliers(gradient: np.ndarray, jacobian: np.ndarray, side: np.ndarray) ->
     return Multipliers(rows, values[rows], gradient - matrix @ found)
 
 
-def restored(x: np.ndarray, conditions: Conditions, onto: np.ndarray | None = None) -> np.ndarray:
+def restored(x: np.ndarray, conditions: Conditions, onto: np.ndarray | int = 0) -> np.ndarray:
     """The nearest point, to first order, that satisfies violated conditions exactly.
 
     Parameters
@@ -135,7 +135,7 @@ def restored(x: np.ndarray, conditions: Conditions, onto: np.ndarray | None = No
         if not np.all(np.isfinite(values)):
             return x
         side = sides(values, conditions, near=0.0)
-        side = np.where(side == 0, 0 if onto is None else onto, side)
+        side = np.where(side == 0, onto, side)
         target = np.where(side == -1, conditions.lower, conditions.upper)
         rows = np.flatnonzero((side != 0) & (values != target))
         if not len(rows):

@@ -200,6 +200,7 @@ def _uncertainty_dataset(result: EMResult) -> Any:
             "method": uncertainty.method,
             "reason": uncertainty.reason,
             "note": uncertainty.note,
+            "active_constraints": json.dumps([list(c) for c in uncertainty.active]),
         },
     )
 

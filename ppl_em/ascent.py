@@ -7,6 +7,7 @@ has that gradient too.
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,11 +17,15 @@ from tqdm.auto import tqdm
 
 from ppl_em import host
 from ppl_em.e_step import DeterministicEStep, EStep, noise_of
+from ppl_em.feasibility import bounds, conditions, needs
 from ppl_em.home_stretch import take_newton_steps
 from ppl_em.information import is_large, marginal_information
+from ppl_em.m_step import NEEDS, Scipy, for_problem
+from ppl_em.m_step import Limits as MStepLimits
 from ppl_em.problem import Problem
 from ppl_em.stopping import Status, Step, rounding
 from ppl_em.trail import Limits, Trail
+from ppl_em.validation import ModelError
 
 logger = logging.getLogger("ppl_em")
 
@@ -77,9 +82,7 @@ def ascend(
         the tolerance. `STALLED` if the method found nothing more, but the information cannot be
         inverted, or is too large: EM steps can tell then.
     """
-    method = limits.plan.method
-    if method == "auto":
-        method = "bfgs" if problem.spec.space.size <= MAX_BFGS else "lbfgs"
+    method = _method(problem, limits.plan.method)
     state, start, dtype = trail.e_state, time.monotonic(), trail.x.dtype
     last, norm = trail.x, np.nan
 
@@ -91,6 +94,9 @@ def ascend(
         if np.isfinite(value) and np.all(np.isfinite(gradient)):
             state, norm = new_state, float(np.linalg.norm(gradient))
         return value, gradient
+
+    def objective(x: np.ndarray) -> float:
+        return value_and_gradient(x)[0]
 
     def hessian(x: np.ndarray) -> np.ndarray:
         trail.evaluations += x.size
@@ -114,16 +120,21 @@ def ascend(
 
     gap, budget = limits.stopping.gap_for(False), limits.max_steps - len(trail.rows)
     noise = max(noise_of(e_step) or 0.0, rounding(trail.objective, dtype))
+    if method in host.DERIVATIVE_FREE:
+        record(*_without_gradient(method, objective, np.asarray(trail.x, float), problem, budget))
+        return Status.STALLED  # there is no information to confirm it
     if budget > 0:
         try:
             found = host.maximize(
                 value_and_gradient,
                 np.asarray(trail.x, float),
-                SCIPY[method],
+                method,
                 max_steps=budget,
                 tol=max(gap, noise),
-                hessian=hessian if method == "newton" else None,
-                inverse_hessian=inverse_hessian if method == "bfgs" else None,
+                bounds=bounds(problem, barriers=True),
+                conditions=conditions(problem, barriers=True),
+                hessian=hessian if method in host.SECOND_ORDER else None,
+                inverse_hessian=inverse_hessian if method == "BFGS" else None,
                 callback=record,
             )
         except TimeoutError:
@@ -135,6 +146,33 @@ def ascend(
     if not is_large(problem) and take_newton_steps(problem, e_step, trail, limits, bar):
         return Status.CONVERGED
     return Status.MAX_STEPS if len(trail.rows) >= limits.max_steps else Status.STALLED
+
+
+def _method(problem: Problem, flag: str) -> str:
+    """The method of SciPy for a flag, and for what the problem needs."""
+    asked, size = needs(problem, barriers=True), problem.spec.space.size
+    if flag != "auto":
+        method = SCIPY[flag]
+        unmet = [need for need in asked if method not in host.TAKES[need]]
+        if unmet:
+            raise ModelError(
+                f"Option `method`: '{flag}' does not take {NEEDS[unmet[0]]} "
+                f"('{asked[unmet[0]][0]}'). Use method='auto'."
+            )
+        return method
+    if asked:
+        return getattr(for_problem("auto", size, asked), "method", "SLSQP")
+    return "BFGS" if size <= MAX_BFGS else "L-BFGS-B"
+
+
+def _without_gradient(
+    method: str, function: Callable, x: np.ndarray, problem: Problem, max_steps: int
+) -> tuple[np.ndarray, float]:
+    """Where simplices lead from `x` (p,), and the value there."""
+    search = Scipy(method, max_steps=max_steps)
+    limits = MStepLimits(bounds(problem, barriers=True), conditions(problem, barriers=True))
+    found, _, info = search.search(function, x, search.init(jnp.asarray(x)), limits)
+    return found, float(info.q_end)
 
 
 def climb_directly(

@@ -254,6 +254,7 @@ def as_json(result: EMResult, audit: Audit | None = None) -> dict[str, Any]:
         "params": _plain(result.params),
         "standard_errors": _plain(errors),
         "standard_errors_note": result.uncertainty.reason or result.uncertainty.note,
+        "active_constraints": [_plain(c._asdict()) for c in result.active_constraints],
         "mcse": _plain(result.mcse()),
         "log_likelihood": _plain(likelihood._asdict()),
         "converged": result.converged,
@@ -317,6 +318,8 @@ def _report(result: EMResult, entry: catalog.Entry, reference: dict[str, Any] | 
         lines.append(f"standard errors {result.uncertainty.method}")
     if result.uncertainty.note:
         lines.append(f"                {result.uncertainty.note}")
+    for constraint in result.active_constraints:
+        lines.append(f"constraint      {constraint}")
     seconds = result.seconds
     lines.append(
         f"E-step          {result.e_step}, {result.num_steps} steps, {seconds['total']:.1f} s "

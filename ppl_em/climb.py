@@ -12,6 +12,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ppl_em import evidence
+from ppl_em.constrained import moved
 from ppl_em.e_step import DeterministicEStep, EStep, StochasticEStep, noise_of
 from ppl_em.health import complaint
 from ppl_em.identifiability import set_aside
@@ -92,13 +93,15 @@ def _by_derivatives(
         step = newton_step(here)
         noise = max(rounding(value, x.dtype), noise_of(e_step) or 0.0)
         if 0.5 * here.gradient @ step < max(MAX_GAP, noise):  # nothing is left to gain
-            x, trouble = x + jnp.asarray(step, x.dtype), here.problem_text
+            last = moved(problem, x, step, here)
+            x, trouble = x if last is None else last, here.problem_text
             break
         for _ in range(MAX_HALVINGS):
-            new_x = x + jnp.asarray(step, x.dtype)
-            _, new_state, info = expectation(e_step, problem, new_x, state)
-            if float(info.objective) >= value - noise:
-                break
+            new_x = moved(problem, x, step, here)
+            if new_x is not None:
+                _, new_state, info = expectation(e_step, problem, new_x, state)
+                if float(info.objective) >= value - noise:
+                    break
             step = step / 2
         else:
             trouble = "a Newton step does not raise its log-likelihood, however short"

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from ppl_em.acceleration import Accelerator, Proposal, accelerator
 from ppl_em.ascent import ascend, switch_reason
 from ppl_em.e_step import DeterministicEStep, noise_of
+from ppl_em.feasibility import nearest_feasible
 from ppl_em.home_stretch import is_due, take_newton_steps
 from ppl_em.m_step import MStep
 from ppl_em.problem import Problem
@@ -30,7 +31,7 @@ from ppl_em.updates import Maximized, expectation, maximization
 from ppl_em.validation import ModelError
 
 MAX_HALVINGS = 10
-"""How often a step that lowers an approximate log-likelihood is halved before it is refused."""
+"""How often a step that lowers the objective is halved before it is refused."""
 
 SLACK = 1.0
 """How far extrapolations may lower the objective for a while, as Varadhan and Roland allow it."""
@@ -140,15 +141,32 @@ class Deterministic:
             return self._both(trail.x, trail.e_state)
         if self.accelerator is not None and proposal is not None:
             return self._extrapolated(self.accelerator, proposal)
-        x, noise = last.out.x, noise_of(self.e_step)
+        x = last.out.x
         found = expectation(self.e_step, self.problem, x, trail.e_state)
         for _ in range(MAX_HALVINGS):
-            if noise is None or float(found[2].objective) >= trail.objective - noise:
+            if not self._falls(float(found[2].objective)):
                 break
             trail.evaluations += 1
-            x = (trail.x + x) / 2
+            x = self._halfway(x)
             found = expectation(self.e_step, self.problem, x, trail.e_state)
         return self._maximized(x, *found)
+
+    def _falls(self, value: float) -> bool:
+        """Whether a step loses more than the noise of an approximation, or than rounding."""
+        noise, before = noise_of(self.e_step), self.trail.objective
+        if noise is not None:
+            return not value >= before - noise
+        step = Step(value, value - before, 0.0, 0.0)
+        return not np.isfinite(value) or has_decreased(step, self.trail.x.dtype)
+
+    def _halfway(self, end: jax.Array) -> jax.Array:
+        """Half of a step to `end` (p,), or the largest feasible fraction of that."""
+        start = self.trail.x
+        for fraction in 2.0 ** -np.arange(1, MAX_HALVINGS):
+            found = nearest_feasible(self.problem, start + fraction * (end - start))
+            if found is not None:
+                return found
+        return start
 
     def _extrapolated(self, method: Accelerator, proposal: Proposal) -> Visit:
         """The proposal, or what becomes of it within a few more; without a gain, its fallback."""
@@ -221,7 +239,10 @@ class Deterministic:
 
     def _proposed(self, method: Accelerator, here: Visit) -> Proposal:
         def em_map(x: np.ndarray) -> np.ndarray:
-            return np.asarray(self._both(jnp.asarray(x, here.x.dtype), here.state).out.x, float)
+            start = nearest_feasible(self.problem, jnp.asarray(x, here.x.dtype))
+            if start is None:
+                return np.full_like(x, np.nan)
+            return np.asarray(self._both(start, here.state).out.x, float)
 
         x, mapped = (np.asarray(a, float) for a in (here.x, here.out.x))
         inverse = getattr(self.m_state, "inverse", None)  # of the complete-data information
@@ -230,4 +251,5 @@ class Deterministic:
         proposal = method.propose(em_map, x, mapped, scale)
         if np.isfinite(proposal.rate):
             self.rates.append(min(proposal.rate, 1 - 1e-6))
-        return proposal
+        end = nearest_feasible(self.problem, jnp.asarray(proposal.x, here.x.dtype))
+        return proposal._replace(x=proposal.fallback if end is None else np.asarray(end, float))

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-from numpyro.distributions.constraints import Constraint
 
 from ppl_em.ascent import METHODS
 from ppl_em.e_step import EStep
@@ -58,7 +57,7 @@ class Direct:
     method: str = field(default="auto", kw_only=True)
     map_sites: Iterable[str] = field(default=(), kw_only=True)
     fixed: Params | None = field(default=None, kw_only=True)
-    constraints: dict[str, Constraint] | None = field(default=None, kw_only=True)
+    constraints: dict[str, Any] | list[Any] | None = field(default=None, kw_only=True)
     max_steps: int = field(default=500, kw_only=True)
     stopping: Stopping | None = field(default=None, kw_only=True)
 

@@ -7,18 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-from numpyro.distributions.constraints import Constraint
 from tqdm.auto import tqdm
 
 from ppl_em import e_step as e_steps
 from ppl_em import m_step as m_steps
 from ppl_em.acceleration import check_acceleration
 from ppl_em.e_step import EStep, noise_of
+from ppl_em.feasibility import needs, restrict
 from ppl_em.finishing import make_result
 from ppl_em.inspection import build_problem
 from ppl_em.loop import run_loop
 from ppl_em.m_step import MStep
 from ppl_em.params import Params
+from ppl_em.restrictions import split_option
 from ppl_em.result import EMResult
 from ppl_em.stopping import Stopping
 from ppl_em.trail import Limits, Plan
@@ -55,14 +56,16 @@ class EM:
         `"exact"` takes discrete latents (also along a `scan`), Gaussian ones (blocks, chains, with
         shared coordinates), conjugate gamma, beta and Dirichlet ones, and Gaussian given discrete.
     m_step
-        `"auto"`, `"lbfgs"`, `"newton"`, or a configuration from `ppl_em.m_step`.
+        `"auto"`, `"lbfgs"`, `"newton"`, `"gradient"`, `"scipy"`, or a configuration from
+        `ppl_em.m_step`.
     map_sites
         Names of continuous *sample* sites to maximise under their prior density instead of
         integrating them out.
     fixed
         `{site: value}` held constant.
     constraints
-        `{site: constraint}`, narrower than the model's own.
+        `{site: constraint}`, narrower than the model's own; and, under any name, a
+        `ppl_em.Constraint` on a function of the parameters. Or a list of these.
     max_steps
         At most so many EM steps; an exact run that gets slow near its end adds a few Newton steps.
     stopping
@@ -102,7 +105,7 @@ class EM:
     m_step: str | MStep = "auto"
     map_sites: Iterable[str] = field(default=(), kw_only=True)
     fixed: Params | None = field(default=None, kw_only=True)
-    constraints: dict[str, Constraint] | None = field(default=None, kw_only=True)
+    constraints: dict[str, Any] | list[Any] | None = field(default=None, kw_only=True)
     max_steps: int = field(default=500, kw_only=True)
     stopping: Stopping | None = field(default=None, kw_only=True)
     on_decrease: str = field(default="revert", kw_only=True)
@@ -184,6 +187,7 @@ def run_plan(
     """Fit `em.model` to the data in `args` and `kwargs`, the way that `plan` says."""
     check_option_names(em.model, RUN_OPTIONS)
     begin = time.monotonic()
+    narrower, functional = split_option(em.constraints)
     key_build, key_resolve, key_init, key_finish = jax.random.split(as_key(rng_key), 4)
     problem, params = build_problem(
         key_build,
@@ -192,9 +196,10 @@ def run_plan(
         kwargs,
         map_sites=em.map_sites,
         fixed=em.fixed,
-        constraints=em.constraints,
+        constraints=narrower,
         init_params=init_params,
     )
+    problem, params = restrict(problem, params, functional)
     if not (problem.spec.latents or problem.spec.discrete):
         logger.warning(
             "The model has no latent sites: this is plain maximum likelihood, for which EM "
@@ -206,7 +211,7 @@ def run_plan(
         x = x + NUDGE * jax.random.normal(key_resolve, x.shape, x.dtype)
         params = problem.constrain(x)
     e_step = chosen.resolve(key_resolve, problem, params)
-    m_step = m_steps.from_flag(em.m_step).resolve(problem.spec.space.size)
+    m_step = m_steps.for_problem(em.m_step, problem.spec.space.size, needs(problem))
     if e_step.stochastic:
         _check_stochastic(plan)
     limits = Limits(em.max_steps, em.stopping or Stopping(), em.on_decrease, begin, plan)

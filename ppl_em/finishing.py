@@ -10,6 +10,7 @@ import numpy as np
 
 from ppl_em import arviz, evidence
 from ppl_em.audit import Audit, audit
+from ppl_em.constrained import active_constraints
 from ppl_em.e_step import DeterministicEStep, EStep, StochasticEStep
 from ppl_em.e_step.enumeration import Enumeration
 from ppl_em.identifiability import set_aside
@@ -71,6 +72,7 @@ class FittedParts:
     def uncertainty(self) -> Uncertainty:
         """Invert the observed information; carry it to the model's own scale."""
         information = self._information()
+        active = active_constraints(self.problem, self.x, information)
         information, left_out, note = set_aside(self.problem, self.x, information)
         reason = information.problem_text
         if not reason and information.se_noise > MAX_SE_NOISE:
@@ -89,8 +91,10 @@ class FittedParts:
             mcse_x = np.full_like(covariance_x, np.nan if self.e_step.stochastic else 0.0)
         mcse = constrained_covariance(self.problem, self.x, mcse_x)
         mcse = np.sqrt(np.maximum(np.diag(mcse), 0.0))  # NaN stays
+        if self.e_step.stochastic:
+            mcse[left_out] = np.nan
         se_mcse = self._se_mcse(information) * np.sqrt(np.diag(covariance))
-        return Uncertainty(covariance, mcse, se_mcse, information.method, reason, note)
+        return Uncertainty(covariance, mcse, se_mcse, information.method, reason, note, active)
 
     def _se_mcse(self, information: Information) -> np.ndarray:
         """Relative Monte Carlo errors of the standard errors, (P,)."""

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from tqdm.auto import tqdm
 
+from ppl_em.constrained import hold, moved
 from ppl_em.e_step import DeterministicEStep, expectation, noise_of
 from ppl_em.information import is_large, marginal_information
 from ppl_em.problem import Problem
@@ -49,7 +50,7 @@ class NewtonStep(NamedTuple):
 
 def is_due(steps: list[Step], e_step: Any, problem: Problem, stopping: Stopping) -> bool:
     """Whether Newton steps should be tried now."""
-    if stopping.gap_for(False) <= 0:  # every step was asked for
+    if stopping.gap_for(False) <= 0 or problem.spec.rough:  # every step was asked for
         return False
     if not steps:
         return False
@@ -69,24 +70,25 @@ def newton_steps(
     Ends at once where the information is not positive definite; stays at `x` if the gain promised
     there is below `gap`.
     """
-    information = marginal_information(e_step, problem, x, state)
+    information = hold(problem, x, marginal_information(e_step, problem, x, state))
     noise, evaluations = noise_of(e_step) or 0.0, x.size
     if information.usable and information.gap < gap:
         yield NewtonStep(x, value, information.gap, evaluations)
         return
     while information.usable:
-        step = jnp.asarray(information.newton_step, x.dtype)
+        step = information.newton_step
         for _ in range(MAX_HALVINGS):
-            new_x = x + step
-            evaluations += 1
-            new_value = float(expectation(e_step, problem, new_x, state)[2].objective)
-            if new_value >= value - max(noise, rounding(value, x.dtype)):
-                break
+            new_x = moved(problem, x, step, information)
+            if new_x is not None:
+                evaluations += 1
+                new_value = float(expectation(e_step, problem, new_x, state)[2].objective)
+                if new_value >= value - max(noise, rounding(value, x.dtype)):
+                    break
             step = step / 2
         else:
             return
         x, value = new_x, new_value
-        information = marginal_information(e_step, problem, x, state)
+        information = hold(problem, x, marginal_information(e_step, problem, x, state))
         if not information.usable:
             return
         yield NewtonStep(x, value, information.gap, evaluations + x.size)

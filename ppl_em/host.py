@@ -16,6 +16,8 @@ METHODS = ("BFGS", "L-BFGS-B", "SLSQP", "trust-constr", *DERIVATIVE_FREE, *SECON
 
 TAKES_BOUNDS = ("L-BFGS-B", "SLSQP", "trust-constr", *DERIVATIVE_FREE)
 TAKES_CONDITIONS = ("SLSQP", "trust-constr", "COBYLA")
+TAKES = {"bounds": TAKES_BOUNDS, "conditions": TAKES_CONDITIONS, "rough": DERIVATIVE_FREE}
+"""By what a problem may need: bounds, conditions, or to do without a gradient."""
 
 CHATTER = ("delta_grad == 0.0", "Values in x were outside bounds", "Singular Jacobian matrix")
 """Warnings of SciPy about points on its way; what matters is the point that is returned."""
@@ -59,6 +61,7 @@ class _Enough(Exception):
     """Ends a search that has nothing more to gain."""
 
 
+@np.errstate(over="ignore", invalid="ignore")  # an unbounded function climbs until it overflows
 def maximize(
     function: Function,
     x: np.ndarray,

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.information import Information, flat_and_jacobian, trouble
+from ppl_em.constrained import explain, hold, moved_only_by, rough_coordinates
+from ppl_em.information import Information, flat_and_jacobian, holding
 from ppl_em.params import flat_labels
 from ppl_em.problem import Problem
 
@@ -37,17 +37,21 @@ def set_aside(
         changed, and the sentence is empty, where all or none of them are determined.
     """
     labels = flat_labels(problem.constrain(x))
+    without, notes = explain(problem, x, information)
+    information = hold(problem, x, information)
     held = at_boundary(problem, x, information)
     if held.any() and not held.all():
-        places = np.flatnonzero(boundary_labels(problem, x, held))
-        note = (
+        places = np.flatnonzero(moved_only_by(problem, x, held))
+        notes.append(
             f"{', '.join(labels[i] for i in places)} at the boundary of the parameter space: no "
             f"standard errors there; the others are given with these held"
         )
-        return holding(problem, x, information, held), places, note
+        everywhere = np.union1d(without, places).astype(int)
+        information = holding(problem, x, information, np.eye(len(held))[:, held])
+        return information, everywhere, "; ".join(notes)
     directions = flat_directions(information)
     if directions is None:
-        return information, np.zeros(0, int), ""
+        return information, without, "; ".join(notes)
     jacobian = np.asarray(flat_and_jacobian(problem, x)[1])
     size = np.linalg.norm(jacobian, axis=1)
     along = np.linalg.norm(jacobian @ directions, axis=1)
@@ -61,13 +65,15 @@ def set_aside(
         f"{_shortened([labels[i] for i in places])} take part in: no standard errors there; the "
         f"others do not depend on it"
     )
-    return replace(information, problem_text="", flat=directions), places, note
+    return replace(information, problem_text="", known=directions), places, note
 
 
 def flat_directions(information: Information) -> np.ndarray | None:
     """Orthonormal directions without curvature, (p, r); None if there are none, or in doubt."""
     matrix = information.matrix
     diagonal = np.diag(matrix)
+    if information.known is not None:
+        return None
     if not np.all(np.isfinite(matrix)) or np.any(information.score_error) or diagonal.min() <= 0:
         return None
     scale = 1 / np.sqrt(diagonal)
@@ -93,21 +99,6 @@ def at_boundary(problem: Problem, x: jax.Array, information: Information) -> np.
     flat, jacobian = jax.device_get(flat_and_jacobian(problem, x))
     response = np.max(np.abs(jacobian) / np.maximum(1, np.abs(flat))[:, None], axis=0)
     flat_log_likelihood = np.abs(np.diag(information.matrix)) + np.abs(information.gradient)
-    return (response < 1e-3) & (flat_log_likelihood < 1e-3)
-
-
-def boundary_labels(problem: Problem, x: jax.Array, held: np.ndarray) -> np.ndarray:
-    """Flattened parameters that only coordinates in `held` (p,) move, shape (P,)."""
-    jacobian = np.asarray(flat_and_jacobian(problem, x)[1])
-    elsewhere = np.asarray(flat_and_jacobian(problem, jnp.zeros_like(x))[1])
-    still = np.all(np.abs(jacobian[:, ~held]) < 1e-12, axis=1)
-    return still & np.any(elsewhere[:, held] != 0, axis=1)
-
-
-def holding(
-    problem: Problem, x: jax.Array, information: Information, held: np.ndarray
-) -> Information:
-    """The information with coordinates `held` (p,) at their values: they get zero variance."""
-    free = ~held
-    text = trouble(problem, x, information.matrix[np.ix_(free, free)], np.flatnonzero(free))
-    return replace(information, problem_text=text, held=held)
+    return (
+        (response < 1e-3) & (flat_log_likelihood < 1e-3) & ~rough_coordinates(problem, information)
+    )

@@ -1,6 +1,6 @@
 """Observed information and the covariance of the parameters."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -38,10 +38,9 @@ class Information:
         parts; None if deterministic.
     problem_text
         Empty if the matrix is positive definite; else which direction is not, and what to do.
-    held
-        Coordinates at a boundary, shape (p,), that count as known; None for none.
-    flat
-        Directions in which the likelihood is flat, (p, r), that count as known; None for none.
+    known
+        Directions, (p, r), in which nothing is estimated: towards a boundary or an active
+        constraint, or where the likelihood is flat; None for none.
     """
 
     gradient: np.ndarray
@@ -50,8 +49,7 @@ class Information:
     score_error: np.ndarray
     problem_text: str
     replicates: np.ndarray | None = None
-    held: np.ndarray | None = None
-    flat: np.ndarray | None = None
+    known: np.ndarray | None = None
 
     @property
     def usable(self) -> bool:
@@ -63,15 +61,10 @@ class Information:
         """Inverse of the matrix, shape (p, p); NaN where it is not usable."""
         if not self.usable:
             return np.full_like(self.matrix, np.nan)
-        if self.flat is not None:
-            rest = np.linalg.qr(self.flat, mode="complete")[0][:, self.flat.shape[1] :]
-            return rest @ np.linalg.inv(rest.T @ self.matrix @ rest) @ rest.T
-        if self.held is None:
+        if self.known is None:
             return np.linalg.inv(self.matrix)
-        free = np.ix_(~self.held, ~self.held)
-        result = np.zeros_like(self.matrix)
-        result[free] = np.linalg.inv(self.matrix[free])
-        return result
+        rest = complement(self.known)
+        return rest @ np.linalg.inv(rest.T @ self.matrix @ rest) @ rest.T
 
     @property
     def se_noise(self) -> float:
@@ -81,7 +74,13 @@ class Information:
         """
         if self.replicates is None:
             return 0.0
-        variances = np.diagonal(self.replicates, axis1=1, axis2=2)
+        replicates, known = self.replicates, self.known
+        if known is not None:  # what they say given that nothing moves along these
+            seen = replicates @ known
+            inner = np.linalg.solve(known.T @ seen, np.swapaxes(seen, 1, 2))
+            rest = complement(known)
+            replicates = rest.T @ (replicates - seen @ inner) @ rest
+        variances = np.diagonal(replicates, axis1=1, axis2=2)
         if len(variances) < 2 or not np.min(variances) > 0:
             return np.inf
         return float(np.max(relative_error(variances)))
@@ -89,14 +88,24 @@ class Information:
     @property
     def newton_step(self) -> np.ndarray:
         """The step to the maximum of the quadratic model, shape (p,)."""
-        return np.linalg.solve(self.matrix, self.gradient)
+        return self.solve(self.gradient)
+
+    def solve(self, right: np.ndarray) -> np.ndarray:
+        """The inverse of the matrix, (p, p), times `right` (p,) or (p, n), known directions held.
+
+        Also where the matrix is not positive definite.
+        """
+        if self.known is None:
+            return np.linalg.solve(self.matrix, right)
+        rest = complement(self.known)
+        return rest @ np.linalg.solve(rest.T @ self.matrix @ rest, rest.T @ right)
 
     @property
     def newton_error(self) -> np.ndarray:
         """Monte Carlo covariance of `newton_step`, shape (p, p)."""
         values, vectors = np.linalg.eigh(self.score_error)
         # By a square root: rounding must not make a variance of zero negative.
-        root = np.linalg.solve(self.matrix, vectors * np.sqrt(np.maximum(values, 0.0)))
+        root = self.solve(vectors * np.sqrt(np.maximum(values, 0.0)))
         return root @ root.T
 
     @property
@@ -107,7 +116,24 @@ class Information:
     @property
     def gap_noise(self) -> float:
         """Mean of `gap` that Monte Carlo error alone would cause."""
-        return float(0.5 * np.trace(np.linalg.solve(self.matrix, self.score_error)))
+        return float(0.5 * np.trace(self.solve(self.score_error)))
+
+
+def complement(directions: np.ndarray) -> np.ndarray:
+    """An orthonormal basis (p, p - r) of what is orthogonal to `directions` (p, r)."""
+    left, sizes, _ = np.linalg.svd(directions)
+    rank = int(np.sum(sizes > 1e-10 * np.max(sizes, initial=0.0)))
+    return left[:, rank:]
+
+
+def holding(
+    problem: Problem, x: jax.Array, information: Information, directions: np.ndarray
+) -> Information:
+    """The information with nothing moving along `directions` (p, r) either."""
+    if information.known is not None:
+        directions = np.concatenate([information.known, directions], axis=1)
+    text = trouble(problem, x, information.matrix, complement(directions))
+    return replace(information, problem_text=text, known=directions)
 
 
 @jax.jit(static_argnums=0)
@@ -176,21 +202,23 @@ def checked(
 
 
 def trouble(
-    problem: Problem, x: jax.Array, matrix: np.ndarray, places: np.ndarray | None = None
+    problem: Problem, x: jax.Array, matrix: np.ndarray, basis: np.ndarray | None = None
 ) -> str:
-    """Why `matrix` cannot be inverted; its rows are coordinates `places` of `x`, all by default."""
+    """Why `matrix` (p, p), in the directions of a `basis` (p, q), cannot be inverted."""
     if not np.all(np.isfinite(matrix)):
         return (
             "the information matrix is not finite; the parameters may be at a boundary, or the "
             "E-step has none to give"
         )
-    values, vectors = np.linalg.eigh(matrix)
+    basis = np.eye(len(matrix)) if basis is None else basis
+    if not basis.shape[1]:
+        return ""
+    values, vectors = np.linalg.eigh(basis.T @ matrix @ basis)
     if values[0] > max(1e-10 * abs(values[-1]), 1e-10):
         return ""
     labels = flat_labels(problem.spec.space.unravel(x))
-    weights = np.abs(vectors[:, 0])
-    places = np.arange(len(labels)) if places is None else places
-    names = [labels[places[i]] for i in np.argsort(-weights) if weights[i] > 0.3][:4]
+    weights = np.abs(basis @ vectors[:, 0])
+    names = [labels[i] for i in np.argsort(-weights) if weights[i] > 0.3][:4]
     return (
         f"the information matrix is not positive definite (smallest eigenvalue "
         f"{values[0]:.2g}), in the direction of {', '.join(names)}: not identified, or at a "

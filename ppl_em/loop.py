@@ -10,7 +10,8 @@ from tqdm.auto import tqdm
 from ppl_em.ascent import climb_directly
 from ppl_em.deterministic import Deterministic
 from ppl_em.e_step import DeterministicEStep, EStep, StochasticEStep, noise_of
-from ppl_em.m_step import MStep
+from ppl_em.feasibility import firm, needs
+from ppl_em.m_step import MStep, for_problem
 from ppl_em.monte_carlo import monte_carlo
 from ppl_em.params import Params
 from ppl_em.polish import Polish
@@ -45,10 +46,15 @@ def run_loop(
                 calm = cast(DeterministicEStep, e_step)
                 status, compiled = _without_noise(problem, calm, m_step, trail, limits, bar)
             compile_seconds += compiled
-            finer = _finer(problem, e_step, trail) if status is Status.CONVERGED else None
-            if finer is None:
+            if status is not Status.CONVERGED:
                 break
-            e_step = finer
+            finer, firmer = _finer(problem, e_step, trail), firm(problem, trail.x)
+            if finer is None and firmer is None:
+                break
+            e_step = finer or e_step
+            if firmer is not None:
+                problem = firmer
+                m_step = for_problem("auto", trail.x.size, needs(problem))
     except KeyboardInterrupt:
         status = Status.INTERRUPTED
     return Outcome(

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
+from ppl_em.constrained import hold, moved
 from ppl_em.e_step.base import StochasticEStep
 from ppl_em.health import Health, examine
 from ppl_em.information import MAX_SE_NOISE, Information
@@ -44,6 +45,9 @@ MAX_KEPT = 20_000_000
 
 EVEN = 10.0
 """Largest weight, in units of the mean, up to which reweighted draws are used."""
+
+MAX_HALVINGS = 10
+"""Of a step that leaves the constraints."""
 
 
 class Verdict(Enum):
@@ -117,7 +121,7 @@ class _Round:
 
     def information(self) -> Information:
         """Score and information there."""
-        return louis_information(self.problem, self.x, self.rows)
+        return hold(self.problem, self.x, louis_information(self.problem, self.x, self.rows))
 
     def health(self) -> Health:
         """How the chains do."""
@@ -137,7 +141,7 @@ class _Round:
             )
             if not (np.all(np.isfinite(beyond)) and largest < EVEN):
                 break
-            step = np.linalg.solve(information.matrix, information.gradient + beyond)
+            step = information.solve(information.gradient + beyond)
         return step
 
 
@@ -180,9 +184,18 @@ def polish(
         if verdict is Verdict.SICK:
             error, new_x = np.full_like(error, np.nan), x
         else:
-            step = here.newton_step(information).astype(x.dtype)
-            new_x = jax.device_put(np.asarray(x) + step)
+            new_x = _moved(problem, x, here.newton_step(information), information)
     return Polish(new_x, information, error, verdict, health, here.components, here.state)
+
+
+def _moved(problem: Problem, x: jax.Array, step: np.ndarray, information: Information) -> jax.Array:
+    """`x` (p,) after a step, as far as constraints let it go."""
+    for _ in range(MAX_HALVINGS):
+        new_x = moved(problem, x, step, information)
+        if new_x is not None:
+            return new_x
+        step = step / 2
+    return x
 
 
 def _judge(
@@ -208,7 +221,8 @@ def _excess(information: Information, stopping: Stopping) -> tuple[float, float]
     error = np.sqrt(np.diag(information.newton_error))
     se = np.sqrt(np.diag(information.covariance))
     allowed = float(np.clip(stopping.mcse_fraction, SE_NOISE, MAX_SE_NOISE))
-    of_estimates = float(np.max(error / se)) / stopping.mcse_fraction
+    free = se > 1e-10 * np.max(se)  # the others are held by constraints
+    of_estimates = float(np.max(error[free] / se[free])) / stopping.mcse_fraction
     return of_estimates, information.se_noise / allowed
 
 

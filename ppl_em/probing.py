@@ -21,6 +21,9 @@ LARGE = 1_000_000
 """Numbers of data above which a model without continuous latents is probed without gradients:
 their memory would be several times that of a whole fit."""
 
+STRIDES = (-4.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0)
+"""Steps on the unconstrained scale after which a parameter without a gradient may show."""
+
 
 def _density(problem: Problem, x: jax.Array, u: jax.Array) -> jax.Array:
     params = problem.constrain(x)
@@ -72,7 +75,9 @@ def probe(rng_key: jax.Array, problem: Problem, values: Params) -> Problem:
         elsewhere = x + 0.1 * jax.random.normal(key_params, x.shape, x.dtype)
         slopes = _density_nearby(key_latents, problem, elsewhere)[2][0]
         unused &= np.all(np.asarray(slopes) == 0, axis=0)
-        _refuse_unused(problem, unused)
+        rough = _responds(problem, x, points[int(np.argmax(good))], unused)
+        _refuse_unused(problem, unused & ~rough)
+        problem = _with_rough(problem, rough)
     idle = np.all(by_latent == 0, axis=0)
     spec = problem.spec
     if idle.any():
@@ -80,6 +85,26 @@ def probe(rng_key: jax.Array, problem: Problem, values: Params) -> Problem:
         spec = dataclasses.replace(spec, idle=Static(idle))
     start = jax.device_put(points[int(np.argmax(good))])
     return dataclasses.replace(problem, start=start, spec=spec)
+
+
+def _responds(problem: Problem, x: jax.Array, u: jax.Array, unused: np.ndarray) -> np.ndarray:
+    """Which of the coordinates of `x` (p,) that have no gradient change the log-joint, (p,)."""
+    found = np.zeros(len(unused), bool)
+    here = float(_density_at(problem, x, u))
+    for i in np.flatnonzero(unused):
+        for step in STRIDES:
+            found[i] |= float(_density_at(problem, x.at[i].add(step), u)) != here
+    return found
+
+
+def _with_rough(problem: Problem, rough: np.ndarray) -> Problem:
+    """The problem with the names of the parameters that have such coordinates, (p,)."""
+    flags = problem.spec.space.unravel(jnp.asarray(rough, jnp.result_type(float)))
+    names = [n for n, tree in flags.items() if any(np.any(v) for v in jax.tree.leaves(tree))]
+    if not names:
+        return problem
+    logger.info("no gradient in %s, although the log-density responds", ", ".join(names))
+    return dataclasses.replace(problem, spec=dataclasses.replace(problem.spec, rough=tuple(names)))
 
 
 def _refuse_unused(problem: Problem, unused: np.ndarray) -> None:

@@ -19,6 +19,7 @@ from ppl_em import factors, summation
 from ppl_em.arguments import Arguments
 from ppl_em.factors import LogFactors
 from ppl_em.params import Params, ParamSpace
+from ppl_em.restrictions import Restriction
 from ppl_em.static import Static
 from ppl_em.validation import ModelError
 
@@ -66,7 +67,8 @@ class ProblemSpec:
     """Everything static about a problem; hashable, so that compiled programs are shared.
 
     `scans` says whether steps of a `scan` are evaluated side by side, see `scans.py`; `idle` marks
-    coordinates that touch nothing, shape (D,).
+    coordinates that touch nothing, shape (D,); `rough` names parameters to which the log-joint
+    responds without a gradient; `restrictions` are constraints on functions of the parameters.
     """
 
     model: Callable
@@ -78,6 +80,8 @@ class ProblemSpec:
     first_available_dim: int
     scans: bool = False
     idle: Static | None = None
+    rough: tuple[str, ...] = ()
+    restrictions: tuple[Restriction, ...] = ()
 
 
 @jax.tree_util.register_dataclass
@@ -234,23 +238,15 @@ class Problem:
     def observed_rows(self, params: Params) -> dict[str, tuple[str, jax.Array]]:
         """Rows of data that one distribution has, see `factors.observed_rows`."""
         args, kwargs = self.arguments
-        values = {**params, **self.fixed}
-        return factors.observed_rows(
-            self.spec.model,
-            self.spec.first_available_dim,
-            args,
-            kwargs,
-            values,
-            bool(self.spec.discrete),
-        )
+        values, discrete = {**params, **self.fixed}, bool(self.spec.discrete)
+        dim = self.spec.first_available_dim
+        return factors.observed_rows(self.spec.model, dim, args, kwargs, values, discrete)
 
     def step_rows(self, params: Params, latents: Latents) -> dict[str, jax.Array]:
         """What varies from step to step of each scan, see `factors.step_rows`."""
         args, kwargs = self.arguments
-        values = {**params, **self.fixed, **latents}
-        return factors.step_rows(
-            self.spec.model, self.spec.first_available_dim, args, kwargs, values
-        )
+        values, dim = {**params, **self.fixed, **latents}, self.spec.first_available_dim
+        return factors.step_rows(self.spec.model, dim, args, kwargs, values)
 
     def _log_jacobian_at_zero(self) -> jax.Array:
         """log |dz/du| at u = 0 for latents with an elementwise transform, 0 for others; (D,)."""

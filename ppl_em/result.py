@@ -14,7 +14,7 @@ from scipy.special import ndtri
 from ppl_em.likelihood import LogLikelihood
 from ppl_em.params import Params, flat_labels
 from ppl_em.stopping import Status
-from ppl_em.uncertainty import Uncertainty
+from ppl_em.uncertainty import ActiveConstraint, Uncertainty
 
 if TYPE_CHECKING:
     import pandas
@@ -200,6 +200,14 @@ class EMResult:
     def uncertainty(self) -> "Uncertainty":
         """Covariance, Monte Carlo errors, and how they were come by."""
         return self.parts.uncertainty()
+
+    @property
+    def active_constraints(self) -> tuple[ActiveConstraint, ...]:
+        """Constraints on functions of the parameters that the result is on the bound of.
+
+        Each has a multiplier, the log-likelihood gained per unit by which its bound is relaxed.
+        """
+        return self.uncertainty.active
 
     def _warn_of_gaps(self) -> None:
         """Say which standard errors are not available, and why."""

@@ -119,5 +119,5 @@ class Search:
         held = active_set.multipliers(self.at(x)[1], self.conditions.jacobian(x), near)
         onto = np.zeros_like(near)
         onto[held.rows[held.values != 0]] = near[held.rows[held.values != 0]]
-        for sides in (onto, None):
-            self.at(active_set.restored(x, self.conditions, sides))
+        self.at(active_set.restored(x, self.conditions, onto))
+        self.at(active_set.restored(x, self.conditions))

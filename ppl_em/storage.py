@@ -11,7 +11,7 @@ from ppl_em.likelihood import LogLikelihood
 from ppl_em.params import Params
 from ppl_em.result import EMResult
 from ppl_em.stopping import Status
-from ppl_em.uncertainty import Uncertainty
+from ppl_em.uncertainty import ActiveConstraint, Uncertainty
 from ppl_em.validation import ModelError
 
 if TYPE_CHECKING:
@@ -72,6 +72,10 @@ class StoredParts:
             group.attrs["method"],
             group.attrs["reason"],
             group.attrs.get("note", ""),
+            tuple(
+                ActiveConstraint(*each)
+                for each in json.loads(group.attrs.get("active_constraints", "[]"))
+            ),
         )
 
 

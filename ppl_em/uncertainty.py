@@ -1,8 +1,39 @@
 """Uncertainty: errors of the estimates on their own scale."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+
+
+class ActiveConstraint(NamedTuple):
+    """A constraint that the result is on the bound of.
+
+    Attributes
+    ----------
+    name
+        Of the constraint, with an index if its function has several values.
+    value
+        Of its function at the result.
+    bound
+        What holds it.
+    side
+        `"lower"`, `"upper"`, or `"equal"`.
+    multiplier
+        Log-likelihood that is gained per unit by which the bound is relaxed, at most 0 if it
+        costs nothing; for an equation the derivative of the largest log-likelihood in the value
+        that is asked for, of either sign.
+    """
+
+    name: str
+    value: float
+    bound: float
+    side: str
+    multiplier: float
+
+    def __str__(self) -> str:
+        sign = {"lower": ">=", "upper": "<=", "equal": "="}[self.side]
+        return f"{self.name} {sign} {self.bound:.6g}, multiplier {self.multiplier:.6g}"
 
 
 @dataclass(frozen=True)
@@ -22,8 +53,10 @@ class Uncertainty:
     reason
         Why it is not available; empty if it is.
     note
-        Which parameters have none (NaN), at a boundary or along a flat direction, while the others
-        do; empty if all or none have.
+        Which parameters have none (NaN), at a boundary, an active constraint, or along a flat
+        direction, while the others do; and which constraints were held. Empty if all or none have.
+    active
+        Constraints that are active.
     """
 
     covariance: np.ndarray
@@ -32,3 +65,4 @@ class Uncertainty:
     method: str
     reason: str
     note: str = ""
+    active: tuple[ActiveConstraint, ...] = ()

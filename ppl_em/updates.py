@@ -1,19 +1,35 @@
 """The two halves of one EM step, each compiled once and shared by every phase of a run."""
 
-from typing import Any, NamedTuple
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.e_step import EStep, expectation
+from ppl_em.expectations import closed_form
+from ppl_em.feasibility import (
+    barrier,
+    barrier_weights,
+    bounds,
+    conditions,
+    has_barrier,
+    is_inside,
+)
 from ppl_em.growth import grow, simplex_sites
-from ppl_em.m_step import MStep
+from ppl_em.m_step import ClosedForm, HostMStep, Limits, MStep, TracedMStep
 from ppl_em.params import Params
 from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Problem
 
 __all__ = ["Maximized", "draws_at", "expectation", "maximization"]
+
+logger = logging.getLogger("ppl_em")
+
+BLIND = 0.1
+"""Weight of barriers where no gradient says what it should be, in units of log-likelihood."""
 
 
 class Maximized(NamedTuple):
@@ -30,7 +46,6 @@ class Maximized(NamedTuple):
     backward: jax.Array
 
 
-@jax.jit(static_argnums=0)
 def maximization(
     m_step: MStep,
     problem: Problem,
@@ -39,32 +54,155 @@ def maximization(
     posterior: Posterior,
     state: Any,
 ) -> Maximized:
-    """M-step on Q under `posterior`; compiled once per problem and configuration.
+    """M-step on Q under `posterior`; everything is compiled once per problem and configuration.
 
     Probability vectors first go where Q would be largest if it were a multinomial log-likelihood.
+    Barriers that keep constraints are part of Q.
     """
+    if isinstance(m_step, HostMStep):
+        return _on_host(m_step, problem, x, x_before, posterior, state)
+    return _compiled(cast(TracedMStep, m_step), problem, x, x_before, posterior, state)
 
-    def q_of_params(free: Params) -> jax.Array:
-        return posterior.expected_log_joint(problem, {**free, **problem.fixed})
+
+@jax.jit(static_argnums=0)
+def _compiled(
+    m_step: TracedMStep,
+    problem: Problem,
+    x: jax.Array,
+    x_before: jax.Array,
+    posterior: Posterior,
+    state: Any,
+) -> Maximized:
+    weights = _barrier_weights(problem, posterior, x)
+    start, start_value = _grown(problem, posterior, x, weights)
+
+    def q_function(new_x: jax.Array) -> jax.Array:
+        return _q(problem, posterior, new_x, x, weights)
+
+    if isinstance(m_step, ClosedForm):
+        start_value = q_function(x)
+        start, objective = _closed_form(m_step, problem, posterior, q_function, x)
+        new_x, state, info = m_step.step(objective, start, state)
+    else:
+        new_x, state, info = m_step.step(q_function, start, state)
+    if start_value is not None:
+        info = info._replace(q_start=start_value)
+    return Maximized(new_x, state, info, *_gains(problem, posterior, x_before, x, new_x))
+
+
+def _closed_form(
+    m_step: ClosedForm,
+    problem: Problem,
+    posterior: Posterior,
+    q_function: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+    """Where the user's values lead from `x` (p,), and Q with these held; or `x` and Q itself."""
+    moved, is_set = closed_form(m_step, problem, posterior, x)
+    before, after = q_function(x), q_function(moved)
+    fine = after >= before - 100 * jnp.finfo(x.dtype).eps * (1 + jnp.abs(before))
+    jax.debug.callback(_warn_of_fall, fine, before - after)
+    start = jnp.where(fine, moved, x)
+    return start, lambda new_x: q_function(jnp.where(fine & is_set, start, new_x))
+
+
+def _warn_of_fall(fine: jax.Array, fall: jax.Array) -> None:
+    if not fine:
+        logger.warning(
+            "Option `m_step`: the values of ClosedForm lower Q by %.3g and are not used in this "
+            "step. Check that they maximise Q given the other parameters.",
+            float(fall),
+        )
+
+
+def _on_host(
+    m_step: HostMStep,
+    problem: Problem,
+    x: jax.Array,
+    x_before: jax.Array,
+    posterior: Posterior,
+    state: Any,
+) -> Maximized:
+    """The same with a maximiser that calls compiled functions."""
+    start, start_value, weights = x, None, None
+    if m_step.with_gradient:
+        weights = _weights_at(problem, posterior, x)
+        start, start_value = _grown_at(problem, posterior, x, weights)
+
+    def q_function(new_x: np.ndarray) -> Any:
+        point = jax.device_put(np.asarray(new_x, x.dtype))
+        if not m_step.with_gradient:
+            return jax.device_get(_q_at(problem, posterior, point, x, weights))
+        return jax.device_get(_q_and_gradient(problem, posterior, point, x, weights))
+
+    limits = Limits(bounds(problem), conditions(problem))
+    new_x, state, info = m_step.search(q_function, np.asarray(start, float), state, limits)
+    if start_value is not None:
+        info = info._replace(q_start=start_value)
+    new_x = jax.device_put(np.asarray(new_x, x.dtype))
+    gains = _gains_at(problem, posterior, x_before, x, new_x)
+    return Maximized(new_x, state, info, *gains)
+
+
+def _q(
+    problem: Problem,
+    posterior: Posterior,
+    x: jax.Array,
+    x_before: jax.Array,
+    weights: jax.Array | None,
+) -> jax.Array:
+    """Q at `x` (p,) and what barriers add in a step from `x_before`."""
+    value = posterior.expected_log_joint(problem, problem.constrain(x))
+    if not has_barrier(problem):
+        return value
+    return value + barrier(problem, x, x_before, jnp.asarray(BLIND) if weights is None else weights)
+
+
+def _barrier_weights(problem: Problem, posterior: Posterior, x: jax.Array) -> jax.Array | None:
+    if not has_barrier(problem):
+        return None
 
     def q_function(x: jax.Array) -> jax.Array:
         return posterior.expected_log_joint(problem, problem.constrain(x))
 
-    if simplex_sites(problem.spec.space):
-        grown = grow(problem.spec.space, q_of_params, x)
-        new_x, state, info = m_step.step(q_function, grown.x, state)
-        info = info._replace(q_start=grown.start_value)
-    else:
-        new_x, state, info = m_step.step(q_function, x, state)
-    forward = backward = jnp.zeros(2, x.dtype)
-    if isinstance(posterior, WeightedDraws):
-        before, here, after = (
-            posterior.log_joints(problem, problem.constrain(point))
-            for point in (x_before, x, new_x)
-        )
-        forward = _mean_and_error(after - here, posterior.weights)
-        backward = _mean_and_error(here - before, posterior.weights)
-    return Maximized(new_x, state, info, forward, backward)
+    return barrier_weights(problem, x, jax.grad(q_function)(x))
+
+
+def _grown(
+    problem: Problem, posterior: Posterior, x: jax.Array, weights: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
+    """Probability vectors in closed form, and Q before; `x` (p,) and None if there are none."""
+
+    def q_of_params(free: Params) -> jax.Array:
+        return posterior.expected_log_joint(problem, {**free, **problem.fixed})
+
+    if not simplex_sites(problem.spec.space):
+        return x, None
+    grown = grow(problem.spec.space, q_of_params, x)
+    if not problem.spec.restrictions:
+        return grown.x, grown.start_value
+    here = _q(problem, posterior, x, x, weights)
+    there = _q(problem, posterior, grown.x, x, weights)
+    better = is_inside(problem, grown.x) & (there >= here)
+    return jnp.where(better, grown.x, x), here
+
+
+def _gains(
+    problem: Problem, posterior: Posterior, x_before: jax.Array, x: jax.Array, new_x: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`forward` and `backward` of `Maximized`."""
+    if not isinstance(posterior, WeightedDraws):
+        return jnp.zeros(2, x.dtype), jnp.zeros(2, x.dtype)
+    before, here, after = (
+        posterior.log_joints(problem, problem.constrain(point)) for point in (x_before, x, new_x)
+    )
+    forward = _mean_and_error(after - here, posterior.weights)
+    return forward, _mean_and_error(here - before, posterior.weights)
+
+
+_grown_at, _gains_at, _q_at = jax.jit(_grown), jax.jit(_gains), jax.jit(_q)
+_weights_at = jax.jit(_barrier_weights)
+_q_and_gradient = jax.jit(jax.value_and_grad(_q, argnums=2))
 
 
 def _mean_and_error(values: jax.Array, weights: jax.Array) -> jax.Array:

@@ -58,8 +58,16 @@ def test_a_step_that_is_not_finite_is_not_taken(monkeypatch, rng_key, e_step):
 
 
 def decreasing(monkeypatch, policy):
-    interfere(monkeypatch, 3, lambda out: out._replace(x=out.x + 3.0))
+    interfere(monkeypatch, 3, lambda out: out._replace(x=out.x - 3.0))  # downhill at once
     return EM(groups, stopping=SLOW, max_steps=8, on_decrease=policy)
+
+
+def test_a_step_too_far_is_halved(monkeypatch, rng_key):
+    interfere(monkeypatch, 3, lambda out: out._replace(x=out.x + 3.0))  # first up, then down
+    result = EM(groups).run(rng_key, Y, progress_bar=False)
+    assert result.converged and np.min(result.history["change"]) > -1e-12
+    best = EM(groups).run(rng_key, Y, progress_bar=False).log_likelihood.value
+    assert abs(result.log_likelihood.value - best) < 1e-11
 
 
 def test_a_decrease_is_reverted(monkeypatch, undisturbed, rng_key):

@@ -1,12 +1,23 @@
 """M-steps: numerical maximisers of Q, one file per method, one flag each."""
 
+from collections.abc import Mapping, Sequence
+
 from ppl_em.m_step.auto import Auto
-from ppl_em.m_step.base import MStep
+from ppl_em.m_step.base import NEEDS, HostMStep, Limits, MStep, TracedMStep
+from ppl_em.m_step.closed_form import ClosedForm
+from ppl_em.m_step.gradient import Gradient
 from ppl_em.m_step.lbfgs import LBFGS
 from ppl_em.m_step.newton import Newton
-from ppl_em.validation import check_choice, check_configuration
+from ppl_em.m_step.scipy import Scipy
+from ppl_em.validation import ModelError, check_choice, check_configuration
 
-FLAGS: dict[str, type] = {"auto": Auto, "lbfgs": LBFGS, "newton": Newton}
+FLAGS: dict[str, type] = {
+    "auto": Auto,
+    "lbfgs": LBFGS,
+    "newton": Newton,
+    "gradient": Gradient,
+    "scipy": Scipy,
+}
 
 
 def from_flag(m_step: "str | MStep") -> MStep:
@@ -18,4 +29,51 @@ def from_flag(m_step: "str | MStep") -> MStep:
     return m_step
 
 
-__all__ = ["FLAGS", "LBFGS", "Auto", "MStep", "Newton", "from_flag"]
+def for_problem(m_step: "str | MStep", size: int, needs: Mapping[str, Sequence[str]]) -> MStep:
+    """The M-step to run for `size` parameters.
+
+    Parameters
+    ----------
+    m_step
+        A flag or a configuration.
+    size
+        p.
+    needs
+        Some of `base.NEEDS`, each with the constraints or parameters that have it.
+
+    Raises
+    ------
+    ModelError
+        If the M-step cannot meet a need.
+    """
+    chosen = from_flag(m_step).resolve(size, tuple(needs))
+    name = getattr(chosen, "method", type(chosen).__name__)
+    for need, names in needs.items():
+        if need in chosen.honours:
+            continue
+        takers = [m for m in Scipy.stand_alone if set(needs) <= set(Scipy(m).honours)]
+        remedy = f"Use m_step='auto' or ppl_em.m_step.Scipy({takers[0]!r})"
+        if need != "rough":
+            remedy += ", or Constraint(..., barrier=True)"
+        raise ModelError(
+            f"Option `m_step`: {name} does not take {NEEDS[need]} ('{names[0]}'). {remedy}."
+        )
+    return chosen
+
+
+__all__ = [
+    "FLAGS",
+    "LBFGS",
+    "NEEDS",
+    "Auto",
+    "ClosedForm",
+    "Gradient",
+    "HostMStep",
+    "Limits",
+    "MStep",
+    "Newton",
+    "Scipy",
+    "TracedMStep",
+    "for_problem",
+    "from_flag",
+]

@@ -1,6 +1,7 @@
 """Quasi-Newton M-step."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 
@@ -27,7 +28,9 @@ class LBFGS:
     tol: float = 1e-13
     memory: int = 10
 
-    def resolve(self, size: int) -> "LBFGS":
+    honours: ClassVar[tuple[str, ...]] = ()
+
+    def resolve(self, size: int, needs: tuple[str, ...] = ()) -> "LBFGS":
         """Works for any number of parameters."""
         return self
 

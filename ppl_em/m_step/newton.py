@@ -1,6 +1,7 @@
 """Damped Newton M-step."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 
@@ -31,7 +32,9 @@ class Newton:
     max_steps: int = 10
     tol: float = 1e-18
 
-    def resolve(self, size: int) -> "Newton":
+    honours: ClassVar[tuple[str, ...]] = ()
+
+    def resolve(self, size: int, needs: tuple[str, ...] = ()) -> "Newton":
         """Works for any number of parameters."""
         return self
 
