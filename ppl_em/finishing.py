@@ -12,6 +12,7 @@ from ppl_em import arviz, evidence
 from ppl_em.audit import Audit, audit
 from ppl_em.e_step import DeterministicEStep, EStep, StochasticEStep
 from ppl_em.e_step.enumeration import Enumeration
+from ppl_em.ends import AtBounds
 from ppl_em.identifiability import set_aside
 from ppl_em.information import (
     MAX_SE_NOISE,
@@ -59,6 +60,7 @@ class FittedParts:
     e_state: Any
     posterior: Posterior
     polish: Polish | None
+    at: AtBounds | None = None
 
     def datatree(self, result: EMResult) -> "xarray.DataTree":
         """Build the result's DataTree."""
@@ -71,7 +73,7 @@ class FittedParts:
     def uncertainty(self) -> Uncertainty:
         """Invert the observed information; carry it to the model's own scale."""
         information = self._information()
-        information, left_out, note = set_aside(self.problem, self.x, information)
+        information, left_out, note = set_aside(self.problem, self.x, information, self.at)
         reason = information.problem_text
         if not reason and information.se_noise > MAX_SE_NOISE:
             reason = (
@@ -152,8 +154,9 @@ def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMRes
                 value = _in_full(e_step, problem, x, value)
             log_likelihood = LogLikelihood(value, e_step.kind)
     params = problem.constrain(x)
+    reported = params if outcome.at is None else outcome.at.exactly(params)
     return EMResult(
-        params=params,
+        params=reported,
         log_likelihood=log_likelihood,
         status=outcome.status,
         num_steps=len(outcome.rows),
@@ -161,7 +164,8 @@ def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMRes
         posterior=LatentPosterior(problem, params, posterior, key_posterior),
         e_step=_flag(e_step),
         seconds={"total": time.monotonic() - outcome.begin, "compile": outcome.compile_seconds},
-        parts=FittedParts(problem, e_step, x, state, posterior, outcome.polish),
+        parts=FittedParts(problem, e_step, x, state, posterior, outcome.polish, outcome.at),
+        boundary={} if outcome.at is None else outcome.at.found,
     )
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
+from ppl_em.boundary import Watch, jump
 from ppl_em.e_step import EStep, noise_of
 from ppl_em.home_stretch import NewtonStep, is_due, newton_steps
 from ppl_em.m_step import MStep
@@ -17,6 +18,7 @@ from ppl_em.params import Params
 from ppl_em.polish import Polish
 from ppl_em.problem import Problem
 from ppl_em.stopping import (
+    CONVERGED,
     Status,
     Step,
     has_converged,
@@ -57,7 +59,7 @@ def run_loop(
         while True:
             status, last_polish, compiled = run(problem, e_step, m_step, trail, limits, bar)
             compile_seconds += compiled
-            finer = _finer(problem, e_step, trail) if status is Status.CONVERGED else None
+            finer = _finer(problem, e_step, trail) if status in CONVERGED else None
             if finer is None:
                 break
             e_step = finer
@@ -72,6 +74,7 @@ def run_loop(
         last_polish,
         limits.begin,
         compile_seconds,
+        trail.at,
     )
 
 
@@ -88,6 +91,7 @@ def _deterministic(
     x, e_state, m_state = trail.x, trail.e_state, m_step.init(trail.x)
     before, m_info, compile_seconds = x, None, 0.0
     gap, next_try, noise = limits.stopping.gap_for(False), 0, noise_of(e_step)
+    watch = Watch(problem, e_step)
     for count in range(limits.max_steps + 1 - len(trail.rows)):
         start = time.monotonic()
         posterior, e_state, e_info = expectation(e_step, problem, x, e_state)
@@ -130,11 +134,19 @@ def _deterministic(
         if not bool(jnp.all(jnp.isfinite(out.x))):
             return Status.NON_FINITE, None, compile_seconds
         windowed = hasattr(e_info, "window_rise")  # guides fitted by stochastic gradients
-        if (
+        converged = (
             has_flattened(e_info)
             if windowed
             else has_converged(trail.steps, gap, x.dtype, noise or 0.0)
+        )
+        towards = watch.towards(x)
+        if (
+            towards.any()
+            and watch.is_due(trail.steps, converged)
+            and _to_boundary(problem, e_step, trail, towards, bar)
         ):
+            return Status.BOUNDARY, None, compile_seconds
+        if converged:
             return Status.CONVERGED, None, compile_seconds
         if count >= next_try and is_due(trail.steps, e_step, problem, limits.stopping):
             if _home_stretch(problem, e_step, trail, limits, bar):
@@ -152,6 +164,23 @@ def _deterministic(
             return Status.MAX_SECONDS, None, compile_seconds
         before, x, m_state, m_info = x, out.x, out.state, out.info
     return Status.MAX_STEPS, None, compile_seconds
+
+
+def _to_boundary(
+    problem: Problem, e_step: Any, trail: Trail, towards: np.ndarray, bar: tqdm
+) -> bool:
+    """Whether the maximum is at a bound, where the run then ends: if not, EM goes on."""
+    start, before = time.monotonic(), trail.x
+    found = jump(problem, e_step, before, trail.e_state, trail.objective, towards)
+    if found is None:
+        return False
+    trail.at = found.at
+    change, length = found.value - trail.objective, float(jnp.linalg.norm(found.x - before))
+    step = Step(found.value, change, 0.0, length)
+    trail.record(step, found.x, "boundary", time.monotonic() - start)
+    trail.x, trail.e_state = found.x, found.state
+    bar.update(1)
+    return True
 
 
 def _home_stretch(problem: Problem, e_step: Any, trail: Trail, limits: Limits, bar: tqdm) -> bool:
