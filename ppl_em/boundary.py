@@ -28,7 +28,7 @@ from ppl_em.ends import AtBounds, Boundary, ends
 from ppl_em.information import marginal_information
 from ppl_em.params import flat_labels
 from ppl_em.problem import Problem
-from ppl_em.stopping import Step, rounding
+from ppl_em.stopping import Step, Stopping, rounding
 
 logger = logging.getLogger("ppl_em")
 
@@ -59,8 +59,14 @@ SETTLED = 3e-9
 No smaller: a latent with a standard deviation of tau has scores with rounding errors of 1 / tau^2.
 """
 
+ROUGH = 1e-5
+"""The same where it does not shrink any more, which is rounding: at a correlation of 1, say."""
+
 NEAR = 1e-8
 """Gain that a Newton step promises from which it is the last one."""
+
+VISIBLE = 1e-5
+"""Fall of the log-likelihood that the score at a bound is read from."""
 
 MAX_NEWTON = 20
 """Newton steps in the other parameters."""
@@ -91,11 +97,12 @@ class Watch:
 
     problem: Problem
     e_step: Any
+    stopping: Stopping
     next_try: int = WINDOW
     seen: deque = field(default_factory=lambda: deque(maxlen=WINDOW))
 
     def __post_init__(self) -> None:
-        known = self.e_step.kind in KINDS and not self.e_step.stochastic
+        known = self.e_step.kind in KINDS and self.stopping.gap_for(False) > 0
         self.ends = ends(self.problem.spec.space) if known else np.zeros((0, 2))
 
     def towards(self, x: jax.Array) -> np.ndarray:
@@ -142,15 +149,19 @@ class _Ground:
         self, x: jax.Array, state: Any, value: float, step: np.ndarray
     ) -> tuple[jax.Array, Any, float] | None:
         """Follow `step` (p,), a decade towards bounds, until nothing changes; None if it falls."""
-        before, start = value, value
+        start, last, here = value, np.inf, (x, state, value)
+        earlier = here
         for _ in range(MAX_DECADES):
-            new_x = x + jnp.asarray(step, x.dtype)
-            now, new_state = self.look(new_x, state)
-            if not now >= start - MAX_LOSS:
+            x = here[0] + jnp.asarray(step, x.dtype)
+            value, state = self.look(x, here[1])
+            if not value >= start - MAX_LOSS:
                 return None
-            if abs(now - before) <= max(SETTLED, self.floor(now)):
-                return x, state, before
-            x, state, before = new_x, new_state, now
+            change = abs(value - here[2])
+            if change <= max(SETTLED, self.floor(value)):
+                return here
+            if last / 2 < change < ROUGH:
+                return earlier
+            earlier, here, last = here, (x, state, value), change
         return None
 
     def maximize(
@@ -181,27 +192,28 @@ class _Ground:
     def slope(
         self, x: jax.Array, state: Any, value: float, place: int, side: int, bound: float
     ) -> Boundary | None:
-        """How the log-likelihood changes from a bound, inwards; None if it does not at all.
+        """How the log-likelihood falls from a bound, inwards; None if it rises, or stays.
 
         Coordinate `place` of `x` (p,) is at the bound, in effect. It is moved away until there is
         a difference well above rounding, and once more to see to which power it grows.
         """
-        enough = max(1e3 * self.floor(value), 100 * SETTLED)
+        nearer, _ = self.look(x.at[place].add(side * DECADE), state)
+        noise = max(100 * self.floor(value), 10 * abs(nearer - value))
         start = abs(self._value(x, place) - bound)
         changes: list[tuple[float, float]] = []
         for count in range(1, 4 * MAX_DECADES):
             away = x.at[place].add(-side * count * DECADE / 2)
             new, state = self.look(away, state)
-            if not np.isfinite(new):
+            if not new - value < noise:
                 return None
-            if abs(new - value) > enough or changes:
+            if value - new > max(VISIBLE, 1e3 * noise) or changes:
                 changes.append((abs(self._value(away, place) - bound), new - value))
             if len(changes) == 2:
                 break
         else:
             return None
         (near, first), (far, second) = changes
-        if first * second <= 0:
+        if second >= first:
             return None
         power = max(1, round(np.log(second / first) / np.log(far / near)))
         return Boundary(float(bound), float(first / (near**power - start**power)), power)
@@ -222,7 +234,6 @@ def jump(
     e_step: DeterministicEStep,
     x: jax.Array,
     state: Any,
-    value: float,
     towards: np.ndarray,
 ) -> Jump | None:
     """Go to the bounds that coordinates of `x` (p,) approach, if the maximum is there.
@@ -231,10 +242,10 @@ def jump(
     ----------
     problem, e_step
         What is fitted.
-    x, state, value
-        Where EM is: the state of the E-step there, and the log-likelihood.
+    x, state
+        Where EM is, (p,), and the state of the E-step there.
     towards
-        From `Watch`, (p,).
+        The bounds that are approached, (p,): -1 and +1 for the lower and the upper end of x.
 
     Returns
     -------
@@ -242,6 +253,7 @@ def jump(
         None if the maximum is not at these bounds, as far as can be told.
     """
     ground, limits = _Ground(problem, e_step), ends(problem.spec.space)
+    value, state = ground.look(x, state)
     sides = np.where(np.isfinite(limits[:, 0]), -1, 1)
     sides = np.where(towards != 0, towards, sides)
     target, held = x, np.zeros(len(towards), bool)
@@ -299,7 +311,7 @@ def _arrive(
     for place in np.flatnonzero(held).tolist():
         side = int(sides[place])
         slope = ground.slope(x, state, value, place, side, bounds[place])
-        if slope is None or slope.score >= 0:
+        if slope is None:
             logger.info("`%s` is not at its boundary %g", labels[place], bounds[place])
             return held & (np.arange(len(held)) != place), np.zeros_like(held)
         found[labels[place]] = slope

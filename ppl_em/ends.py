@@ -61,6 +61,12 @@ class AtBounds:
         return np.isfinite(self.bounds)
 
     @property
+    def towards(self) -> np.ndarray:
+        """-1 where the bound is the lower end of x, +1 where it is the upper one, else 0; (p,)."""
+        lower, upper = (self.bounds == end for end in ends(self.space).T)
+        return upper.astype(int) - lower.astype(int)
+
+    @property
     def sentences(self) -> str:
         """In words."""
         return "; ".join(where.sentence(label) for label, where in self.found.items())

@@ -91,7 +91,12 @@ def _deterministic(
     x, e_state, m_state = trail.x, trail.e_state, m_step.init(trail.x)
     before, m_info, compile_seconds = x, None, 0.0
     gap, next_try, noise = limits.stopping.gap_for(False), 0, noise_of(e_step)
-    watch = Watch(problem, e_step)
+    watch = Watch(problem, e_step, limits.stopping)
+    if trail.at is not None:  # with a coarser E-step
+        towards, trail.at = trail.at.towards, None
+        if _to_boundary(problem, e_step, trail, towards, bar):
+            return Status.BOUNDARY, None, 0.0
+        x, e_state = trail.x, trail.e_state
     for count in range(limits.max_steps + 1 - len(trail.rows)):
         start = time.monotonic()
         posterior, e_state, e_info = expectation(e_step, problem, x, e_state)
@@ -171,7 +176,7 @@ def _to_boundary(
 ) -> bool:
     """Whether the maximum is at a bound, where the run then ends: if not, EM goes on."""
     start, before = time.monotonic(), trail.x
-    found = jump(problem, e_step, before, trail.e_state, trail.objective, towards)
+    found = jump(problem, e_step, before, trail.e_state, towards)
     if found is None:
         return False
     trail.at = found.at

@@ -5,7 +5,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
-from scipy import optimize, special, stats
+from scipy import optimize, stats
 
 GROUPS = np.repeat(np.arange(7), [2, 5, 3, 8, 4, 6, 3])
 """Unbalanced groups of 31 rows."""
