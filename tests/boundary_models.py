@@ -129,3 +129,20 @@ def inflated(y):
         z = numpyro.sample("z", dist.Bernoulli(zero), infer={"enumerate": "parallel"})
         law = dist.Poisson(jnp.where(z == 1, 1e-30, rate))
         numpyro.sample("y", law, obs=y)
+
+
+def lines(x, group, y=None):
+    """A random line for each of six groups, with a correlation of intercepts and slopes."""
+    alpha = numpyro.param("alpha", 0.0)
+    beta = numpyro.param("beta", 0.0)
+    sigma = numpyro.param("sigma", 1.0, constraint=constraints.positive)
+    s0 = numpyro.param("s0", 1.0, constraint=constraints.positive)
+    s1 = numpyro.param("s1", 1.0, constraint=constraints.positive)
+    corr = numpyro.param("corr", 0.0, constraint=constraints.interval(-1.0, 1.0))
+    factor = [[s0, 0.0], [corr * s1, jnp.sqrt(1 - corr**2) * s1]]
+    tril = jnp.stack([jnp.stack([jnp.asarray(v) for v in row]) for row in factor])
+    with numpyro.plate("groups", 6):
+        b = numpyro.sample("b", dist.MultivariateNormal(jnp.zeros(2), scale_tril=tril))
+    with numpyro.plate("rows", len(x)):
+        mean = alpha + b[group, 0] + (beta + b[group, 1]) * x
+        numpyro.sample("y", dist.Normal(mean, sigma), obs=y)
