@@ -72,7 +72,7 @@ def test_eight_schools_end_at_zero(schools):
     assert where.score == pytest.approx(score, rel=1e-4)
     with pytest.warns(UserWarning, match="half the p-value"):
         assert schools.standard_errors()["mu"] == pytest.approx(se, rel=1e-5)
-    assert "`tau` is at its boundary 0" in str(schools)
+        assert "`tau` is at its boundary 0" in str(schools)
     # The latents are there as well: all of them at mu.
     np.testing.assert_allclose(schools.posterior.mean()["theta"], mu, atol=1e-4)
     draws = schools.posterior.sample(jax.random.key(1), 50)["theta"]
@@ -154,7 +154,7 @@ def test_a_small_variance_is_not_taken_for_zero(spread, start):
 @pytest.mark.parametrize(
     ("sds", "labels"),
     [
-        ((1.0, 0.0), {"sd[1]"}),
+        pytest.param((1.0, 0.0), {"sd[1]"}, marks=pytest.mark.long),
         pytest.param((0.0, 1.0), {"sd[0]"}, marks=pytest.mark.long),
         pytest.param((0.0, 0.0), {"sd[0]", "sd[1]"}, marks=pytest.mark.long),
         pytest.param((1.0, 1.0), set(), marks=pytest.mark.long),
