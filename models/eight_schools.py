@@ -20,11 +20,11 @@ Source: Rubin (1981), Journal of Educational Statistics 6, 377-401.
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from numpyro import handlers
 from numpyro.distributions import constraints
 
 DATA = Path(__file__).resolve().parent / "data" / "eight_schools.csv"
@@ -62,8 +62,7 @@ def simulate(rng_key, params=None, *, sigma=None) -> dict[str, np.ndarray]:
     rng_key : jax.Array
         Random key.
     params : dict, optional
-        True parameter values; those left out are taken from ``REFERENCE``, with a ``tau`` of 5
-        in place of 0, at which there would be nothing to draw from.
+        True parameter values; those left out are taken from ``REFERENCE``.
     sigma : array of shape (J,), optional
         Standard errors, those of the real schools by default.
 
@@ -74,7 +73,8 @@ def simulate(rng_key, params=None, *, sigma=None) -> dict[str, np.ndarray]:
     """
     data = load()
     sigma = data["sigma"] if sigma is None else np.asarray(sigma, data["sigma"].dtype)
-    truth = {**REFERENCE["params"], "tau": 5.0, **(params or {})}
-    program = handlers.seed(handlers.substitute(model, data=truth), rng_key)
-    y = handlers.trace(program).get_trace(sigma)["y"]["value"]
+    truth = {**REFERENCE["params"], **(params or {})}
+    keys = jax.random.split(rng_key)  # by hand, because a scale of 0 is refused by distributions
+    theta = truth["mu"] + truth["tau"] * jax.random.normal(keys[0], sigma.shape)
+    y = theta + sigma * jax.random.normal(keys[1], sigma.shape)
     return {"sigma": sigma, "y": np.asarray(y, data["y"].dtype)}
