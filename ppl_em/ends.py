@@ -9,7 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from numpyro.distributions import constraints
 
-from ppl_em.params import Params, ParamSite, ParamSpace
+from ppl_em.params import Params, ParamSite, ParamSpace, flat_labels
 
 FAR = 40.0
 """Unconstrained value that is as good as infinite."""
@@ -87,6 +87,23 @@ def ends(space: ParamSpace) -> np.ndarray:
     NaN where there is none, or where a coordinate moves several parameters at once.
     """
     return np.concatenate([np.zeros((0, 2)), *(_ends_of(site) for site in _in_order(space))])
+
+
+def within_reach(space: ParamSpace, params: Params, errors: np.ndarray) -> dict[str, float]:
+    """Free parameters less than a standard error from a bound, and the bound, by label.
+
+    `errors` (P,) are standard errors of all flattened `params`; unknown ones (NaN) reach nothing.
+    """
+    values = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
+    known = dict(zip(flat_labels(params), zip(values, errors, strict=True), strict=True))
+    labels = flat_labels(space.unravel(jnp.zeros(space.size)))
+    found = {}
+    for label, bounds in zip(labels, ends(space), strict=True):
+        for bound in bounds[np.isfinite(bounds)]:
+            value, error = known[label]
+            if abs(value - bound) < error:
+                found[label] = float(bound)
+    return found
 
 
 def _at(value: jax.Array, bound: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from ppl_em import arviz, evidence
 from ppl_em.audit import Audit, audit
 from ppl_em.e_step import DeterministicEStep, EStep, StochasticEStep
 from ppl_em.e_step.enumeration import Enumeration
-from ppl_em.ends import AtBounds
+from ppl_em.ends import AtBounds, within_reach
 from ppl_em.identifiability import set_aside
 from ppl_em.information import (
     MAX_SE_NOISE,
@@ -85,6 +85,8 @@ class FittedParts:
         )
         covariance = constrained_covariance(self.problem, self.x, covariance_x)
         covariance[left_out], covariance[:, left_out] = np.nan, np.nan
+        if self.e_step.stochastic and not (reason or note):
+            note = self._unexcluded(np.sqrt(np.diag(covariance)))
         if self.polish is not None:
             mcse_x = self.polish.mcse_x
         else:
@@ -93,6 +95,19 @@ class FittedParts:
         mcse = np.sqrt(np.maximum(np.diag(mcse), 0.0))  # NaN stays
         se_mcse = self._se_mcse(information) * np.sqrt(np.diag(covariance))
         return Uncertainty(covariance, mcse, se_mcse, information.method, reason, note)
+
+    def _unexcluded(self, errors: np.ndarray) -> str:
+        """Which bounds the draws do not exclude, from standard errors (P,); empty if none."""
+        params = self.problem.constrain(self.x)
+        near = within_reach(self.problem.spec.space, params, errors)
+        if not near:
+            return ""
+        where = ", ".join(f"`{label}` from {bound:.6g}" for label, bound in near.items())
+        return (
+            f"{where}: less than a standard error from the boundary, which a Monte Carlo E-step "
+            f"neither reaches nor excludes, so the standard error is not to be relied on; "
+            f"e_step='exact', 'quadrature' or 'laplace' would tell"
+        )
 
     def _se_mcse(self, information: Information) -> np.ndarray:
         """Relative Monte Carlo errors of the standard errors, (P,)."""

@@ -128,7 +128,7 @@ class Landscape:
             new, state = self.look(away, state)
             if not new - value < noise:
                 return None
-            if value - new > max(VISIBLE, 1e3 * noise) or changes:
+            if value - new > max(VISIBLE, 30 * noise) or changes:
                 changes.append((abs(self._value(away, place) - bound), new - value))
             if len(changes) == 2:
                 break

@@ -23,7 +23,7 @@ class Uncertainty:
         Why it is not available; empty if it is.
     note
         Which parameters have none (NaN), at a boundary or along a flat direction, while the others
-        do; empty if all or none have.
+        do, or which may be at a boundary for all that draws can tell; empty if there are none.
     """
 
     covariance: np.ndarray

@@ -19,7 +19,7 @@ from scipy import stats
 import ppl_em
 from ppl_em import EM, EMResult, catalog, cli
 from ppl_em.e_step import Quadrature
-from ppl_em.ends import AtBounds, ends
+from ppl_em.ends import AtBounds, ends, within_reach
 from ppl_em.inspection import build_problem
 from ppl_em.stopping import Status, Stopping
 
@@ -242,7 +242,7 @@ def test_more_nodes_at_a_bound(monkeypatch):
     def coarse(self, problem, params, state):
         calls.append(float(params["tau"]))
         if len(calls) == 2:
-            return replace(self, chosen=self.chosen + 20)
+            return replace(self, chosen=91)
         return refined(self, problem, params, state)
 
     monkeypatch.setattr(Quadrature, "refined", coarse)
@@ -279,6 +279,9 @@ def test_ends_of_supports():
     space, nan = problem.spec.space, np.nan
     found = ends(space)
     np.testing.assert_array_equal(found, [[0, nan], [3, nan], [0, 100], [0, 2], *[[nan, nan]] * 4])
+    errors = np.array([1.1, 1.9, 0.6, 1.6, 0.6, 9, 9, 9, 9])  # a, b, c, c, d, e, e, e, f
+    reach = within_reach(space, {**params, "c": np.array([0.5, 0.5])}, errors)
+    assert reach == {"a": 0.0, "c[0]": 0.0, "c[1]": 2.0}
     bounds = np.array([nan, 3, nan, 2, nan, nan, nan, nan])
     moved = AtBounds(space, bounds, {}).exactly(params)
     assert moved["b"] == 3 and moved["a"] == 1
