@@ -43,7 +43,7 @@ def to_datatree(result: EMResult, problem: Problem) -> "xarray.DataTree":
     from arviz_base import dict_to_dataset
 
     draws, stats = _draws(result, problem)
-    replayed = _replay(problem, result.params, draws)
+    replayed = _replay(problem, result.posterior.params, draws)
     groups: dict[str, Any] = {}
     posterior = {**_hide_idle(problem, draws), **replayed.deterministic}
     dims = replayed.dims
@@ -88,7 +88,7 @@ def _draws(result: EMResult, problem: Problem) -> tuple[Arrays, Arrays]:
         stats = {k: np.asarray(v[:, ::step]) for k, v in latents.inner.stats.items()}
         chains, draws = u.shape[:2]
         flat = u.reshape(-1, u.shape[-1])
-        sampled = jax.vmap(lambda v: problem.constrain_latents(result.params, v))(flat)
+        sampled = jax.vmap(lambda v: problem.constrain_latents(result.posterior.params, v))(flat)
         sampled = latents.with_discrete(key_discrete, sampled, len(flat))
     else:
         chains, stats = CHAINS, {}
@@ -98,7 +98,7 @@ def _draws(result: EMResult, problem: Problem) -> tuple[Arrays, Arrays]:
     if not stats:
         stats = {"lp": np.full((chains, draws), result.log_likelihood.value)}
     if isinstance(latents.inner, WeightedDraws):
-        lp = _log_joints(problem, result.params, u)
+        lp = _log_joints(problem, result.posterior.params, u)
         stats["lp"] = np.asarray(lp)
     return shaped, stats
 

@@ -7,7 +7,7 @@ has that gradient too.
 
 import logging
 import time
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ppl_em import host
+from ppl_em.boundary import Watch, to_boundary
 from ppl_em.e_step import DeterministicEStep, EStep, noise_of
 from ppl_em.feasibility import bounds, conditions, needs
 from ppl_em.home_stretch import take_newton_steps
@@ -59,93 +60,144 @@ def score(e_step: EStep, problem: Problem, x: jax.Array, state: Any) -> tuple:
     return info.objective, jax.grad(q_function)(x), state
 
 
-def ascend(
-    problem: Problem,
-    e_step: DeterministicEStep,
-    trail: Trail,
-    limits: Limits,
-    bar: tqdm,
-    inverse_hessian: np.ndarray | None = None,
-) -> Status:
-    """Climb from the end of `trail` to a maximum, and leave the steps there.
+class _Drifting(Exception):
+    """Raised inside a search that runs towards a bound of the parameters."""
 
-    Parameters
+
+@dataclass
+class Ascent:
+    """A climb from the end of `trail` to a maximum, which leaves its steps there.
+
+    Attributes
     ----------
     inverse_hessian
-        What to assume at first of the inverse of minus the Hessian, (p, p); from EM it is that of
-        Q, the inverse of the complete-data information.
-
-    Returns
-    -------
-    Status
-        `CONVERGED` only if the observed information says that the gain still to be had is below
-        the tolerance. `STALLED` if the method found nothing more, but the information cannot be
-        inverted, or is too large: EM steps can tell then.
+        What BFGS assumes at first of the inverse of minus the Hessian, (p, p); from EM it is that
+        of Q, the inverse of the complete-data information.
     """
-    method = _method(problem, limits.plan.method)
-    state, start, dtype = trail.e_state, time.monotonic(), trail.x.dtype
-    last, norm = trail.x, np.nan
 
-    def value_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
-        nonlocal state, norm
-        trail.evaluations += 1
-        value, gradient, new_state = score(e_step, problem, jnp.asarray(x, dtype), state)
-        value, gradient = float(value), np.asarray(gradient, float)
-        if np.isfinite(value) and np.all(np.isfinite(gradient)):
-            state, norm = new_state, float(np.linalg.norm(gradient))
-        return value, gradient
+    problem: Problem
+    e_step: DeterministicEStep
+    trail: Trail
+    limits: Limits
+    bar: tqdm
+    inverse_hessian: np.ndarray | None = None
+    method: str = field(init=False)
+    state: Any = field(init=False)
+    watch: Watch = field(init=False)
+    first: jax.Array = field(init=False)
+    norm: float = field(default=np.nan, init=False)
+    clock: float = field(default_factory=time.monotonic, init=False)
 
-    def objective(x: np.ndarray) -> float:
-        return value_and_gradient(x)[0]
+    def __post_init__(self) -> None:
+        self.method = _method(self.problem, self.limits.plan.method)
+        self.state, self.first = self.trail.e_state, self.trail.x
+        self.watch = Watch(self.problem, self.e_step, self.limits.stopping)
 
-    def hessian(x: np.ndarray) -> np.ndarray:
-        trail.evaluations += x.size
-        found = marginal_information(e_step, problem, jnp.asarray(x, dtype), state)
-        return -np.asarray(found.matrix, float)
+    def run(self) -> Status:
+        """Climb.
 
-    def record(x: np.ndarray, value: float) -> None:
-        nonlocal start, last
-        if value <= trail.objective:
-            return
-        seconds, start = time.monotonic() - start, time.monotonic()
-        new_x = jnp.asarray(x, dtype)
-        length = float(jnp.linalg.norm(new_x - last))
-        trail.record(Step(value, value - trail.objective, 0.0, length), new_x, "direct", seconds)
-        trail.rows[-1]["gradient_norm"] = norm
-        trail.x, trail.e_state, last = new_x, state, new_x
-        bar.update(1)
-        bar.set_postfix_str(f"{method} {value:.6f}, |grad| {norm:.1e}")
-        if time.monotonic() > limits.deadline:
-            raise TimeoutError
+        Returns
+        -------
+        Status
+            `CONVERGED` only if the observed information says that the gain still to be had is
+            below the tolerance. `STALLED` if the method found nothing more, but the information
+            cannot be inverted, or is too large: EM steps can tell then.
+        """
+        drifting = True
+        while drifting:
+            try:
+                ended = self._climb()
+                drifting = False
+            except _Drifting:
+                if self._at_bound(self.watch.far_towards(self.first, self.trail.x)):
+                    return Status.BOUNDARY
+            except TimeoutError:
+                return Status.MAX_SECONDS
+        if ended is not None:
+            return ended
+        if self._at_bound(self.watch.far_towards(self.first, self.trail.x)):
+            return Status.BOUNDARY
+        arguments = (self.problem, self.e_step, self.trail, self.limits, self.bar)
+        if not is_large(self.problem) and take_newton_steps(*arguments):
+            return Status.CONVERGED
+        spent = len(self.trail.rows) >= self.limits.max_steps
+        return Status.MAX_STEPS if spent else Status.STALLED
 
-    gap, budget = limits.stopping.gap_for(False), limits.max_steps - len(trail.rows)
-    noise = max(noise_of(e_step) or 0.0, rounding(trail.objective, dtype))
-    if method in host.DERIVATIVE_FREE:
-        record(*_without_gradient(method, objective, np.asarray(trail.x, float), problem, budget))
-        return Status.STALLED  # there is no information to confirm it
-    if budget > 0:
-        try:
-            found = host.maximize(
-                value_and_gradient,
-                np.asarray(trail.x, float),
-                method,
-                max_steps=budget,
-                tol=max(gap, noise),
-                bounds=bounds(problem, barriers=True),
-                conditions=conditions(problem, barriers=True),
-                hessian=hessian if method in host.SECOND_ORDER else None,
-                inverse_hessian=inverse_hessian if method == "BFGS" else None,
-                callback=record,
+    def _climb(self) -> Status | None:
+        """One search; a status if nothing is to be done after it."""
+        problem, trail = self.problem, self.trail
+        budget, start = self.limits.max_steps - len(trail.rows), np.asarray(trail.x, float)
+        if budget <= 0:
+            return Status.MAX_STEPS
+        within = bounds(problem, barriers=True), conditions(problem, barriers=True)
+        if self.method in host.DERIVATIVE_FREE:
+            search = Scipy(self.method, max_steps=budget)
+            best, _, info = search.search(
+                lambda x: self._value_and_gradient(x)[0],
+                start,
+                search.init(trail.x),
+                MStepLimits(*within),
             )
-        except TimeoutError:
-            return Status.MAX_SECONDS
-        logger.info("%s, after %d steps: %s", method, len(trail.rows), found.message)
+            self._record(best, float(info.q_end))
+            return Status.STALLED  # there is no information to confirm it
+        noise = max(noise_of(self.e_step) or 0.0, rounding(trail.objective, trail.x.dtype))
+        found = host.maximize(
+            self._value_and_gradient,
+            start,
+            self.method,
+            max_steps=budget,
+            tol=max(self.limits.stopping.gap_for(False), noise),
+            bounds=within[0],
+            conditions=within[1],
+            hessian=self._hessian if self.method in host.SECOND_ORDER else None,
+            inverse_hessian=self.inverse_hessian if self.method == "BFGS" else None,
+            callback=self._step,
+        )
+        logger.info("%s, after %d steps: %s", self.method, len(trail.rows), found.message)
         if not np.isfinite(found.start_value):
             return Status.NON_FINITE
-        record(found.x, found.value)
-    if not is_large(problem) and take_newton_steps(problem, e_step, trail, limits, bar):
-        return Status.CONVERGED
-    return Status.MAX_STEPS if len(trail.rows) >= limits.max_steps else Status.STALLED
+        self._record(found.x, found.value)
+        return None
+
+    def _at_bound(self, towards: np.ndarray) -> bool:
+        return to_boundary(self.problem, self.e_step, self.trail, towards, self.bar)
+
+    def _value_and_gradient(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+        self.trail.evaluations += 1
+        point = jnp.asarray(x, self.trail.x.dtype)
+        found, slope, state = score(self.e_step, self.problem, point, self.state)
+        value, gradient = float(found), np.asarray(slope, float)
+        if np.isfinite(value) and np.all(np.isfinite(gradient)):
+            self.state, self.norm = state, float(np.linalg.norm(gradient))
+        return value, gradient
+
+    def _hessian(self, x: np.ndarray) -> np.ndarray:
+        self.trail.evaluations += x.size
+        point = jnp.asarray(x, self.trail.x.dtype)
+        found = marginal_information(self.e_step, self.problem, point, self.state)
+        return -np.asarray(found.matrix, float)
+
+    def _step(self, x: np.ndarray, value: float) -> None:
+        self._record(x, value)
+        if time.monotonic() > self.limits.deadline:
+            raise TimeoutError
+        # A search that is broken off loses its curvature: only far from where it began.
+        towards = self.watch.far_towards(self.first, self.trail.x)
+        if towards.any() and self.watch.is_due(self.trail.steps, False):
+            raise _Drifting
+
+    def _record(self, x: np.ndarray, value: float) -> None:
+        trail = self.trail
+        if value <= trail.objective:
+            return
+        seconds, self.clock = time.monotonic() - self.clock, time.monotonic()
+        point = jnp.asarray(x, trail.x.dtype)
+        length = float(jnp.linalg.norm(point - trail.x))
+        trail.record(Step(value, value - trail.objective, 0.0, length), point, "direct", seconds)
+        trail.rows[-1]["gradient_norm"] = self.norm
+        trail.x, trail.e_state = point, self.state
+        self.bar.update(1)
+        self.bar.set_postfix_str(f"{self.method} {value:.6f}, |grad| {self.norm:.1e}")
 
 
 def _method(problem: Problem, flag: str) -> str:
@@ -165,16 +217,6 @@ def _method(problem: Problem, flag: str) -> str:
     return "BFGS" if size <= MAX_BFGS else "L-BFGS-B"
 
 
-def _without_gradient(
-    method: str, function: Callable, x: np.ndarray, problem: Problem, max_steps: int
-) -> tuple[np.ndarray, float]:
-    """Where simplices lead from `x` (p,), and the value there."""
-    search = Scipy(method, max_steps=max_steps)
-    limits = MStepLimits(bounds(problem, barriers=True), conditions(problem, barriers=True))
-    found, _, info = search.search(function, x, search.init(jnp.asarray(x)), limits)
-    return found, float(info.q_end)
-
-
 def climb_directly(
     problem: Problem, e_step: DeterministicEStep, trail: Trail, limits: Limits, bar: tqdm
 ) -> tuple[Status, float]:
@@ -184,7 +226,7 @@ def climb_directly(
     trail.objective, seconds = float(value), time.monotonic() - start
     if not np.isfinite(trail.objective):
         return Status.NON_FINITE, seconds
-    return ascend(problem, e_step, trail, limits, bar), seconds
+    return Ascent(problem, e_step, trail, limits, bar).run(), seconds
 
 
 def switch_reason(finish: str | None, steps: list[Step], size: int, gap: float) -> str:

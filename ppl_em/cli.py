@@ -259,6 +259,7 @@ def as_json(result: EMResult, audit: Audit | None = None) -> dict[str, Any]:
         "log_likelihood": _plain(likelihood._asdict()),
         "converged": result.converged,
         "status": result.status.value,
+        "boundary": {label: where._asdict() for label, where in result.boundary.items()},
         "num_steps": result.num_steps,
         "e_step": result.e_step,
         "seconds": result.seconds,
@@ -326,6 +327,7 @@ def _report(result: EMResult, entry: catalog.Entry, reference: dict[str, Any] | 
         f"({seconds['compile']:.1f} s of it compiling and warming up)"
     )
     lines.append(result.status.value)
+    lines += [f"{where.sentence(label)}." for label, where in result.boundary.items()]
     return "\n".join(lines)
 
 

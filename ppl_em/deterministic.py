@@ -11,13 +11,15 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ppl_em.acceleration import Accelerator, Proposal, accelerator
-from ppl_em.ascent import ascend, switch_reason
+from ppl_em.ascent import Ascent, switch_reason
+from ppl_em.boundary import Watch, to_boundary
 from ppl_em.e_step import DeterministicEStep, noise_of
 from ppl_em.feasibility import nearest_feasible
 from ppl_em.home_stretch import is_due, take_newton_steps
 from ppl_em.m_step import MStep
 from ppl_em.problem import Problem
 from ppl_em.stopping import (
+    CONVERGED,
     Status,
     Step,
     has_converged,
@@ -87,6 +89,11 @@ class Deterministic:
     def run(self) -> tuple[Status, float]:
         """EM steps until a rule ends them; the status, and the seconds of the first one."""
         trail, limits = self.trail, self.limits
+        watch = Watch(self.problem, self.e_step, limits.stopping)
+        if trail.at is not None:  # with a coarser E-step
+            towards, trail.at = trail.at.towards, None
+            if to_boundary(self.problem, self.e_step, trail, towards, self.bar):
+                return Status.BOUNDARY, 0.0
         before, m_info, proposal, next_try, compile_seconds = trail.x, None, None, 0, 0.0
         here, start = None, time.monotonic()
         for count in range(limits.max_steps + 1 - len(trail.rows)):
@@ -102,12 +109,19 @@ class Deterministic:
             trail.x, trail.e_state = here.x, here.state
             if not bool(jnp.all(jnp.isfinite(here.out.x))):
                 return Status.NON_FINITE, compile_seconds
-            if self._has_converged(here):
+            done, towards = self._has_converged(here), watch.towards(here.x)
+            if (
+                towards.any()
+                and watch.is_due(trail.steps, done)
+                and to_boundary(self.problem, self.e_step, trail, towards, self.bar)
+            ):
+                return Status.BOUNDARY, compile_seconds
+            if done:
                 return Status.CONVERGED, compile_seconds
-            converged = self._finish() if count >= next_try else None
-            if converged:
-                return Status.CONVERGED, compile_seconds
-            if converged is not None:
+            ended = self._finish() if count >= next_try else None
+            if ended in CONVERGED:
+                return ended, compile_seconds
+            if ended is not None:
                 next_try = 2 * count
                 if trail.x is not here.x:  # the finish got somewhere, if not to the end
                     here = self._both(trail.x, trail.e_state)
@@ -216,26 +230,25 @@ class Deterministic:
             left = float(info.q_end - info.q_start) / max(1 - rate, 1e-6)
         return has_converged(self.trail.steps[self.first :], gap, here.x.dtype, noise, left)
 
-    def _finish(self) -> bool | None:
-        """Leave EM for the log-likelihood itself, if it is time. Whether that converged."""
+    def _finish(self) -> Status | None:
+        """Leave EM for the log-likelihood itself, if it is time; how that ended."""
         plan, trail = self.limits.plan, self.trail
         arguments = (self.problem, self.e_step, trail, self.limits, self.bar)
         if plan.finish is None and plan.acceleration is None:
             if not is_due(trail.steps, self.e_step, self.problem, self.limits.stopping):
                 return None
-            return take_newton_steps(*arguments)
+            return Status.CONVERGED if take_newton_steps(*arguments) else Status.STALLED
         gap = max(self.limits.stopping.gap_for(False), rounding(trail.objective, trail.x.dtype))
         steps = trail.steps[self.first :]
         reason = switch_reason(plan.finish, steps, self.problem.spec.space.size, gap)
         if not reason:
             return None
         trail.decide(f"{reason}: on to the direct method")
-        status = ascend(*arguments, getattr(self.m_state, "inverse", None))
-        if status is Status.CONVERGED:
-            return True
-        trail.decide("the information does not confirm a maximum: back to EM")
-        self.first = len(trail.steps)
-        return False
+        status = Ascent(*arguments, getattr(self.m_state, "inverse", None)).run()
+        if status not in CONVERGED:
+            trail.decide("the information does not confirm a maximum: back to EM")
+            self.first = len(trail.steps)
+        return status
 
     def _proposed(self, method: Accelerator, here: Visit) -> Proposal:
         def em_map(x: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from ppl_em.audit import Audit, audit
 from ppl_em.constrained import active_constraints
 from ppl_em.e_step import DeterministicEStep, EStep, StochasticEStep
 from ppl_em.e_step.enumeration import Enumeration
+from ppl_em.ends import AtBounds, within_reach
 from ppl_em.identifiability import set_aside
 from ppl_em.information import (
     MAX_SE_NOISE,
@@ -60,6 +61,7 @@ class FittedParts:
     e_state: Any
     posterior: Posterior
     polish: Polish | None
+    at: AtBounds | None = None
 
     def datatree(self, result: EMResult) -> "xarray.DataTree":
         """Build the result's DataTree."""
@@ -73,7 +75,7 @@ class FittedParts:
         """Invert the observed information; carry it to the model's own scale."""
         information = self._information()
         active = active_constraints(self.problem, self.x, information)
-        information, left_out, note = set_aside(self.problem, self.x, information)
+        information, left_out, note = set_aside(self.problem, self.x, information, self.at)
         reason = information.problem_text
         if not reason and information.se_noise > MAX_SE_NOISE:
             reason = (
@@ -85,6 +87,8 @@ class FittedParts:
         )
         covariance = constrained_covariance(self.problem, self.x, covariance_x)
         covariance[left_out], covariance[:, left_out] = np.nan, np.nan
+        if self.e_step.stochastic and not (reason or note):
+            note = self._unexcluded(np.sqrt(np.diag(covariance)))
         if self.polish is not None:
             mcse_x = self.polish.mcse_x
         else:
@@ -95,6 +99,19 @@ class FittedParts:
             mcse[left_out] = np.nan
         se_mcse = self._se_mcse(information) * np.sqrt(np.diag(covariance))
         return Uncertainty(covariance, mcse, se_mcse, information.method, reason, note, active)
+
+    def _unexcluded(self, errors: np.ndarray) -> str:
+        """Which bounds the draws do not exclude, from standard errors (P,); empty if none."""
+        params = self.problem.constrain(self.x)
+        near = within_reach(self.problem.spec.space, params, errors)
+        if not near:
+            return ""
+        where = ", ".join(f"`{label}` from {bound:.6g}" for label, bound in near.items())
+        return (
+            f"{where}: less than a standard error from the boundary, which a Monte Carlo E-step "
+            f"neither reaches nor excludes, so the standard error is not to be relied on; "
+            f"e_step='exact', 'quadrature' or 'laplace' would tell"
+        )
 
     def _se_mcse(self, information: Information) -> np.ndarray:
         """Relative Monte Carlo errors of the standard errors, (P,)."""
@@ -156,8 +173,9 @@ def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMRes
                 value = _in_full(e_step, problem, x, value)
             log_likelihood = LogLikelihood(value, e_step.kind)
     params = problem.constrain(x)
+    reported = params if outcome.at is None else outcome.at.exactly(params)
     return EMResult(
-        params=params,
+        params=reported,
         log_likelihood=log_likelihood,
         status=outcome.status,
         num_steps=len(outcome.rows),
@@ -165,7 +183,8 @@ def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMRes
         posterior=LatentPosterior(problem, params, posterior, key_posterior),
         e_step=_flag(e_step),
         seconds={"total": time.monotonic() - outcome.begin, "compile": outcome.compile_seconds},
-        parts=FittedParts(problem, e_step, x, state, posterior, outcome.polish),
+        parts=FittedParts(problem, e_step, x, state, posterior, outcome.polish, outcome.at),
+        boundary={} if outcome.at is None else outcome.at.found,
     )
 
 

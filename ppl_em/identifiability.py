@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from ppl_em.constrained import explain, hold, moved_only_by, rough_coordinates
+from ppl_em.ends import AtBounds
 from ppl_em.information import Information, flat_and_jacobian, holding
 from ppl_em.params import flat_labels
 from ppl_em.problem import Problem
@@ -18,7 +19,7 @@ CURVED = 1e-3
 
 
 def set_aside(
-    problem: Problem, x: jax.Array, information: Information
+    problem: Problem, x: jax.Array, information: Information, at: AtBounds | None = None
 ) -> tuple[Information, np.ndarray, str]:
     """Standard errors of what the data determine, where they do not determine everything.
 
@@ -28,6 +29,8 @@ def set_aside(
         The fitted parameters, x of shape (p,).
     information
         There.
+    at
+        Parameters that are known to be at a bound.
 
     Returns
     -------
@@ -37,6 +40,8 @@ def set_aside(
         changed, and the sentence is empty, where all or none of them are determined.
     """
     labels = flat_labels(problem.constrain(x))
+    if at is not None:
+        return _at_bounds(problem, x, information, at)
     without, notes = explain(problem, x, information)
     information = hold(problem, x, information)
     held = at_boundary(problem, x, information)
@@ -66,6 +71,26 @@ def set_aside(
         f"others do not depend on it"
     )
     return replace(information, problem_text="", known=directions), places, note
+
+
+def _at_bounds(
+    problem: Problem, x: jax.Array, information: Information, at: AtBounds
+) -> tuple[Information, np.ndarray, str]:
+    """As `set_aside`, for parameters that a run has gone to the bounds of."""
+    labels = flat_labels(problem.constrain(x))
+    diagonal = np.abs(np.diag(information.matrix)) + np.abs(information.gradient)
+    idle = ~at.held & (diagonal < 1e-9 * (1 + np.max(np.where(at.held, 0.0, diagonal))))
+    held = at.held | idle | at_boundary(problem, x, information)
+    places = np.flatnonzero(moved_only_by(problem, x, held))
+    note = (
+        f"{at.sentences}: no standard errors there; the others are given with these held. A "
+        f"likelihood ratio for one variance of zero has half the p-value of a chi-squared with one "
+        f"degree of freedom"
+    )
+    if idle.any():
+        names = ", ".join(labels[i] for i in np.flatnonzero(moved_only_by(problem, x, idle)))
+        note += f"; {names} cannot be told there"
+    return holding(problem, x, information, np.eye(len(held))[:, held]), places, note
 
 
 def flat_directions(information: Information) -> np.ndarray | None:

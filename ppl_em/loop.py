@@ -16,7 +16,7 @@ from ppl_em.monte_carlo import monte_carlo
 from ppl_em.params import Params
 from ppl_em.polish import Polish
 from ppl_em.problem import Problem
-from ppl_em.stopping import Status
+from ppl_em.stopping import CONVERGED, Status
 from ppl_em.trail import Limits, Outcome, Plan, Trail
 
 
@@ -46,7 +46,7 @@ def run_loop(
                 calm = cast(DeterministicEStep, e_step)
                 status, compiled = _without_noise(problem, calm, m_step, trail, limits, bar)
             compile_seconds += compiled
-            if status is not Status.CONVERGED:
+            if status not in CONVERGED:
                 break
             finer, firmer = _finer(problem, e_step, trail), firm(problem, trail.x)
             if finer is None and firmer is None:
@@ -66,6 +66,7 @@ def run_loop(
         last_polish,
         limits.begin,
         compile_seconds,
+        trail.at,
     )
 
 

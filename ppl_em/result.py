@@ -11,9 +11,10 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from scipy.special import ndtri
 
+from ppl_em.ends import Boundary
 from ppl_em.likelihood import LogLikelihood
 from ppl_em.params import Params, flat_labels
-from ppl_em.stopping import Status
+from ppl_em.stopping import CONVERGED, Status
 from ppl_em.uncertainty import ActiveConstraint, Uncertainty
 
 if TYPE_CHECKING:
@@ -66,6 +67,9 @@ class EMResult:
         The E-step that ran, as a word.
     seconds
         `{"total": ..., "compile": ...}` wall time.
+    boundary
+        Parameters at a bound of their support, where the log-likelihood is highest: label to
+        bound, score there, and the power of the distance that the score is per unit of.
     """
 
     params: Params
@@ -77,11 +81,12 @@ class EMResult:
     e_step: str
     seconds: dict[str, float]
     parts: Parts = field(repr=False)
+    boundary: dict[str, Boundary] = field(default_factory=dict)
 
     @property
     def converged(self) -> bool:
         """Whether the run ended at a maximum, as far as can be told."""
-        return self.status is Status.CONVERGED
+        return self.status in CONVERGED
 
     def covariance(self) -> "xarray.DataArray":
         """Covariance of the estimates, dims (parameter, parameter_), labelled `alpha[0]`, `sd`, ...
@@ -188,6 +193,7 @@ class EMResult:
             f"{self.summary().round(4)}",
             f"log-likelihood {self.log_likelihood}",
             f"{self.status.value} ({self.num_steps} steps, {self.seconds['total']:.1f} s)",
+            *(f"{where.sentence(label)}." for label, where in self.boundary.items()),
         ]
         return "\n".join(lines)
 

@@ -12,6 +12,10 @@ class Status(Enum):
     """How a run ended; the value is the sentence shown to the user."""
 
     CONVERGED = "Converged: the estimated remaining gain in log-likelihood is below the tolerance."
+    BOUNDARY = (
+        "Converged, at a boundary of the parameters that `result.boundary` names: the "
+        "log-likelihood is highest there, and falls towards the inside."
+    )
     MAX_STEPS = (
         "Not converged: the step budget is spent. Raise `max_steps`, or continue from "
         "`init_params=result.params`."
@@ -47,6 +51,10 @@ class Status(Enum):
         "`fixed`, or constrain it."
     )
     INTERRUPTED = "Interrupted by the user. The last good parameters are returned."
+
+
+CONVERGED = (Status.CONVERGED, Status.BOUNDARY)
+"""Ends of a run at a maximum."""
 
 
 @dataclass(frozen=True)

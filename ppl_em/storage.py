@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from ppl_em.ends import Boundary
 from ppl_em.likelihood import LogLikelihood
 from ppl_em.params import Params
 from ppl_em.result import EMResult
@@ -42,6 +43,7 @@ def load(path: Any) -> EMResult:
         e_step=header["e_step"],
         seconds=header["seconds"],
         parts=StoredParts(tree),
+        boundary={k: Boundary(*where) for k, where in header.get("boundary", {}).items()},
     )
 
 
@@ -133,6 +135,7 @@ def header(result: EMResult) -> dict[str, Any]:
         "num_steps": result.num_steps,
         "e_step": result.e_step,
         "seconds": result.seconds,
+        "boundary": {label: list(where) for label, where in result.boundary.items()},
         "leaves": leaves(result.params)[1],
         "params": _encode(result.params, iter(range(10**9))),
     }

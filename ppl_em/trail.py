@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from ppl_em.e_step import EStep
+from ppl_em.ends import AtBounds
 from ppl_em.polish import Polish
 from ppl_em.problem import Problem
 from ppl_em.stopping import Status, Step, Stopping, observed_rate, verdict
@@ -47,7 +48,8 @@ class Limits:
 class Outcome(NamedTuple):
     """What the loop hands to the result; everything belongs to `x` (p,), the last good point.
 
-    `e_step` is the one that it ended with, which may be finer than the first.
+    `e_step` is the one that it ended with, which may be finer than the first; `at` says which
+    parameters are at a bound, if some are.
     """
 
     x: jax.Array
@@ -58,6 +60,7 @@ class Outcome(NamedTuple):
     polish: Polish | None
     begin: float
     compile_seconds: float
+    at: AtBounds | None = None
 
 
 @dataclass
@@ -75,6 +78,7 @@ class Trail:
     objective: float = 0.0
     rounds: int = 0
     newton_failed: bool = False
+    at: AtBounds | None = None
     evaluations: int = 0
     pending: str = ""
 
@@ -85,7 +89,10 @@ class Trail:
 
     def record(self, step: Step, x: jax.Array, phase: str, seconds: float, *infos: Any) -> None:
         """Add a step that led to `x` (p,), with whatever else is known of it."""
-        row: dict[str, Any] = {"params": jax.device_get(self.problem.constrain(x))}
+        params = self.problem.constrain(x)
+        if phase == "boundary" and self.at is not None:
+            params = self.at.exactly(params)
+        row: dict[str, Any] = {"params": jax.device_get(params)}
         row |= {"objective": step.objective, "change": step.change, "change_mcse": step.error}
         rate = observed_rate([*self.steps, step]) if phase == "em" else np.nan
         if phase == "newton" and self.rows:

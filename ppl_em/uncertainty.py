@@ -54,7 +54,8 @@ class Uncertainty:
         Why it is not available; empty if it is.
     note
         Which parameters have none (NaN), at a boundary, an active constraint, or along a flat
-        direction, while the others do; and which constraints were held. Empty if all or none have.
+        direction, while the others do; which constraints were held; or which parameters may be at a
+        boundary for all that draws can tell. Empty if there are none.
     active
         Constraints that are active.
     """

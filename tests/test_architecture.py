@@ -91,6 +91,9 @@ ALLOWED = {  # module or package: all that it may import from ppl_em
     "optimize": (),
     "stopping": (),
     "params": ("static", "validation"),
+    "ends": ("params",),
+    "landscape": ("e_step", "ends", "information", "problem", "stopping"),
+    "boundary": ("e_step", "ends", "landscape", "params", "problem", "stopping", "trail"),
     "arguments": ("static",),
     "elimination": ("validation",),
     "chains": ("elimination",),
@@ -147,6 +150,7 @@ ALLOWED = {  # module or package: all that it may import from ppl_em
     ),
     "acceleration": ("validation",),
     "ascent": (
+        "boundary",
         "e_step",
         "feasibility",
         "home_stretch",

@@ -19,6 +19,7 @@ NAMES = [
     "airquality",
     "crossed",
     "earthquakes",
+    "eight_schools",
     "epil",
     "faithful",
     "kidney",
