@@ -5,6 +5,7 @@ from ppl_em.audit import Audit
 from ppl_em.compare import Comparison, compare_e_steps
 from ppl_em.em import EM
 from ppl_em.likelihood import LogLikelihood
+from ppl_em.optima import Optimum, Restarts
 from ppl_em.result import EMResult
 from ppl_em.stopping import Status, Stopping
 from ppl_em.storage import load
@@ -19,6 +20,8 @@ __all__ = [
     "EMResult",
     "LogLikelihood",
     "ModelError",
+    "Optimum",
+    "Restarts",
     "Status",
     "Stopping",
     "compare_e_steps",

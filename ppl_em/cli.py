@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(fit)
     fit.add_argument("--e-step", default="auto", choices=list(e_step.FLAGS))
     fit.add_argument("--algorithm", default="em", choices=["em", "direct", "hybrid"])
+    fit.add_argument("--num-restarts", type=int, default=1, metavar="N", help="starts in all")
     fit.add_argument("--out", metavar="FILE.nc", help="save the fit (netCDF, for ArviZ)")
     fit.add_argument("--plot", metavar="FILE.png", help="save a picture of the fit")
     fit.add_argument("--audit", action="store_true", help="ask a stronger E-step how far off it is")
@@ -136,7 +137,8 @@ def _fit(options: argparse.Namespace) -> int:
     reference = entry.reference if options.reference and not options.data else None
     em, data = _prepare(options, entry)
     key = jax.random.key(options.seed)
-    result = dataclasses.replace(em, e_step=options.e_step).run(key, **data)
+    em = dataclasses.replace(em, e_step=options.e_step, num_restarts=options.num_restarts)
+    result = em.run(key, **data)
     audit = result.audit(jax.random.fold_in(key, 1)) if options.audit else None
     if options.json:
         print(json.dumps(as_json(result, audit)))
@@ -201,6 +203,12 @@ def as_json(result: EMResult, audit: Audit | None = None) -> dict[str, Any]:
         "e_step": result.e_step,
         "seconds": result.seconds,
     }
+    if result.penalties:
+        found |= {"penalised": result.penalised, "penalties": _plain(result.penalties)}
+    if result.degeneracy:
+        found["degeneracy"] = result.degeneracy
+    if result.restarts is not None:
+        found["restarts"] = _plain(result.restarts.as_dict())
     return found if audit is None else found | {"audit": _audit_as_json(audit)}
 
 
@@ -247,7 +255,8 @@ def _report(result: EMResult, entry: catalog.Entry, reference: dict[str, Any] | 
         with np.errstate(divide="ignore", invalid="ignore"):  # no errors of fixed values
             table["off by (se)"] = (table["estimate"] - table["reference"]) / table["se"]
     lines = [f"{entry.name}: {entry.title}", "", *_aligned(result.labels, table), ""]
-    lines.append(f"log-likelihood  {result.log_likelihood}")
+    penalised = f", penalised {result.penalised:.6f}" if result.penalties else ""
+    lines.append(f"log-likelihood  {result.log_likelihood}{penalised}")
     if reference is not None:
         lines.append(f"reference       {reference['log_likelihood']:.6f} ({reference['kind']})")
     if result.uncertainty.reason:
@@ -261,7 +270,9 @@ def _report(result: EMResult, entry: catalog.Entry, reference: dict[str, Any] | 
         f"E-step          {result.e_step}, {result.num_steps} steps, {seconds['total']:.1f} s "
         f"({seconds['compile']:.1f} s of it compiling and warming up)"
     )
-    lines.append(result.status.value)
+    lines += [result.status.value, *filter(None, [result.degeneracy])]
+    if result.restarts is not None:
+        lines += ["", str(result.restarts)]
     return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,13 +12,17 @@ from tqdm.auto import tqdm
 
 from ppl_em import e_step as e_steps
 from ppl_em import m_step as m_steps
+from ppl_em.degenerate import judged
 from ppl_em.e_step import EStep, noise_of
 from ppl_em.finishing import make_result
 from ppl_em.inspection import build_problem
 from ppl_em.loop import run_loop
 from ppl_em.m_step import MStep
 from ppl_em.params import Params
+from ppl_em.problem import Problem
+from ppl_em.restarts import run_restarts
 from ppl_em.result import EMResult
+from ppl_em.starts import all_starts, split_starts
 from ppl_em.stopping import Stopping
 from ppl_em.trail import Limits
 from ppl_em.validation import ModelError, as_key, check_choice, check_option_names
@@ -67,7 +71,11 @@ class EM:
     on_decrease
         What to do when a deterministic objective falls beyond rounding: `"revert"` to the last
         good parameters and stop, `"warn"` and go on, or `"raise"`.
-    acceleration, finish, num_restarts
+    num_restarts
+        Starts in all. The first is at the initial values; others are drawn around them, on the
+        unconstrained scale, and for `map_sites` from their priors. The best proper optimum is
+        returned, and all of them in `result.restarts`.
+    acceleration, finish
         Reserved: only the defaults are available in this version.
 
     Examples
@@ -101,16 +109,18 @@ class EM:
 
     def __post_init__(self) -> None:
         check_choice("on_decrease", self.on_decrease, ("revert", "warn", "raise"))
-        for option, default in (("acceleration", None), ("finish", None), ("num_restarts", 1)):
+        for option, default in (("acceleration", None), ("finish", None)):
             if getattr(self, option) != default:
                 raise ModelError(
                     f"Option `{option}`: {getattr(self, option)!r} is not available in this "
                     f"version. Leave it at {default!r}."
                 )
-        if not isinstance(self.max_steps, int) or self.max_steps < 1:
-            raise ModelError(
-                f"Option `max_steps`: found {self.max_steps!r}. Pass a positive whole number."
-            )
+        for option in ("max_steps", "num_restarts"):
+            value = getattr(self, option)
+            if not isinstance(value, int) or value < 1:
+                raise ModelError(
+                    f"Option `{option}`: found {value!r}. Pass a positive whole number."
+                )
         if not callable(self.model):
             raise ModelError(
                 f"Option `model`: found {type(self.model).__name__}. Pass a NumPyro model, a "
@@ -127,7 +137,7 @@ class EM:
         self,
         rng_key: jax.Array,
         *args: Any,
-        init_params: Params | None = None,
+        init_params: Params | Sequence[Params] | None = None,
         progress_bar: bool = True,
         **kwargs: Any,
     ) -> EMResult:
@@ -140,7 +150,8 @@ class EM:
         *args, **kwargs
             Passed to the model.
         init_params
-            `{site: value}`: where to start, instead of the model's initial values.
+            `{site: value}`: where to start, instead of the model's initial values; or a list of
+            such dictionaries, for as many starts.
         progress_bar
             Show a bar with the step, the objective, its change and the E-step's own news.
 
@@ -158,6 +169,7 @@ class EM:
         check_option_names(self.model, RUN_OPTIONS)
         begin = time.monotonic()
         key_build, key_resolve, key_init, key_finish = jax.random.split(as_key(rng_key), 4)
+        first, more = split_starts(init_params)
         problem, params = build_problem(
             key_build,
             self.model,
@@ -166,7 +178,7 @@ class EM:
             map_sites=self.map_sites,
             fixed=self.fixed,
             constraints=self.constraints,
-            init_params=init_params,
+            init_params=first,
         )
         if not (problem.spec.latents or problem.spec.discrete):
             logger.warning(
@@ -174,13 +186,25 @@ class EM:
                 "has nothing to do beyond one M-step."
             )
         chosen = e_steps.from_flag(self.e_step)
+        starts = all_starts(key_init, problem, params, more, self.num_restarts)
         if noise_of(chosen) is not None:
-            x = problem.unconstrain(params)
-            x = x + NUDGE * jax.random.normal(key_resolve, x.shape, x.dtype)
-            params = problem.constrain(x)
-        e_step = chosen.resolve(key_resolve, problem, params)
+            starts = [_nudged(key_resolve, problem, start) for start in starts]
+        e_step = chosen.resolve(key_resolve, problem, starts[0])
         m_step = m_steps.from_flag(self.m_step).resolve(problem.spec.space.size)
         limits = Limits(self.max_steps, self.stopping or Stopping(), self.on_decrease, begin)
-        with tqdm(total=self.max_steps, disable=not progress_bar, desc="EM") as bar:
-            outcome = run_loop(key_init, problem, e_step, m_step, params, limits, bar)
-        return make_result(key_finish, problem, outcome)
+
+        def fit(keys: Sequence[jax.Array], start: Params, bar: tqdm) -> EMResult:
+            outcome = run_loop(keys[0], problem, e_step, m_step, start, limits, bar)
+            result = make_result(keys[1], problem, outcome)
+            return judged(result, problem.unconstrain(start), outcome.x, result.parts)
+
+        if len(starts) == 1:
+            with tqdm(total=self.max_steps, disable=not progress_bar, desc="EM") as bar:
+                return fit((key_init, key_finish), starts[0], bar)
+        with tqdm(total=len(starts), disable=not progress_bar, desc="EM starts") as bar:
+            return run_restarts(key_finish, problem, starts, fit, limits, bar)
+
+
+def _nudged(rng_key: jax.Array, problem: Problem, params: Params) -> Params:
+    x = problem.unconstrain(params)
+    return problem.constrain(x + NUDGE * jax.random.normal(rng_key, x.shape, x.dtype))

@@ -25,6 +25,7 @@ from ppl_em.latents import LatentPosterior
 from ppl_em.likelihood import LogLikelihood
 from ppl_em.motion import find_motion
 from ppl_em.params import Params
+from ppl_em.penalties import penalties
 from ppl_em.polish import Polish
 from ppl_em.posterior import BlockDraws, GaussianGuide, Guided, Posterior, WeightedDraws
 from ppl_em.problem import Problem
@@ -59,6 +60,7 @@ class FittedParts:
     e_state: Any
     posterior: Posterior
     polish: Polish | None
+    penalised: bool = False
 
     def datatree(self, result: EMResult) -> "xarray.DataTree":
         """Build the result's DataTree."""
@@ -90,7 +92,8 @@ class FittedParts:
         mcse = constrained_covariance(self.problem, self.x, mcse_x)
         mcse = np.sqrt(np.maximum(np.diag(mcse), 0.0))  # NaN stays
         se_mcse = self._se_mcse(information) * np.sqrt(np.diag(covariance))
-        return Uncertainty(covariance, mcse, se_mcse, information.method, reason, note)
+        method = information.method + (", penalised" if self.penalised else "")
+        return Uncertainty(covariance, mcse, se_mcse, method, reason, note)
 
     def _se_mcse(self, information: Information) -> np.ndarray:
         """Relative Monte Carlo errors of the standard errors, (P,)."""
@@ -152,16 +155,20 @@ def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMRes
                 value = _in_full(e_step, problem, x, value)
             log_likelihood = LogLikelihood(value, e_step.kind)
     params = problem.constrain(x)
+    history = _history(outcome.rows, params, e_step, log_likelihood)
+    terms = penalties(problem, params)
+    value = log_likelihood.value - sum(terms.values())
     return EMResult(
         params=params,
-        log_likelihood=log_likelihood,
+        log_likelihood=log_likelihood._replace(value=value),
         status=outcome.status,
         num_steps=len(outcome.rows),
-        history=_history(outcome.rows, params, e_step, log_likelihood),
+        history=history,
         posterior=LatentPosterior(problem, params, posterior, key_posterior),
         e_step=_flag(e_step),
         seconds={"total": time.monotonic() - outcome.begin, "compile": outcome.compile_seconds},
-        parts=FittedParts(problem, e_step, x, state, posterior, outcome.polish),
+        parts=FittedParts(problem, e_step, x, state, posterior, outcome.polish, bool(terms)),
+        penalties=terms,
     )
 
 

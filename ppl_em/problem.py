@@ -66,7 +66,7 @@ class ProblemSpec:
     """Everything static about a problem; hashable, so that compiled programs are shared.
 
     `scans` says whether steps of a `scan` are evaluated side by side, see `scans.py`; `idle` marks
-    coordinates that touch nothing, shape (D,).
+    coordinates that touch nothing, shape (D,); `factors` are the observed `numpyro.factor` sites.
     """
 
     model: Callable
@@ -78,6 +78,7 @@ class ProblemSpec:
     first_available_dim: int
     scans: bool = False
     idle: Static | None = None
+    factors: tuple[str, ...] = ()
 
 
 @jax.tree_util.register_dataclass
