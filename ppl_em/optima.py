@@ -1,6 +1,6 @@
 """Restarts: what became of every start, and the distinct optima that they found."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -147,12 +147,18 @@ class Restarts:
         return [(m, bool(d)) for m, d in zip(self.message, self.degenerate, strict=True) if m]
 
 
-def clusters(fits: dict[int, Fit], errors: Any, gap: float) -> list[list[int]]:
+def clusters(
+    fits: dict[int, Fit],
+    errors: Callable[[int], np.ndarray],
+    dip: Callable[[int, int], float],
+    gap: float,
+) -> list[list[int]]:
     """Fits by number, put together where they are the same optimum; the best optimum first.
 
     Within each, the best fit comes first. Two are the same if objectives and parameters agree:
     parameters within a tenth of a standard error, and both within what convergence and Monte Carlo
-    noise leave open. Fits that did not converge join an optimum but make none.
+    noise leave open. So are two with one objective between which it does not dip, as where some
+    parameters do not matter. Fits that did not converge join an optimum but make none.
 
     Parameters
     ----------
@@ -160,6 +166,8 @@ def clusters(fits: dict[int, Fit], errors: Any, gap: float) -> list[list[int]]:
         Numbers and fits, aligned.
     errors
         Function of the number of a fit: its standard errors, (P,), NaN where it has none.
+    dip
+        Function of two numbers: how far the objective falls between two fits, in nats.
     gap
         What convergence leaves to gain, in nats.
     """
@@ -167,7 +175,11 @@ def clusters(fits: dict[int, Fit], errors: Any, gap: float) -> list[list[int]]:
     found: list[tuple[np.ndarray, list[int]]] = []
     for i in order:
         for se, members in found:
-            if _same(fits[members[0]], fits[i], se, gap):
+            one, other = fits[members[0]], fits[i]
+            allowed = max(GAIN_APART, 2 * gap) + 4 * np.hypot(one.noise, other.noise)
+            if abs(one.objective - other.objective) > allowed:
+                continue
+            if _same(one, other, se, gap) or dip(members[0], i) < allowed:
                 members.append(i)
                 break
         else:
@@ -177,9 +189,7 @@ def clusters(fits: dict[int, Fit], errors: Any, gap: float) -> list[list[int]]:
 
 
 def _same(one: Fit, other: Fit, se: np.ndarray, gap: float) -> bool:
-    allowed = max(GAIN_APART, 2 * gap) + 4 * np.hypot(one.noise, other.noise)
-    if not abs(one.objective - other.objective) <= allowed:
-        return False
+    """Whether the parameters of two fits are the same, up to what is known of them."""
     away = np.abs(one.flat - other.flat)
     mcse = np.nan_to_num(np.hypot(one.mcse, other.mcse))
     known = np.isfinite(se)

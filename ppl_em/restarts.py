@@ -5,18 +5,21 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import cast
 
 import jax
 import numpy as np
 from tqdm.auto import tqdm
 
 from ppl_em.alignment import Group, exchangeable, nearest, permuted
+from ppl_em.finishing import FittedParts
 from ppl_em.optima import NO_OPTIMUM, Fit, Optimum, Restarts, clusters
 from ppl_em.params import Params
 from ppl_em.problem import Problem
 from ppl_em.result import EMResult
 from ppl_em.stopping import Status
 from ppl_em.trail import Limits
+from ppl_em.updates import expectation
 from ppl_em.validation import ModelError
 
 logger = logging.getLogger("ppl_em")
@@ -136,6 +139,10 @@ def _record(problem: Problem, runs: list[One], gap: float) -> Restarts:
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             return flat(i, good[i].standard_errors())
 
+    def dip(i: int, j: int) -> float:
+        ends = [permuted(good[k].params, groups, orders[k]) for k in (i, j)]
+        return _dip(problem, good[i], *ends)
+
     fits = {
         i: Fit(
             r.penalised, r.log_likelihood.mcse, r.converged, flat(i, r.params), flat(i, _mcse(r))
@@ -144,7 +151,7 @@ def _record(problem: Problem, runs: list[One], gap: float) -> Restarts:
     }
     cluster = np.full(len(runs), NO_OPTIMUM)
     optima = []
-    for k, members in enumerate(clusters(fits, errors, gap)):
+    for k, members in enumerate(clusters(fits, errors, dip, gap)):
         cluster[members] = k
         first = good[members[0]]
         optima.append(
@@ -172,6 +179,23 @@ def _record(problem: Problem, runs: list[One], gap: float) -> Restarts:
         exchangeable=_in_words(good[best].params, groups) if good else "",
         histories=tuple({} if r is None else r.history for r in results),
     )
+
+
+def _dip(problem: Problem, result: EMResult, one: Params, other: Params) -> float:
+    """How far the objective of the E-step of `result` falls on the line between two fits.
+
+    Infinite if it is random, or depends on more than the parameters.
+    """
+    parts = cast(FittedParts, result.parts)
+    e_step, state = parts.e_step, parts.e_state
+    if e_step.stochastic or result.e_step == "mean_field":
+        return np.inf
+    first, last = problem.unconstrain(one), problem.unconstrain(other)
+    values = [
+        float(expectation(e_step, problem, first + share * (last - first), state)[2].objective)
+        for share in (0.0, 0.25, 0.5, 0.75, 1.0)
+    ]
+    return min(values[0], values[-1]) - min(values)
 
 
 def _mcse(result: EMResult) -> Params:

@@ -45,6 +45,7 @@ def mixture(y, count=3):
         numpyro.sample("y", dist.Normal(mu[z], sd[z]), obs=y)
 
 
+@np.errstate(all="ignore")
 def by_hand(y, params, steps=4000):
     """Closed-form EM for the mixture; log-likelihood and parameters, NaN where a scale vanishes."""
     probs, mu, sd = (np.array(params[name], float) for name in ("probs", "mu", "sd"))
@@ -55,7 +56,7 @@ def by_hand(y, params, steps=4000):
         value = logsumexp(joint, axis=1)
         weights = np.exp(joint - value[:, None])
         rows = weights.sum(axis=0)
-        probs, some = np.maximum(rows / len(y), 1e-300), rows > 1e-100
+        probs, some = np.maximum(rows / len(y), 1e-300), rows > 1e-12
         mu = np.where(some, weights.T @ y / np.maximum(rows, 1e-300), mu)
         squares = np.sum(weights * (y[:, None] - mu) ** 2, axis=0)
         sd = np.where(some, np.sqrt(squares / np.maximum(rows, 1e-300)), sd)
@@ -347,6 +348,17 @@ def test_equal_likelihoods_at_other_parameters_are_distinct_optima():
     assert one.params["a"] == pytest.approx(-float(other.params["a"]), rel=1e-5)
     assert abs(one.params["a"]) == pytest.approx(np.sqrt(np.mean(Y**2) - 1), rel=1e-5)
     assert one.share + other.share == 1
+
+
+def test_parameters_that_do_not_matter_make_no_optima():
+    """A component without weight may be anywhere: one optimum."""
+    starts = [{"probs": np.array([1 - 1e-9, 1e-9]), "mu": np.array([0.0, m])} for m in (40, 60.0)]
+    result = fit(mixture, Y, 2, init_params=[*starts])
+    first, other = (h["mu"][-1][1] for h in result.restarts.histories)
+    assert abs(first - other) > 1
+    (one,) = result.restarts.optima
+    assert one.share == 1 and one.note == "value 1 of 'z' has no weight"
+    assert one.log_likelihood == pytest.approx(dist.Normal(Y.mean(), Y.std()).log_prob(Y).sum())
 
 
 @pytest.mark.long
