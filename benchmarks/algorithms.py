@@ -28,7 +28,7 @@ from ppl_em import EM, catalog, compare_algorithms
 from ppl_em.e_step import Quadrature
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-from toy_models import logit_normal  # noqa: E402
+from toy_models import logit_normal
 
 NAMES = ("em", "squarem", "anderson", "direct", "lbfgs", "newton", "hybrid")
 TITLES = ("EM", "SQUAREM", "Anderson", "BFGS", "L-BFGS-B", "Newton", "hybrid")
@@ -69,16 +69,15 @@ JORESKOG = """
 """
 """Correlations of nine tests in 145 persons: Joreskog (1967), Psychometrika 32, 443-482."""
 
-LOADINGS = np.array(
-    [
-        [0.5954912, 0.6449102, 0.7630006, 0.7163828, 0.6175647, 0.6464100, 0.6452737, 0.7868222]
-        + [0.7482302],
-        [-0.4893347, -0.4408213, 0.5053083, 0.5258722, -0.4714808, -0.4628659, -0.3260013]
-        + [0.3690580, 0.4326963],
-        [-0.3848925, -0.3555598, -0.0535340, 0.0219100, 0, 0, 0, 0, 0],
-        [0, 0, 0, 0, 0.1931459, 0.4606456, -0.3622682, 0.0630371, 0.0431256],
-    ]
-)
+LOADINGS = np.zeros((4, 9))
+LOADINGS[0] = """
+.5954912 .6449102 .7630006 .7163828 .6175647 .6464100 .6452737 .7868222 .7482302
+""".split()
+LOADINGS[1] = """
+-.4893347 -.4408213 .5053083 .5258722 -.4714808 -.4628659 -.3260013 .3690580 .4326963
+""".split()
+LOADINGS[2, :4] = "-.3848925 -.3555598 -.0535340 .0219100".split()
+LOADINGS[3, 4:] = ".1931459 .4606456 -.3622682 .0630371 .0431256".split()
 """Where Liu and Rubin (1998), Statistica Sinica 8, start; zeros stay zero."""
 
 ROW, COLUMN = np.nonzero(LOADINGS)

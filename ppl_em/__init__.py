@@ -7,6 +7,7 @@ from ppl_em.compare import Comparison, compare_e_steps
 from ppl_em.direct import Direct
 from ppl_em.em import EM
 from ppl_em.likelihood import LogLikelihood
+from ppl_em.optima import Optimum, Restarts
 from ppl_em.restrictions import Constraint
 from ppl_em.result import EMResult
 from ppl_em.stopping import Status, Stopping
@@ -25,6 +26,8 @@ __all__ = [
     "EMResult",
     "LogLikelihood",
     "ModelError",
+    "Optimum",
+    "Restarts",
     "Status",
     "Stopping",
     "compare_algorithms",

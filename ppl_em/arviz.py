@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro import distributions as dist
 from numpyro import handlers
 
+from ppl_em.checks import is_factor
 from ppl_em.inspection import site_dims
 from ppl_em.params import Params
 from ppl_em.posterior import WeightedDraws
@@ -35,9 +35,9 @@ def to_datatree(result: EMResult, problem: Problem) -> "xarray.DataTree":
 
     Groups: `posterior` (latent and deterministic sites, chain x draw), `sample_stats`,
     `log_likelihood` (pointwise, given the latents), `observed_data`, `em_trace` (dim
-    `iteration`), `params`, `uncertainty` (covariance, standard and Monte Carlo errors); where
-    there are continuous latents `latent_mean` and `latent_sd`; where there are discrete ones
-    `responsibilities`, and `most_probable` if all are.
+    `iteration`, and `restart` after several starts), `params`, `uncertainty` (covariance,
+    standard and Monte Carlo errors); where there are continuous latents `latent_mean` and
+    `latent_sd`; where there are discrete ones `responsibilities`, and `most_probable` if all are.
     """
     import xarray
     from arviz_base import dict_to_dataset
@@ -96,7 +96,7 @@ def _draws(result: EMResult, problem: Problem) -> tuple[Arrays, Arrays]:
         sampled = latents.sample(key_draws, chains * draws)
     shaped = {k: np.asarray(v).reshape(chains, draws, *v.shape[1:]) for k, v in sampled.items()}
     if not stats:
-        stats = {"lp": np.full((chains, draws), result.log_likelihood.value)}
+        stats = {"lp": np.full((chains, draws), result.penalised)}
     if isinstance(latents.inner, WeightedDraws):
         lp = _log_joints(problem, result.posterior.params, u)
         stats["lp"] = np.asarray(lp)
@@ -119,7 +119,7 @@ def _replay(problem: Problem, params: Params, draws: Arrays) -> _Replayed:
     first = {name: jnp.asarray(values[0, 0]) for name, values in draws.items()}
     sites = trace(problem, first)
     deterministic = [k for k, s in sites.items() if s["type"] == "deterministic"]
-    observed = {k: sites[k] for k in problem.spec.observed if not _is_factor(sites[k])}
+    observed = {k: sites[k] for k in problem.spec.observed if not is_factor(sites[k])}
     size = sum(int(np.prod(np.shape(s["value"]))) for s in observed.values())
     count = next(iter(draws.values())).shape[:2] if draws else (1, 1)
     pointwise = list(observed) if size * np.prod(count) <= BUDGET else []
@@ -138,15 +138,10 @@ def _replay(problem: Problem, params: Params, draws: Arrays) -> _Replayed:
     values, terms = jax.device_get(replay(problem, {k: jnp.asarray(v) for k, v in draws.items()}))
     dims = {}
     for name, site in sites.items():
-        if site["type"] == "sample" and not _is_factor(site):
+        if site["type"] == "sample" and not is_factor(site):
             dims[name] = list(site_dims(site, np.shape(site["value"])))
     data = {k: np.asarray(site["value"]) for k, site in observed.items()}
     return _Replayed(values, terms, data, dims)
-
-
-def _is_factor(site: dict[str, Any]) -> bool:
-    fn = site["fn"]
-    return isinstance(getattr(fn, "base_dist", fn), dist.Unit)
 
 
 def _hide_idle(problem: Problem, draws: Arrays) -> Arrays:
@@ -164,12 +159,31 @@ def _hide_idle(problem: Problem, draws: Arrays) -> Arrays:
 def _trace_dataset(result: EMResult) -> Any:
     import xarray
 
-    iterations = np.arange(1, result.num_steps + 1)
+    dims, coords = ["iteration"], {"iteration": np.arange(1, result.num_steps + 1)}
+    history = result.history
+    if result.restarts is not None:
+        length = max(result.restarts.num_steps)
+        dims = ["restart", *dims]
+        coords = {"restart": np.arange(len(result.restarts.status))}
+        coords["iteration"] = np.arange(1, length + 1)
+        traces = result.restarts.histories
+        history = {
+            name: np.stack([_padded(trace.get(name), values, length) for trace in traces])
+            for name, values in history.items()
+        }
     variables = {}
-    for name, values in result.history.items():
-        extra = [f"{name}_dim_{i}" for i in range(values.ndim - 1)]
-        variables[name] = (["iteration", *extra], values)
-    return xarray.Dataset(variables, coords={"iteration": iterations})
+    for name, values in history.items():
+        extra = [f"{name}_dim_{i}" for i in range(values.ndim - len(dims))]
+        variables[name] = ([*dims, *extra], values)
+    return xarray.Dataset(variables, coords=coords)
+
+
+def _padded(values: np.ndarray | None, like: np.ndarray, length: int) -> np.ndarray:
+    """A history with its first axis filled up to `length` by NaN, or by empty words."""
+    blank = "" if like.dtype.kind == "U" else np.nan
+    known = like[:0] if values is None else values
+    rest = np.full((length - len(known), *like.shape[1:]), blank)
+    return np.concatenate([known, rest])
 
 
 def _params_dataset(result: EMResult) -> Any:

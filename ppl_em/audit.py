@@ -159,6 +159,7 @@ def audit(
     found = climb(key_climb, problem, x, engine)
     shifts = _shifts(problem, x, found)
     own, ours = result.log_likelihood, found.log_likelihood
+    ours = ours._replace(value=ours.value - result.penalty)
     labels = flat_labels(problem.constrain(x))
     return Audit(
         labels=labels,

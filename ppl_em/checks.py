@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import constraints
+from numpyro.distributions import Unit, constraints
 
 from ppl_em.params import (
     Params,
@@ -26,6 +26,12 @@ Trace = dict[str, Site]
 def is_latent(site: Site) -> bool:
     """Whether a site is an unobserved sample site."""
     return site["type"] == "sample" and not site["is_observed"]
+
+
+def is_factor(site: Site) -> bool:
+    """Whether a site is a `numpyro.factor` statement."""
+    fn = site.get("fn")
+    return site["type"] == "sample" and isinstance(getattr(fn, "base_dist", fn), Unit)
 
 
 def param_constraint(site: Site) -> constraints.Constraint:

@@ -10,24 +10,20 @@ import os
 import pathlib
 import sys
 import traceback
-import warnings
 from typing import Any
 
 import jax
-import numpy as np
 import numpyro
 
 from ppl_em import catalog, e_step, m_step
 from ppl_em.acceleration import ACCELERATORS
 from ppl_em.algorithms import ALGORITHMS, compare_algorithms
 from ppl_em.ascent import METHODS
-from ppl_em.audit import Audit
-from ppl_em.compare import Comparison, compare_e_steps
+from ppl_em.compare import compare_e_steps
 from ppl_em.direct import Direct
 from ppl_em.em import EM
-from ppl_em.params import flat_labels
 from ppl_em.plots import plot_fit
-from ppl_em.result import EMResult
+from ppl_em.reports import as_json, comparison_as_json, plain, report
 from ppl_em.validation import ModelError
 
 OK, NOT_CONVERGED, UNUSABLE = 0, 1, 2
@@ -90,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     fit.add_argument("--method", default="auto", choices=METHODS, help="of the direct algorithm")
     fit.add_argument("--acceleration", choices=list(ACCELERATORS), help="of EM")
+    fit.add_argument("--num-restarts", type=int, default=1, metavar="N", help="starts in all")
     fit.add_argument("--out", metavar="FILE.nc", help="save the fit (netCDF, for ArviZ)")
     fit.add_argument("--plot", metavar="FILE.png", help="save a picture of the fit")
     fit.add_argument("--audit", action="store_true", help="ask a stronger E-step how far off it is")
@@ -155,7 +152,7 @@ def _fit(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(as_json(result, audit)))
     else:
-        print(_report(result, entry, reference))
+        print(report(result, entry, reference))
         if audit is not None:
             print(f"\nAudit by {audit.e_step}, {audit.seconds:.1f} s\n{audit}")
     notes = sys.stderr if options.json else sys.stdout
@@ -170,7 +167,7 @@ def _fit(options: argparse.Namespace) -> int:
 
 def _with_algorithm(em: EM, options: argparse.Namespace) -> EM | Direct:
     """What `fit` runs."""
-    em = dataclasses.replace(em, e_step=options.e_step)
+    em = dataclasses.replace(em, e_step=options.e_step, num_restarts=options.num_restarts)
     if options.method != "auto" and options.algorithm != "direct":
         raise ModelError("Option --method: it belongs to --algorithm direct. Add that.")
     if options.acceleration is not None and options.algorithm != "em":
@@ -185,6 +182,7 @@ def _with_algorithm(em: EM, options: argparse.Namespace) -> EM | Direct:
             method=options.method,
             map_sites=em.map_sites,
             max_steps=em.max_steps,
+            num_restarts=options.num_restarts,
         )
     finish = "auto" if options.algorithm == "hybrid" else None
     return dataclasses.replace(em, acceleration=options.acceleration, finish=finish)
@@ -199,7 +197,7 @@ def _compare(options: argparse.Namespace) -> int:
     flags = _listed(options.e_steps)
     found = compare_e_steps(em, flags, key, audit=not options.no_audit, **data)
     if options.json:
-        print(json.dumps(_comparison_as_json(found)))
+        print(json.dumps(comparison_as_json(found)))
     else:
         print(found)
     notes = sys.stderr if options.json else sys.stdout
@@ -219,8 +217,8 @@ def _compare_algorithms(em: EM, options: argparse.Namespace, data: dict[str, Any
     found = compare_algorithms(em, names, key, tol=options.tol, **data)
     if options.json:
         table = found.table()
-        report = {name: _plain(row.to_dict()) for name, row in table.iterrows()}
-        print(json.dumps(report | {"sentence": found.sentence}))
+        rows = {name: plain(row.to_dict()) for name, row in table.iterrows()}
+        print(json.dumps(rows | {"sentence": found.sentence}))
     else:
         print(found)
     notes = sys.stderr if options.json else sys.stdout
@@ -243,101 +241,6 @@ def _models(options: argparse.Namespace) -> int:
     for entry in found:
         print(f"{entry.name:{width}s}  {entry.title}")
     return OK
-
-
-def as_json(result: EMResult, audit: Audit | None = None) -> dict[str, Any]:
-    """The fit, and its audit if there is one, as plain numbers; what is not available is null."""
-    likelihood = result.log_likelihood
-    with warnings.catch_warnings(action="ignore", category=UserWarning):
-        errors = result.standard_errors()
-    found = {
-        "params": _plain(result.params),
-        "standard_errors": _plain(errors),
-        "standard_errors_note": result.uncertainty.reason or result.uncertainty.note,
-        "active_constraints": [_plain(c._asdict()) for c in result.active_constraints],
-        "mcse": _plain(result.mcse()),
-        "log_likelihood": _plain(likelihood._asdict()),
-        "converged": result.converged,
-        "status": result.status.value,
-        "boundary": {label: where._asdict() for label, where in result.boundary.items()},
-        "num_steps": result.num_steps,
-        "e_step": result.e_step,
-        "seconds": result.seconds,
-    }
-    return found if audit is None else found | {"audit": _audit_as_json(audit)}
-
-
-def _audit_as_json(audit: Audit) -> dict[str, Any]:
-    """Shifts by parameter in standard errors, and the rest under its own names."""
-    found = {f.name: getattr(audit, f.name) for f in dataclasses.fields(audit)}
-    found["log_likelihood"] = audit.log_likelihood._asdict()
-    for name, values in found.items():
-        if isinstance(values, np.ndarray):
-            found[name] = dict(zip(audit.labels, values.tolist(), strict=True))
-    return _plain(found)
-
-
-def _comparison_as_json(found: Comparison) -> dict[str, Any]:
-    report = {name: as_json(fit, found.audits.get(name)) for name, fit in found.results.items()}
-    return report | {name: {"error": text} for name, text in found.refused.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(child) for key, child in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(child) for child in value]
-    if isinstance(value, float | np.ndarray | np.generic | jax.Array):
-        array = np.asarray(value)
-        if array.ndim:
-            return [_plain(child) for child in array]
-        number = array.item()
-        return number if not isinstance(number, float) or np.isfinite(number) else None
-    return value
-
-
-def _report(result: EMResult, entry: catalog.Entry, reference: dict[str, Any] | None) -> str:
-    table = result.table()
-    if reference is not None:
-        known = dict(
-            zip(
-                flat_labels(reference["params"]),
-                np.concatenate([np.ravel(v) for v in jax.tree.leaves(reference["params"])]),
-                strict=True,
-            )
-        )
-        table["reference"] = np.array([known.get(label, np.nan) for label in result.labels])
-        with np.errstate(divide="ignore", invalid="ignore"):  # no errors of fixed values
-            table["off by (se)"] = (table["estimate"] - table["reference"]) / table["se"]
-    lines = [f"{entry.name}: {entry.title}", "", *_aligned(result.labels, table), ""]
-    lines.append(f"log-likelihood  {result.log_likelihood}")
-    if reference is not None:
-        lines.append(f"reference       {reference['log_likelihood']:.6f} ({reference['kind']})")
-    if result.uncertainty.reason:
-        lines.append(f"standard errors not available: {result.uncertainty.reason}")
-    else:
-        lines.append(f"standard errors {result.uncertainty.method}")
-    if result.uncertainty.note:
-        lines.append(f"                {result.uncertainty.note}")
-    for constraint in result.active_constraints:
-        lines.append(f"constraint      {constraint}")
-    seconds = result.seconds
-    lines.append(
-        f"E-step          {result.e_step}, {result.num_steps} steps, {seconds['total']:.1f} s "
-        f"({seconds['compile']:.1f} s of it compiling and warming up)"
-    )
-    lines.append(result.status.value)
-    lines += [f"{where.sentence(label)}." for label, where in result.boundary.items()]
-    return "\n".join(lines)
-
-
-def _aligned(labels: list[str], table: dict[str, np.ndarray]) -> list[str]:
-    """Lines of a table; pandas would take a quarter of a second to import."""
-    first = ["parameter", *labels]
-    cells = [[name, *(f"{v:.4f}" for v in values)] for name, values in table.items()]
-    columns = [[text.rjust(max(map(len, column))) for text in column] for column in cells]
-    names = [name.ljust(max(map(len, first))) for name in first]
-    return ["  ".join(line) for line in zip(names, *columns, strict=True)]
 
 
 if __name__ == "__main__":

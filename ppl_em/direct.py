@@ -1,6 +1,6 @@
 """Direct: maximum likelihood without EM steps."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ class Direct:
 
     Parameters
     ----------
-    model, map_sites, fixed, constraints, max_steps, stopping
+    model, map_sites, fixed, constraints, max_steps, stopping, num_restarts
         As in `EM`.
     e_step
         As in `EM`.
@@ -60,6 +60,7 @@ class Direct:
     constraints: dict[str, Any] | list[Any] | None = field(default=None, kw_only=True)
     max_steps: int = field(default=500, kw_only=True)
     stopping: Stopping | None = field(default=None, kw_only=True)
+    num_restarts: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, METHODS)
@@ -74,13 +75,14 @@ class Direct:
             constraints=self.constraints,
             max_steps=self.max_steps,
             stopping=self.stopping,
+            num_restarts=self.num_restarts,
         )
 
     def run(
         self,
         rng_key: jax.Array,
         *args: Any,
-        init_params: Params | None = None,
+        init_params: Params | Sequence[Params] | None = None,
         progress_bar: bool = True,
         **kwargs: Any,
     ) -> EMResult:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,15 +12,19 @@ from tqdm.auto import tqdm
 from ppl_em import e_step as e_steps
 from ppl_em import m_step as m_steps
 from ppl_em.acceleration import check_acceleration
+from ppl_em.degenerate import judged
 from ppl_em.e_step import EStep, noise_of
-from ppl_em.feasibility import needs, restrict
+from ppl_em.feasibility import brought_inside, needs, restrict
 from ppl_em.finishing import make_result
 from ppl_em.inspection import build_problem
 from ppl_em.loop import run_loop
 from ppl_em.m_step import MStep
 from ppl_em.params import Params
+from ppl_em.problem import Problem
+from ppl_em.restarts import run_restarts
 from ppl_em.restrictions import split_option
 from ppl_em.result import EMResult
+from ppl_em.starts import all_starts, split_starts
 from ppl_em.stopping import Stopping
 from ppl_em.trail import Limits, Plan
 from ppl_em.validation import ModelError, as_key, check_choice, check_option_names
@@ -82,7 +86,9 @@ class EM:
         method, see `ppl_em.Direct`. `"auto"`: by the direct method as soon as the observed rate of
         EM says that more than 15 steps are to come.
     num_restarts
-        Reserved: only the default is available in this version.
+        Starts in all. The first is at the initial values; others are drawn around them, on the
+        unconstrained scale, and for `map_sites` from their priors. The best proper optimum is
+        returned, and all of them in `result.restarts`.
 
     Examples
     --------
@@ -118,15 +124,12 @@ class EM:
         check_acceleration(self.acceleration)
         if self.finish is not None:
             check_choice("finish", self.finish, FINISHES)
-        if self.num_restarts != 1:
-            raise ModelError(
-                f"Option `num_restarts`: {self.num_restarts!r} is not available in this version. "
-                f"Leave it at 1."
-            )
-        if not isinstance(self.max_steps, int) or self.max_steps < 1:
-            raise ModelError(
-                f"Option `max_steps`: found {self.max_steps!r}. Pass a positive whole number."
-            )
+        for option in ("max_steps", "num_restarts"):
+            value = getattr(self, option)
+            if not isinstance(value, int) or value < 1:
+                raise ModelError(
+                    f"Option `{option}`: found {value!r}. Pass a positive whole number."
+                )
         if not callable(self.model):
             raise ModelError(
                 f"Option `model`: found {type(self.model).__name__}. Pass a NumPyro model, a "
@@ -143,7 +146,7 @@ class EM:
         self,
         rng_key: jax.Array,
         *args: Any,
-        init_params: Params | None = None,
+        init_params: Params | Sequence[Params] | None = None,
         progress_bar: bool = True,
         **kwargs: Any,
     ) -> EMResult:
@@ -156,7 +159,8 @@ class EM:
         *args, **kwargs
             Passed to the model.
         init_params
-            `{site: value}`: where to start, instead of the model's initial values.
+            `{site: value}`: where to start, instead of the model's initial values; or a list of
+            such dictionaries, for as many starts.
         progress_bar
             Show a bar with the step, the objective, its change and the E-step's own news.
 
@@ -181,13 +185,14 @@ def run_plan(
     rng_key: jax.Array,
     args: tuple,
     kwargs: dict[str, Any],
-    init_params: Params | None,
+    init_params: Params | Sequence[Params] | None,
     progress_bar: bool,
 ) -> EMResult:
     """Fit `em.model` to the data in `args` and `kwargs`, the way that `plan` says."""
     check_option_names(em.model, RUN_OPTIONS)
     begin = time.monotonic()
     narrower, functional = split_option(em.constraints)
+    first, more = split_starts(init_params)
     key_build, key_resolve, key_init, key_finish = jax.random.split(as_key(rng_key), 4)
     problem, params = build_problem(
         key_build,
@@ -197,7 +202,7 @@ def run_plan(
         map_sites=em.map_sites,
         fixed=em.fixed,
         constraints=narrower,
-        init_params=init_params,
+        init_params=first,
     )
     problem, params = restrict(problem, params, functional)
     if not (problem.spec.latents or problem.spec.discrete):
@@ -206,19 +211,32 @@ def run_plan(
             "has nothing to do beyond one M-step."
         )
     chosen = e_steps.from_flag(em.e_step)
+    starts = all_starts(key_init, problem, params, more, em.num_restarts)
     if noise_of(chosen) is not None:
-        x = problem.unconstrain(params)
-        x = x + NUDGE * jax.random.normal(key_resolve, x.shape, x.dtype)
-        params = problem.constrain(x)
-    e_step = chosen.resolve(key_resolve, problem, params)
+        starts = [_nudged(key_resolve, problem, start) for start in starts]
+    starts = [brought_inside(problem, start, params) for start in starts]
+    e_step = chosen.resolve(key_resolve, problem, starts[0])
     m_step = m_steps.for_problem(em.m_step, problem.spec.space.size, needs(problem))
     if e_step.stochastic:
         _check_stochastic(plan)
     limits = Limits(em.max_steps, em.stopping or Stopping(), em.on_decrease, begin, plan)
     title = "Direct" if plan.direct else "EM"
-    with tqdm(total=em.max_steps, disable=not progress_bar, desc=title) as bar:
-        outcome = run_loop(key_init, problem, e_step, m_step, params, limits, bar)
-    return make_result(key_finish, problem, outcome)
+
+    def fit(keys: Sequence[jax.Array], start: Params, bar: tqdm) -> EMResult:
+        outcome = run_loop(keys[0], problem, e_step, m_step, start, limits, bar)
+        result = make_result(keys[1], problem, outcome)
+        return judged(result, problem.unconstrain(start), outcome.x, result.parts)
+
+    if len(starts) == 1:
+        with tqdm(total=em.max_steps, disable=not progress_bar, desc=title) as bar:
+            return fit((key_init, key_finish), starts[0], bar)
+    with tqdm(total=len(starts), disable=not progress_bar, desc=f"{title} starts") as bar:
+        return run_restarts(key_finish, problem, starts, fit, limits, bar)
+
+
+def _nudged(rng_key: jax.Array, problem: Problem, params: Params) -> Params:
+    x = problem.unconstrain(params)
+    return problem.constrain(x + NUDGE * jax.random.normal(rng_key, x.shape, x.dtype))
 
 
 def _check_stochastic(plan: Plan) -> None:

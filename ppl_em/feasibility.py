@@ -189,6 +189,18 @@ def nearest_feasible(
     return moved
 
 
+def brought_inside(problem: Problem, params: Params, inside: Params) -> Params:
+    """`params`, or the nearest that satisfy all constraints, or some on the way to `inside`."""
+    if not problem.spec.restrictions:
+        return params
+    start, end = problem.unconstrain(params), problem.unconstrain(inside)
+    for part in (0.0, 0.5, 0.75, 0.9):
+        found = nearest_feasible(problem, start + part * (end - start))
+        if found is not None:
+            return problem.constrain(found)
+    return inside
+
+
 def needs(problem: Problem, barriers: bool = False) -> dict[str, list[str]]:
     """What an M-step has to honour: "bounds", "conditions", "rough", each with names.
 

@@ -27,6 +27,7 @@ from ppl_em.latents import LatentPosterior
 from ppl_em.likelihood import LogLikelihood
 from ppl_em.motion import find_motion
 from ppl_em.params import Params
+from ppl_em.penalties import penalties
 from ppl_em.polish import Polish
 from ppl_em.posterior import BlockDraws, GaussianGuide, Guided, Posterior, WeightedDraws
 from ppl_em.problem import Problem
@@ -62,6 +63,7 @@ class FittedParts:
     posterior: Posterior
     polish: Polish | None
     at: AtBounds | None = None
+    penalised: bool = False
 
     def datatree(self, result: EMResult) -> "xarray.DataTree":
         """Build the result's DataTree."""
@@ -98,7 +100,8 @@ class FittedParts:
         if self.e_step.stochastic:
             mcse[left_out] = np.nan
         se_mcse = self._se_mcse(information) * np.sqrt(np.diag(covariance))
-        return Uncertainty(covariance, mcse, se_mcse, information.method, reason, note, active)
+        method = information.method + (", penalised" if self.penalised else "")
+        return Uncertainty(covariance, mcse, se_mcse, method, reason, note, active)
 
     def _unexcluded(self, errors: np.ndarray) -> str:
         """Which bounds the draws do not exclude, from standard errors (P,); empty if none."""
@@ -174,17 +177,23 @@ def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMRes
             log_likelihood = LogLikelihood(value, e_step.kind)
     params = problem.constrain(x)
     reported = params if outcome.at is None else outcome.at.exactly(params)
+    history = _history(outcome.rows, params, e_step, log_likelihood)
+    terms = penalties(problem, params)
+    value = log_likelihood.value - sum(terms.values())
     return EMResult(
         params=reported,
-        log_likelihood=log_likelihood,
+        log_likelihood=log_likelihood._replace(value=value),
         status=outcome.status,
         num_steps=len(outcome.rows),
-        history=_history(outcome.rows, params, e_step, log_likelihood),
+        history=history,
         posterior=LatentPosterior(problem, params, posterior, key_posterior),
         e_step=_flag(e_step),
         seconds={"total": time.monotonic() - outcome.begin, "compile": outcome.compile_seconds},
-        parts=FittedParts(problem, e_step, x, state, posterior, outcome.polish, outcome.at),
+        parts=FittedParts(
+            problem, e_step, x, state, posterior, outcome.polish, outcome.at, bool(terms)
+        ),
         boundary={} if outcome.at is None else outcome.at.found,
+        penalties=terms,
     )
 
 

@@ -21,6 +21,7 @@ from ppl_em.checks import (
     check_model,
     check_observations,
     check_options,
+    is_factor,
     is_latent,
     param_constraint,
     unusable,
@@ -101,6 +102,7 @@ def build_problem(
         tuple(_discrete_site(site) for site in discrete.values()),
         tuple(k for k, s in trace.items() if s["type"] == "sample" and s["is_observed"]),
         min([f.dim for f in frames if f.dim is not None], default=0) - 1,
+        factors=tuple(k for k, s in trace.items() if is_factor(s)),
     )
     parts = [_unconstrained_start(continuous[site.name]) for site in sites]
     u = jnp.concatenate(parts) if parts else jnp.zeros((0,))

@@ -1,6 +1,7 @@
 """Parameters: the constrained values that users see, the flat unconstrained vector we optimise."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -163,12 +164,19 @@ class ParamSpace:
         return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self._prototype()))
 
     def _prototype(self) -> dict[str, Any]:
-        def shape_of(site: ParamSite) -> Any:
-            leaves = [jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for shape in site.shapes]
-            value = jax.tree.unflatten(site.treedef, leaves)
-            return jax.eval_shape(site.unconstrain, value)
+        return _prototype(self, jnp.result_type(float))
 
-        return {site.name: shape_of(site) for site in self.sites}
+
+@lru_cache(maxsize=64)
+def _prototype(space: ParamSpace, dtype: np.dtype) -> dict[str, Any]:
+    """Shapes of all unconstrained values; kept, as each costs milliseconds."""
+
+    def shape_of(site: ParamSite) -> Any:
+        leaves = [jax.ShapeDtypeStruct(shape, dtype) for shape in site.shapes]
+        value = jax.tree.unflatten(site.treedef, leaves)
+        return jax.eval_shape(site.unconstrain, value)
+
+    return {site.name: shape_of(site) for site in space.sites}
 
 
 def flat_labels(params: Params) -> list[str]:

@@ -57,6 +57,7 @@ def _plot_trace(axes: Any, result: "EMResult") -> None:
         color, label = PHASES.get(name, "C2"), PHASE_LABELS.get(name, name)
         axes.plot(steps[chosen], objective[chosen], "o", ms=4, color=color, label=label)
     kind = result.log_likelihood.kind.replace("_", " ")
+    kind += ", penalised" if result.penalties else ""
     axes.set(xlabel="step", ylabel=f"log-likelihood ({kind})", title="Convergence")
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.legend(frameon=False, loc="lower right")

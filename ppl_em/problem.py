@@ -68,7 +68,8 @@ class ProblemSpec:
 
     `scans` says whether steps of a `scan` are evaluated side by side, see `scans.py`; `idle` marks
     coordinates that touch nothing, shape (D,); `rough` names parameters to which the log-joint
-    responds without a gradient; `restrictions` are constraints on functions of the parameters.
+    responds without a gradient; `restrictions` are constraints on functions of the parameters;
+    `factors` are the observed `numpyro.factor` sites.
     """
 
     model: Callable
@@ -82,6 +83,7 @@ class ProblemSpec:
     idle: Static | None = None
     rough: tuple[str, ...] = ()
     restrictions: tuple[Restriction, ...] = ()
+    factors: tuple[str, ...] = ()
 
 
 @jax.tree_util.register_dataclass

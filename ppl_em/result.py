@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ppl_em.audit import Audit
     from ppl_em.e_step import EStep
+    from ppl_em.optima import Restarts
 
 
 class Parts(Protocol):
@@ -50,7 +51,8 @@ class EMResult:
     params
         Site name to array on the model's own scale, fixed sites included.
     log_likelihood
-        Marginal log-likelihood at `params`, with its kind and Monte Carlo error.
+        Marginal log-likelihood at `params`, with its kind and Monte Carlo error; without priors
+        of `map_sites` and penalties.
     status
         How the run ended; its value is a sentence.
     num_steps
@@ -58,8 +60,9 @@ class EMResult:
     history
         Leading axis = step, the last row is the result: every parameter under its name,
         `objective`, `change`, `change_mcse`, `em_rate`, `phase`, `gradient_norm`, `seconds`, and
-        what the E-step reports. With a Monte Carlo E-step `objective` is a path estimate,
-        anchored at the final log-likelihood.
+        what the E-step reports. `objective` is the log-likelihood, with priors and penalties of
+        the parameters where there are any; with a Monte Carlo E-step a path estimate, anchored at
+        its final value.
     posterior
         Latents given the data at `params`: `sample`, `mean`, `sd`, and for discrete sites `probs`
         and `most_probable` (Viterbi's path along a chain).
@@ -70,6 +73,15 @@ class EMResult:
     boundary
         Parameters at a bound of their support, where the log-likelihood is highest: label to
         bound, score there, and the power of the distance that the score is per unit of.
+    penalties
+        Log-density, at `params`, of each site that depends on parameters alone: priors of
+        `map_sites` and `numpyro.factor` statements. They were maximised along, and are not in
+        `log_likelihood`. A factor that involves latents is part of the model, and in it.
+    degeneracy
+        Why the result is no proper optimum: the likelihood has no bound there, or a step was not
+        finite. Empty if nothing of that kind was found.
+    restarts
+        What became of every start, and the distinct optima; None for a single start.
     """
 
     params: Params
@@ -82,6 +94,19 @@ class EMResult:
     seconds: dict[str, float]
     parts: Parts = field(repr=False)
     boundary: dict[str, Boundary] = field(default_factory=dict)
+    penalties: dict[str, float] = field(default_factory=dict)
+    degeneracy: str = ""
+    restarts: "Restarts | None" = None
+
+    @property
+    def penalty(self) -> float:
+        """What `log_likelihood` leaves out of the maximised value: priors and penalties."""
+        return sum(self.penalties.values())
+
+    @property
+    def penalised(self) -> float:
+        """What was maximised: the log-likelihood, and priors and penalties of the parameters."""
+        return self.log_likelihood.value + self.penalty
 
     @property
     def converged(self) -> bool:
@@ -178,9 +203,10 @@ class EMResult:
         """Everything as an ArviZ-ready DataTree.
 
         Groups: `posterior` (latents at the fitted parameters, chain x draw), `sample_stats`,
-        `em_trace` (dim `iteration`), `log_likelihood` (pointwise), `observed_data`, `params`,
-        `uncertainty`; where there are continuous latents `latent_mean` and `latent_sd`; where there
-        are discrete ones `responsibilities`, and `most_probable` if all are.
+        `em_trace` (dim `iteration`, and `restart` after several starts), `log_likelihood`
+        (pointwise), `observed_data`, `params`, `uncertainty`; where there are continuous latents
+        `latent_mean` and `latent_sd`; where there are discrete ones `responsibilities`, and
+        `most_probable` if all are.
         """
         return self.parts.datatree(self)
 
@@ -191,10 +217,12 @@ class EMResult:
     def __str__(self) -> str:
         lines = [
             f"{self.summary().round(4)}",
-            f"log-likelihood {self.log_likelihood}",
+            f"log-likelihood {self.log_likelihood}"
+            + (f", penalised {self.penalised:.6f}" if self.penalties else ""),
             f"{self.status.value} ({self.num_steps} steps, {self.seconds['total']:.1f} s)",
             *(f"{where.sentence(label)}." for label, where in self.boundary.items()),
         ]
+        lines += [text for text in (self.degeneracy, str(self.restarts or "")) if text]
         return "\n".join(lines)
 
     @property

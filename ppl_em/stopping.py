@@ -50,6 +50,11 @@ class Status(Enum):
         "`standard_errors()` names. A parameter is at a boundary or not identified: fix it with "
         "`fixed`, or constrain it."
     )
+    DEGENERATE = (
+        "Stopped at a degenerate optimum: the likelihood has no bound there, which "
+        "`result.degeneracy` details. Keep scales away from 0 with `constraints`, a prior on them "
+        "(`map_sites`) or a penalty (`numpyro.factor`), or try other starts with `num_restarts`."
+    )
     INTERRUPTED = "Interrupted by the user. The last good parameters are returned."
 
 

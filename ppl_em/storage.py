@@ -1,14 +1,17 @@
 """Fits on disk: what a file holds beside ArviZ's groups, and how it is read back."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from ppl_em.ends import Boundary
 from ppl_em.likelihood import LogLikelihood
+from ppl_em.optima import Optimum, Restarts
 from ppl_em.params import Params
 from ppl_em.result import EMResult
 from ppl_em.stopping import Status
@@ -32,18 +35,24 @@ def load(path: Any) -> EMResult:
         If the file is not a saved fit.
     """
     tree, header, log_likelihood, params = _read(path)
-    trace = tree["em_trace"].data_vars
+    record, history = header.get("restarts"), tree["em_trace"].to_dataset()
+    restarts = None if record is None else _restarts(record, history, params)
+    if restarts is not None:
+        history = history.isel(restart=restarts.best, iteration=slice(header["num_steps"]))
     return EMResult(
         params=params,
         log_likelihood=log_likelihood,
         status=Status[header["status"]],
         num_steps=header["num_steps"],
-        history={str(name): values.values for name, values in trace.items()},
+        history=_arrays(history),
         posterior=StoredPosterior(tree),
         e_step=header["e_step"],
         seconds=header["seconds"],
         parts=StoredParts(tree),
         boundary={k: Boundary(*where) for k, where in header.get("boundary", {}).items()},
+        penalties=header.get("penalties", {}),
+        degeneracy=header.get("degeneracy", ""),
+        restarts=restarts,
     )
 
 
@@ -136,9 +145,46 @@ def header(result: EMResult) -> dict[str, Any]:
         "e_step": result.e_step,
         "seconds": result.seconds,
         "boundary": {label: list(where) for label, where in result.boundary.items()},
+        "penalties": result.penalties,
+        "degeneracy": result.degeneracy,
+        "restarts": None if result.restarts is None else _record(result.restarts),
         "leaves": leaves(result.params)[1],
         "params": _encode(result.params, iter(range(10**9))),
     }
+
+
+def _record(restarts: Restarts) -> dict[str, Any]:
+    """The table of restarts as plain JSON, parameters flattened; histories are in `em_trace`."""
+    names = [f.name for f in fields(Restarts) if f.name not in ("optima", "histories")]
+    record = {name: np.asarray(getattr(restarts, name)).tolist() for name in names}
+    optima = [
+        {**vars(one), "params": np.asarray(ravel_pytree(one.params)[0]).tolist()}
+        for one in restarts.optima
+    ]
+    return {**record, "optima": optima}
+
+
+def _restarts(record: dict[str, Any], traces: "xarray.Dataset", params: Params) -> Restarts:
+    """The table of restarts that `_record` wrote."""
+    arrays = ("log_likelihood", "objective", "cluster", "degenerate", "num_steps", "seconds")
+    found = record | {name: np.array(record[name]) for name in arrays}
+    found |= {name: tuple(record[name]) for name in ("status", "message")}
+    unravel = ravel_pytree(jax.tree.map(jnp.asarray, params))[1]
+    found["optima"] = tuple(
+        Optimum(
+            **one | {"params": unravel(jnp.asarray(one["params"])), "starts": tuple(one["starts"])}
+        )
+        for one in record["optima"]
+    )
+    found["histories"] = tuple(
+        _arrays(traces.isel(restart=i, iteration=slice(count)))
+        for i, count in enumerate(record["num_steps"])
+    )
+    return Restarts(**found)
+
+
+def _arrays(group: "xarray.Dataset") -> Arrays:
+    return {str(name): values.values for name, values in group.data_vars.items()}
 
 
 def leaves(params: Params) -> tuple[list[Any], list[str]]:

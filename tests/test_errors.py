@@ -210,7 +210,7 @@ OPTION_ERRORS = {  # id: (words, model, arguments, EM options)
     "decrease_flag": ("`on_decrease`.*'ignore'", groups, (Y,), {"on_decrease": "ignore"}),
     "map_string": ("`map_sites`.*string 'z'", groups, (Y,), {"map_sites": "z"}),
     "not_callable": ("`model`", "groups", (Y,), {}),
-    "restarts": ("`num_restarts`", groups, (Y,), {"num_restarts": 5}),
+    "restarts": ("`num_restarts`", groups, (Y,), {"num_restarts": 0}),
     "nuts_discrete": ("discrete latents only.*'exact'", mixture, (Y,), {"e_step": "nuts"}),
     "mean_field_discrete": ("discrete latents only", mixture, (Y,), {"e_step": "mean_field"}),
 }
