@@ -251,7 +251,8 @@ FORBIDDEN = {  # module: never imported by these
     "plots": lambda importer: not within(importer, "cli", "result"),
     "plots_compare": lambda importer: not within(importer, "compare"),
     "algorithms": lambda importer: not within(importer, "cli") and importer != "ppl_em",
-    "compare": lambda importer: not within(importer, "cli") and importer != "ppl_em",
+    "compare": lambda importer: not within(importer, "cli", "reports") and importer != "ppl_em",
+    "reports": lambda importer: not within(importer, "cli"),
     "em": lambda importer: (
         not within(importer, "cli", "compare", "algorithms", "direct") and importer != "ppl_em"
     ),
