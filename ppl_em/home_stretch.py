@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ppl_em.e_step import DeterministicEStep, expectation, noise_of
-from ppl_em.information import is_large, marginal_information
+from ppl_em.information import is_large, marginal_information, score
+from ppl_em.optimize import secant
 from ppl_em.problem import Problem
 from ppl_em.stopping import Step, Stopping, remaining_gap, remaining_steps, rounding
 
@@ -24,6 +26,9 @@ SOON = 2
 
 MAX_HALVINGS = 4
 """How often a Newton step that lowers the log-likelihood is halved."""
+
+LEFT = 0.1
+"""Share of the promised gain that a step may leave before the information is computed anew."""
 
 WORTH = 15
 """EM steps still to come from which they are worth their compilation; and twice the parameters."""
@@ -56,22 +61,36 @@ def newton_steps(
 ) -> Iterator[NewtonStep]:
     """Newton steps from `x` (p,), where the log-likelihood is `value`, as long as each one gains.
 
-    Ends at once where the information is not positive definite.
+    Ends at once where the information is not positive definite. That of an approximation, which
+    takes 2p + 1 gradients, is kept up to date by secants as long as each step leaves a tenth or
+    less of what it promised to gain.
     """
     information = marginal_information(e_step, problem, x, state)
-    noise = noise_of(e_step) or 0.0
-    while information.usable:
-        step = jnp.asarray(information.newton_step, x.dtype)
+    noise, by_secants = noise_of(e_step) or 0.0, noise_of(e_step) is not None
+    if not information.usable:
+        return
+    gradient, inverse, promised = information.gradient, information.covariance, information.gap
+    while True:
+        step, scale = jnp.asarray(inverse @ gradient, x.dtype), 1.0
         for _ in range(MAX_HALVINGS):
-            new_x = x + step
-            new_value = float(expectation(e_step, problem, new_x, state)[2].objective)
+            new_x = x + scale * step
+            _, new_state, info = expectation(e_step, problem, new_x, state)
+            new_value = float(info.objective)
             if new_value >= value - max(noise, rounding(value, x.dtype)):
                 break
-            step = step / 2
+            scale /= 2
         else:
             return
-        x, value = new_x, new_value
-        information = marginal_information(e_step, problem, x, state)
-        if not information.usable:
-            return
-        yield NewtonStep(x, value, information.gap)
+        x, value, state, before = new_x, new_value, new_state, promised
+        if by_secants:
+            new_gradient = score(e_step, problem, x, state)
+            fall = jnp.asarray(gradient - new_gradient)
+            inverse = np.asarray(secant(jnp.asarray(inverse), scale * step, fall))
+            gradient, promised = new_gradient, 0.5 * new_gradient @ inverse @ new_gradient
+        if not by_secants or scale < 1 or promised > LEFT * before:
+            information = marginal_information(e_step, problem, x, state)
+            if not information.usable:
+                return
+            gradient, inverse = information.gradient, information.covariance
+            promised = information.gap
+        yield NewtonStep(x, value, float(promised))
