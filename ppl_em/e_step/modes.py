@@ -19,7 +19,7 @@ from ppl_em.e_step.gaussian import LAWS
 from ppl_em.params import Params
 from ppl_em.posterior import GaussianLaw
 from ppl_em.problem import Problem
-from ppl_em.structure import Density, Structure, compressed_hessian, owners
+from ppl_em.structure import Density, Structure, compressed_hessian, site_names
 from ppl_em.validation import ModelError
 
 MAX_STEPS = 200
@@ -163,7 +163,7 @@ def first_mode(
         return best
     worst = int(np.argmax(np.nan_to_num(np.abs(np.asarray(gradient)), nan=np.inf)))
     raise ModelError(
-        f"Site '{owners(problem)[worst]}': no mode of the latents was found at the initial "
+        f"Site '{site_names(problem)[worst]}': no mode of the latents was found at the initial "
         f"parameters, which e_step='{flag}' needs: the log-joint may grow without bound, or start "
         f"too far away. Use `init_params`, or e_step='nuts'."
     )

@@ -135,9 +135,7 @@ class Quadrature:
         """The modes at the first parameters, and what belongs to which block."""
         blocks = self.known_blocks
         mode = first_mode("quadrature", rng_key, blocks, problem, params)
-        labels = np.empty(problem.num_latents, int)
-        labels[blocks.index.value] = np.arange(blocks.num_blocks)[:, None]
-        x, center = problem.unconstrain(params), np.asarray(mode.u)
+        labels, x, center = blocks.labels, problem.unconstrain(params), np.asarray(mode.u)
         # Not at the first parameters: Beta(1, 1), say, does not depend on its latent.
         away = jax.random.normal(rng_key, x.shape, x.dtype)
         found = (owners(problem, x + s * away, center, labels) for s in (SPREAD, 0.1 * SPREAD))

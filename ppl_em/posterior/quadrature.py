@@ -69,10 +69,7 @@ class Nodes:
     def moments(self, problem: Problem, params: Params) -> tuple[Latents, Latents]:
         """Means and standard deviations on the model's own scale, each of the site's shape."""
         points = jax.vmap(lambda offsets: _point(self.law, offsets))(self.placed.offsets)
-        index = self.law.blocks.index.value
-        labels = np.empty(index.size, int)
-        labels[index] = np.arange(len(index))[:, None]
-        blocks = problem.unravel(jnp.asarray(labels))
+        blocks = problem.unravel(jnp.asarray(self.law.blocks.labels))
         means, sds = {}, {}
         for name, values in constrain_draws(problem, params, points).items():
             probs = self.probs[:, np.asarray(blocks[name])]
