@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from ppl_em.e_step.modes import Mode, find_mode, first_mode, mode_of
-from ppl_em.e_step.refinement import HERMITE, Rule, choose, ladder
+from ppl_em.e_step.refinement import AT_FIRST, HERMITE, MANY, Rule, choose, ladder
 from ppl_em.params import Params
 from ppl_em.posterior import Gaussian, Nodes
 from ppl_em.posterior.quadrature import block_sums
@@ -194,7 +194,8 @@ class Quadrature:
             return max(self.tol * np.sqrt(blocks.num_blocks), RELATIVE * abs(value))
 
         rules = ladder(blocks.block_size, self.max_points)
-        rule, change = choose(value, allowed, rules, self.rule)
+        dear = blocks.block_size > 1 and blocks.num_blocks > MANY
+        rule, change = choose(value, allowed, rules, self.rule, 1.0 if dear else AT_FIRST)
         if self.rule is None or rules.index(rule) > rules.index(self.rule):
             return replace(self, rule=rule)
         level = logging.WARNING if change > NOTABLE else logging.INFO

@@ -12,10 +12,10 @@ SINH = (15, 21, 27, 33, 39, 47, 63, 91, 127, 181, 255)
 """Nodes on a line that are tried where Gauss-Hermite rules do not settle."""
 
 AT_FIRST = 0.1
-"""How many times the change allowed the first rule on a line may be off: parameters will move.
+"""Share of the change allowed that the first rule may be off: parameters are still to move."""
 
-More dimensions have to do without: nodes are dear there.
-"""
+MANY = 200
+"""Blocks of several latents from which nodes are too dear for that."""
 
 DOUBT = 10.0
 """How many times the change allowed the other rule may be away."""
@@ -46,6 +46,7 @@ def choose(
     allowed: Callable[[float], float],
     rules: list[Rule],
     current: Rule | None,
+    margin: float = AT_FIRST,
 ) -> tuple[Rule, float]:
     """The first of `rules`, from the current one on, whose log-likelihood the next one confirms.
 
@@ -59,6 +60,8 @@ def choose(
         From `ladder`.
     current
         The one in use, returned if it is still good enough. None if there is none yet.
+    margin
+        Share of the change allowed that the first rule may be off.
 
     Returns
     -------
@@ -67,13 +70,13 @@ def choose(
         to it from the one before. NaN if there is only one.
     """
     start = rules.index(current) if current else 0
-    last, change, seen, line = np.nan, np.nan, None, rules[-1].sinh
+    last, change, seen = np.nan, np.nan, None
     before: Rule | None = None
     for rule in rules[min(start, max(len(rules) - 2, 0)) :]:
         value = log_likelihood(rule)
         if before is not None and before.sinh == rule.sinh:
             change = abs(value - last)
-            if change <= allowed(value) * (AT_FIRST if current is None and line else 1.0):
+            if change <= allowed(value) * (margin if current is None else 1.0):
                 if rule.sinh or WITNESS not in rules:
                     return before, change
                 seen = log_likelihood(WITNESS) if seen is None else seen
