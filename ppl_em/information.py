@@ -219,8 +219,9 @@ def trouble(
     names = [labels[places[i]] for i in np.argsort(-weights) if weights[i] > 0.3][:4]
     return (
         f"the information matrix is not positive definite (smallest eigenvalue "
-        f"{values[0]:.2g}), in the direction of {', '.join(names)}: not identified, or at a "
-        f"boundary; fix one of them with `fixed`, or constrain it"
+        f"{values[0]:.2g}), in the direction of {', '.join(names)}: not identified, at a boundary, "
+        f"or running off to infinity, as where outcomes are all alike or a covariate separates "
+        f"them; fix one of them with `fixed`, constrain it, or give it a prior (`map_sites`)"
     )
 
 

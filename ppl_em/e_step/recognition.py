@@ -27,7 +27,10 @@ from ppl_em.structure import (
 )
 from ppl_em.validation import ModelError
 
-REMEDY = "Use e_step='nuts' (Monte Carlo EM), or e_step='mean_field' (a biased lower bound)."
+REMEDY = (
+    "Use e_step='nuts' (Monte Carlo EM), 'quadrature' (where at most 3 latents depend on one "
+    "another), or with some bias 'laplace' or 'mean_field'."
+)
 
 
 class NotExactError(ModelError):
