@@ -247,7 +247,7 @@ def _report(result: EMResult, entry: catalog.Entry, reference: dict[str, Any] | 
         with np.errstate(divide="ignore", invalid="ignore"):  # no errors of fixed values
             table["off by (se)"] = (table["estimate"] - table["reference"]) / table["se"]
     lines = [f"{entry.name}: {entry.title}", "", *_aligned(result.labels, table), ""]
-    lines.append(f"log-likelihood  {result.log_likelihood}")
+    lines.append(f"log-likelihood  {result.log_likelihood}{result.doubt}")
     if reference is not None:
         lines.append(f"reference       {reference['log_likelihood']:.6f} ({reference['kind']})")
     if result.uncertainty.reason:

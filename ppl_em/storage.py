@@ -72,6 +72,7 @@ class StoredParts:
             group.attrs["method"],
             group.attrs["reason"],
             group.attrs.get("note", ""),
+            group["bounds"].values if "bounds" in group else None,
         )
 
 
