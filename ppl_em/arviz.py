@@ -207,6 +207,8 @@ def _uncertainty_dataset(result: EMResult) -> Any:
     variables["se"] = (["parameter"], np.sqrt(np.diag(uncertainty.covariance)))
     variables["mcse"] = (["parameter"], uncertainty.mcse)
     variables["se_mcse"] = (["parameter"], uncertainty.se_mcse)
+    if uncertainty.bounds is not None:
+        variables["bounds"] = (["parameter", "end"], uncertainty.bounds)
     return xarray.Dataset(
         variables,
         coords=dict.fromkeys(pair, result.labels),

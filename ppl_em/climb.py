@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ppl_em import evidence
 from ppl_em.constrained import moved
-from ppl_em.e_step import DeterministicEStep, EStep, StochasticEStep, noise_of
+from ppl_em.e_step import Approximation, DeterministicEStep, EStep, StochasticEStep, noise_of
 from ppl_em.health import complaint
 from ppl_em.identifiability import set_aside
 from ppl_em.information import Information, marginal_information
@@ -93,9 +93,16 @@ def _by_derivatives(
         step = newton_step(here)
         noise = max(rounding(value, x.dtype), noise_of(e_step) or 0.0)
         if 0.5 * here.gradient @ step < max(MAX_GAP, noise):  # nothing is left to gain
-            last = moved(problem, x, step, here)
-            x, trouble = x if last is None else last, here.problem_text
-            break
+            finer = _refined(problem, x, e_step, state)
+            if finer is None:
+                last = moved(problem, x, step, here)
+                x, trouble = x if last is None else last, here.problem_text
+                break
+            e_step = finer
+            _, state, info = expectation(e_step, problem, x, state)
+            value = float(info.objective)
+            here = set_aside(problem, x, marginal_information(e_step, problem, x, state))[0]
+            continue
         for _ in range(MAX_HALVINGS):
             new_x = moved(problem, x, step, here)
             if new_x is not None:
@@ -109,6 +116,15 @@ def _by_derivatives(
         x, state, value = new_x, new_state, float(info.objective)
         here = set_aside(problem, x, marginal_information(e_step, problem, x, state))[0]
     return Climb(x, np.zeros_like(here.matrix), log_likelihood, start, here, trouble)
+
+
+def _refined(
+    problem: Problem, x: jax.Array, e_step: DeterministicEStep, state: Any
+) -> DeterministicEStep | None:
+    """A finer approximation, if this one is one and too coarse at `x` (p,)."""
+    if noise_of(e_step) is None:
+        return None
+    return cast(Approximation, e_step).refined(problem, problem.constrain(x), state)
 
 
 def _by_draws(

@@ -26,13 +26,14 @@ from ppl_em.information import (
 from ppl_em.latents import LatentPosterior
 from ppl_em.likelihood import LogLikelihood
 from ppl_em.motion import find_motion
-from ppl_em.params import Params
+from ppl_em.params import Params, flat_bounds
 from ppl_em.penalties import penalties
 from ppl_em.polish import Polish
 from ppl_em.posterior import BlockDraws, GaussianGuide, Guided, Posterior, WeightedDraws
 from ppl_em.problem import Problem
 from ppl_em.result import EMResult
 from ppl_em.scores import find, louis_information, score_moments
+from ppl_em.stopping import Stopping
 from ppl_em.trail import Outcome
 from ppl_em.uncertainty import Uncertainty
 from ppl_em.updates import draws_at, expectation
@@ -101,7 +102,8 @@ class FittedParts:
             mcse[left_out] = np.nan
         se_mcse = self._se_mcse(information) * np.sqrt(np.diag(covariance))
         method = information.method + (", penalised" if self.penalised else "")
-        return Uncertainty(covariance, mcse, se_mcse, method, reason, note, active)
+        bounds = flat_bounds(self.problem.spec.space, self.problem.constrain(self.x))
+        return Uncertainty(covariance, mcse, se_mcse, method, reason, note, active, bounds)
 
     def _unexcluded(self, errors: np.ndarray) -> str:
         """Which bounds the draws do not exclude, from standard errors (P,); empty if none."""
@@ -146,6 +148,23 @@ class FittedParts:
         return last.information
 
 
+def _warn_of_float32(e_step: EStep, value: float, dtype: Any) -> None:
+    """Say so where float32 cannot tell log-likelihoods apart to within the tolerance."""
+    if np.dtype(dtype) == np.float64 or not np.isfinite(value):
+        return
+    spacing = float(np.spacing(np.asarray(abs(value), dtype)))
+    wanted = Stopping().gap_for(e_step.stochastic)
+    if spacing > wanted:
+        logger.warning(
+            "Log-likelihoods of this size differ by %.1g or more in float32, above the tolerance "
+            "of %.1g: estimates may be off by %.1g standard errors. Call `numpyro.enable_x64()` "
+            "first.",
+            spacing,
+            wanted,
+            np.sqrt(2 * spacing),
+        )
+
+
 def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMResult:
     """End a run: an E-step at the returned parameters, and the log-likelihood there."""
     key_posterior, key_evidence = jax.random.split(rng_key)
@@ -175,6 +194,7 @@ def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMRes
             if isinstance(e_step, Enumeration) and state:
                 value = _in_full(e_step, problem, x, value)
             log_likelihood = LogLikelihood(value, e_step.kind)
+    _warn_of_float32(e_step, log_likelihood.value, x.dtype)
     params = problem.constrain(x)
     reported = params if outcome.at is None else outcome.at.exactly(params)
     history = _history(outcome.rows, params, e_step, log_likelihood)

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tqdm.auto import tqdm
 
 from ppl_em.constrained import hold, moved
 from ppl_em.e_step import DeterministicEStep, expectation, noise_of
-from ppl_em.information import is_large, marginal_information
+from ppl_em.information import is_large, marginal_information, score
+from ppl_em.optimize import secant
 from ppl_em.problem import Problem
 from ppl_em.stopping import Step, Stopping, remaining_gap, remaining_steps, rounding
 from ppl_em.trail import Limits, Trail
@@ -31,6 +33,8 @@ MAX_HALVINGS = 4
 
 MAX_NEWTON = 10
 """Newton steps before EM goes on."""
+LEFT = 0.1
+"""Share of the promised gain that a step may leave before the information is computed anew."""
 
 WORTH = 15
 """EM steps still to come from which they are worth their compilation; and twice the parameters."""
@@ -68,30 +72,45 @@ def newton_steps(
     """Newton steps from `x` (p,), where the log-likelihood is `value`, as long as each one gains.
 
     Ends at once where the information is not positive definite; stays at `x` if the gain promised
-    there is below `gap`.
+    there is below `gap`. The information of an approximation, which takes 2p + 1 gradients, is kept
+    up to date by secants as long as each step leaves a tenth or less of what it promised to gain.
     """
-    information = hold(problem, x, marginal_information(e_step, problem, x, state))
+    here = hold(problem, x, marginal_information(e_step, problem, x, state))
     noise, evaluations = noise_of(e_step) or 0.0, x.size
-    if information.usable and information.gap < gap:
-        yield NewtonStep(x, value, information.gap, evaluations)
+    if not here.usable:
         return
-    while information.usable:
-        step = information.newton_step
+    if here.gap < gap:
+        yield NewtonStep(x, value, here.gap, evaluations)
+        return
+    by_secants = noise_of(e_step) is not None and here.known is None
+    gradient, inverse, promised = here.gradient, here.covariance, here.gap
+    while True:
+        step, scale = inverse @ gradient, 1.0
         for _ in range(MAX_HALVINGS):
-            new_x = moved(problem, x, step, information)
+            new_x = moved(problem, x, scale * step, here)
             if new_x is not None:
                 evaluations += 1
-                new_value = float(expectation(e_step, problem, new_x, state)[2].objective)
+                _, new_state, info = expectation(e_step, problem, new_x, state)
+                new_value = float(info.objective)
                 if new_value >= value - max(noise, rounding(value, x.dtype)):
                     break
-            step = step / 2
+            scale /= 2
         else:
             return
-        x, value = new_x, new_value
-        information = hold(problem, x, marginal_information(e_step, problem, x, state))
-        if not information.usable:
-            return
-        yield NewtonStep(x, value, information.gap, evaluations + x.size)
+        x, value, state, before = new_x, new_value, new_state, promised
+        if by_secants:
+            evaluations += 1
+            new_gradient = score(e_step, problem, x, state)
+            fall = jnp.asarray(gradient - new_gradient)
+            inverse = np.asarray(secant(jnp.asarray(inverse), jnp.asarray(scale * step), fall))
+            gradient, promised = new_gradient, 0.5 * new_gradient @ inverse @ new_gradient
+        if not by_secants or scale < 1 or promised > LEFT * before:
+            evaluations += x.size
+            here = hold(problem, x, marginal_information(e_step, problem, x, state))
+            if not here.usable:
+                return
+            gradient, inverse, promised = here.gradient, here.covariance, here.gap
+        yield NewtonStep(x, value, float(promised), evaluations)
         evaluations = 0
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
@@ -153,13 +154,38 @@ def is_large(problem: Problem) -> bool:
 
 
 @jax.jit(static_argnums=0)
-def _score_and_differences(
-    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
-) -> tuple[jax.Array, jax.Array]:
+def _scores(
+    e_step: DeterministicEStep,
+    problem: Problem,
+    points: jax.Array,
+    count: int | jax.Array,
+    state: Any,
+) -> jax.Array:
+    """Gradients at the first `count` of some `points` (m, p); one program for any count."""
+
     def objective(x: jax.Array) -> jax.Array:
         return e_step.log_likelihood(problem, problem.constrain(x), state)
 
-    return optimize.gradient_and_hessian(jax.grad(objective), x)
+    def found(i: jax.Array, scores: jax.Array) -> jax.Array:
+        return scores.at[i].set(jax.grad(objective)(points[i]))
+
+    return jax.lax.fori_loop(0, count, found, jnp.zeros_like(points))
+
+
+def score(e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any) -> np.ndarray:
+    """Gradient of a deterministic E-step's objective at `x` (p,), shape (p,)."""
+    points = jnp.broadcast_to(x, (2 * x.size + 1, x.size))
+    return np.asarray(_scores(e_step, problem, points, 1, state)[0])
+
+
+def _score_and_differences(
+    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """The gradient, (p,), and the Hessian by differences as in `optimize.hessian`, (p, p)."""
+    points, width = optimize.difference_points(x)
+    points = jnp.concatenate([x[None], points])
+    scores = _scores(e_step, problem, points, len(points), state)
+    return np.asarray(scores[0]), np.asarray(optimize.from_differences(scores[1:], width))
 
 
 def marginal_information(
@@ -174,7 +200,7 @@ def marginal_information(
     if not is_large(problem) and noise_of(e_step) is None:
         gradient, hessian = jax.device_get(_score_and_hessian(e_step, problem, x, state))
     if not np.all(np.isfinite(hessian)):
-        gradient, hessian = jax.device_get(_score_and_differences(e_step, problem, x, state))
+        gradient, hessian = _score_and_differences(e_step, problem, x, state)
     method = "Hessian of the exact log-likelihood"
     if e_step.kind != "exact":
         method = f"Hessian of the {e_step.kind.replace('_', ' ')}"
@@ -221,8 +247,9 @@ def trouble(
     names = [labels[i] for i in np.argsort(-weights) if weights[i] > 0.3][:4]
     return (
         f"the information matrix is not positive definite (smallest eigenvalue "
-        f"{values[0]:.2g}), in the direction of {', '.join(names)}: not identified, or at a "
-        f"boundary; fix one of them with `fixed`, or constrain it"
+        f"{values[0]:.2g}), in the direction of {', '.join(names)}: not identified, at a boundary, "
+        f"or running off to infinity, as where outcomes are all alike or a covariate separates "
+        f"them; fix one of them with `fixed`, constrain it, or give it a prior (`map_sites`)"
     )
 
 

@@ -34,19 +34,21 @@ def hessian(gradient: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Arr
     differentiation it compiles in half the time, and stays finite where they do not: at
     structural zeros, such as the density of a detection at an unoccupied site.
     """
-    return gradient_and_hessian(gradient, x, with_gradient=False)[1]
+    points, width = difference_points(x)
+    return from_differences(jax.lax.map(gradient, points), width)
 
 
-def gradient_and_hessian(
-    gradient: Callable[[jax.Array], jax.Array], x: jax.Array, with_gradient: bool = True
-) -> tuple[jax.Array, jax.Array]:
-    """The gradient at `x` (p,), NaN unless asked for, and its differences as in `hessian`."""
+def difference_points(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where gradients are taken around `x` (p,), (2p, p), and how far off it, (p,)."""
     width = jnp.finfo(x.dtype).eps ** (1 / 3) * (1 + jnp.abs(x))
-    points = [x + jnp.diag(width), x - jnp.diag(width)] + [x[None]] * with_gradient
-    found = jax.lax.map(gradient, jnp.concatenate(points))
-    matrix = (found[: x.size] - found[x.size : 2 * x.size]) / (2 * width[:, None])
-    here = found[-1] if with_gradient else jnp.full_like(x, jnp.nan)
-    return here, (matrix + matrix.T) / 2
+    return jnp.concatenate([x + jnp.diag(width), x - jnp.diag(width)]), width
+
+
+def from_differences(found: jax.Array, width: jax.Array) -> jax.Array:
+    """The Hessian (p, p) from gradients at `difference_points`, (2p, p)."""
+    ahead, behind = jnp.split(found, 2)
+    matrix = (ahead - behind) / (2 * width[:, None])
+    return (matrix + matrix.T) / 2
 
 
 class Curvature(NamedTuple):
@@ -114,7 +116,7 @@ def newton(
         better = jnp.where(lost, even, new_value > value)
         poor = ~lost & ((scale < 1) | ~better | (left > 0.1 * promised))
         poor |= jnp.any(jnp.diag(inverse) == 0)
-        inverse = jnp.where(lost, inverse, _secant(inverse, scale * step, gradient - new_gradient))
+        inverse = jnp.where(lost, inverse, secant(inverse, scale * step, gradient - new_gradient))
         x = jnp.where(better, x + scale * step, x)
         value = jnp.where(better, new_value, value)
         gradient = jnp.where(better, new_gradient, gradient)
@@ -157,7 +159,7 @@ def _line_search(
     return jax.lax.while_loop(refused, halve, start)
 
 
-def _secant(inverse: jax.Array, step: jax.Array, fall: jax.Array) -> jax.Array:
+def secant(inverse: jax.Array, step: jax.Array, fall: jax.Array) -> jax.Array:
     """`inverse` (p, p) so changed that it maps `fall`, the gradient's over `step` (p,), to it."""
     product = step @ fall
     usable = product > 1e-8 * jnp.linalg.norm(step) * jnp.linalg.norm(fall)

@@ -196,6 +196,23 @@ def _key(entry: Any) -> str:
     return str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry))))
 
 
+def flat_bounds(space: ParamSpace, params: Params) -> np.ndarray:
+    """Bounds of every scalar of `params`, in the order of `flat_labels`, (P, 2); none if fixed."""
+    supports = {site.name: site.constraint for site in space.sites}
+
+    def bounds(name: str, leaf: Any) -> np.ndarray:
+        support = supports.get(name)
+        support = getattr(support, "base_constraint", support)
+        simplex = isinstance(support, type(constraints.simplex))
+        low = 0.0 if simplex else getattr(support, "lower_bound", -np.inf)
+        high = 1.0 if simplex else getattr(support, "upper_bound", np.inf)
+        return np.stack([np.broadcast_to(b, np.shape(leaf)).ravel() for b in (low, high)], axis=1)
+
+    sites = [(name, jax.tree.leaves(params[name])) for name in sorted(params)]
+    found = [bounds(name, leaf) for name, leaves in sites for leaf in leaves]
+    return np.concatenate([*found, np.zeros((0, 2))])
+
+
 def brief(value: Any) -> str:
     """A value in a few characters, for messages."""
     text = np.array2string(np.asarray(jax.tree.leaves(value)[0]), precision=4, threshold=6)

@@ -89,7 +89,7 @@ def report(result: EMResult, entry: catalog.Entry, reference: dict[str, Any] | N
             table["off by (se)"] = (table["estimate"] - table["reference"]) / table["se"]
     lines = [f"{entry.name}: {entry.title}", "", *_aligned(result.labels, table), ""]
     penalised = f", penalised {result.penalised:.6f}" if result.penalties else ""
-    lines.append(f"log-likelihood  {result.log_likelihood}{penalised}")
+    lines.append(f"log-likelihood  {result.log_likelihood}{result.doubt}{penalised}")
     if reference is not None:
         lines.append(f"reference       {reference['log_likelihood']:.6f} ({reference['kind']})")
     if result.uncertainty.reason:

@@ -15,7 +15,7 @@ from ppl_em.ends import Boundary
 from ppl_em.likelihood import LogLikelihood
 from ppl_em.params import Params, flat_labels
 from ppl_em.stopping import CONVERGED, Status
-from ppl_em.uncertainty import ActiveConstraint, Uncertainty
+from ppl_em.uncertainty import ActiveConstraint, Uncertainty, interval
 
 if TYPE_CHECKING:
     import pandas
@@ -144,8 +144,10 @@ class EMResult:
         """A row per scalar parameter: estimate, se, lower, upper (Wald), mcse.
 
         The interval is estimate plus and minus a normal quantile times the total error
-        sqrt(se^2 + mcse^2). After a Monte Carlo E-step two more columns show that `total` and
-        `se_mcse`, the Monte Carlo error of se.
+        sqrt(se^2 + mcse^2). For parameters with bounds, entries of a simplex among them, that is
+        done on the log or logit scale and mapped back, so that intervals stay inside. After a
+        Monte Carlo E-step two more columns show that `total` and `se_mcse`, the Monte Carlo error
+        of se.
         """
         import pandas
 
@@ -160,12 +162,12 @@ class EMResult:
         se = np.sqrt(np.diag(self.uncertainty.covariance))
         mcse = self.uncertainty.mcse
         total = np.hypot(se, mcse)
-        half = ndtri(0.5 + level / 2) * total
+        lower, upper = interval(estimate, ndtri(0.5 + level / 2) * total, self.uncertainty.bounds)
         columns = {
             "estimate": estimate,
             "se": se,
-            "lower": estimate - half,
-            "upper": estimate + half,
+            "lower": lower,
+            "upper": upper,
             "mcse": mcse,
         }
         if np.any(mcse != 0):
@@ -217,13 +219,20 @@ class EMResult:
     def __str__(self) -> str:
         lines = [
             f"{self.summary().round(4)}",
-            f"log-likelihood {self.log_likelihood}"
+            f"log-likelihood {self.log_likelihood}{self.doubt}"
             + (f", penalised {self.penalised:.6f}" if self.penalties else ""),
             f"{self.status.value} ({self.num_steps} steps, {self.seconds['total']:.1f} s)",
             *(f"{where.sentence(label)}." for label, where in self.boundary.items()),
         ]
         lines += [text for text in (self.degeneracy, str(self.restarts or "")) if text]
         return "\n".join(lines)
+
+    @property
+    def doubt(self) -> str:
+        """Words to put behind the log-likelihood where it is not to be believed; else empty."""
+        if self.status is Status.UNHEALTHY and self.log_likelihood.kind == "estimate":
+            return ": not to be believed, nor is its error, because the chains are not"
+        return ""
 
     @property
     def labels(self) -> list[str]:

@@ -87,6 +87,7 @@ class StoredParts:
                 ActiveConstraint(*each)
                 for each in json.loads(group.attrs.get("active_constraints", "[]"))
             ),
+            group["bounds"].values if "bounds" in group else None,
         )
 
 

@@ -2,6 +2,7 @@
 
 from ppl_em.e_step.auto import Auto
 from ppl_em.e_step.base import (
+    Approximation,
     DeterministicEStep,
     EStep,
     StochasticEStep,
@@ -37,6 +38,7 @@ def from_flag(e_step: "str | EStep") -> EStep:
 __all__ = [
     "FLAGS",
     "NUTS",
+    "Approximation",
     "Auto",
     "DeterministicEStep",
     "EStep",

@@ -19,7 +19,7 @@ from ppl_em.problem import Problem
 from ppl_em.scans import dependence
 from ppl_em.states import States, num_states
 from ppl_em.static import Static
-from ppl_em.structure import Blocks, owners, tolerance
+from ppl_em.structure import Blocks, site_names, tolerance
 from ppl_em.validation import ModelError
 
 
@@ -149,7 +149,7 @@ def _block_index(problem: Problem, plates: tuple[str, ...]) -> np.ndarray:
 def _prove(rng_key: jax.Array, engine: Conditional, problem: Problem, x: jax.Array) -> None:
     found = _errors(engine, problem, x, problem.start, rng_key)
     law, joint, proper = (np.asarray(part) for part in found)
-    owner, limit = owners(problem), tolerance(problem.start.dtype)
+    owner, limit = site_names(problem), tolerance(problem.start.dtype)
     if not np.all(law < limit):
         at = int(np.argmax(law))
         raise NotExactError(

@@ -209,10 +209,9 @@ def corrected(inner: Any, problem: Problem, x: jax.Array, num_draws: int) -> Cor
     By block where every term of the log-joint belongs to one block, else jointly.
     """
     blocks = inner.blocks or dense(problem)
-    labels = np.argsort(blocks.index.value.ravel()) // blocks.block_size
     owner = None
     if blocks.num_blocks > 1:
-        owner = owners(problem, x, np.asarray(problem.start), labels)
+        owner = owners(problem, x, np.asarray(problem.start), blocks.labels)
     if owner is None:  # the terms cannot be told apart: joint weights
         blocks = dense(problem)
         inner = dataclasses.replace(inner, blocks=blocks)

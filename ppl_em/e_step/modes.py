@@ -19,7 +19,7 @@ from ppl_em.e_step.gaussian import LAWS
 from ppl_em.params import Params
 from ppl_em.posterior import GaussianLaw
 from ppl_em.problem import Problem
-from ppl_em.structure import Density, Structure, compressed_hessian, owners
+from ppl_em.structure import Density, Structure, compressed_hessian, site_names
 from ppl_em.validation import ModelError
 
 MAX_STEPS = 200
@@ -66,8 +66,12 @@ class _Search(NamedTuple):
     done: jax.Array
 
 
-def find_mode(structure: Structure, density: Density, u: jax.Array) -> Mode:
-    """Climb from `u` (D,) to a maximum of `density`, whose Hessian has the given structure."""
+def find_mode(structure: Structure, density: Density, u: jax.Array, enough: float = 0.0) -> Mode:
+    """Climb from `u` (D,) to a maximum of `density`, whose Hessian has the given structure.
+
+    With `enough`, only until the squared step left, in standard deviations and per latent, is
+    below it; `u` itself may do.
+    """
     law_of: Any = LAWS[type(structure)]
     colors = jnp.asarray(structure.colors)
     diagonal = colors == jnp.arange(structure.num_colors)[:, None]
@@ -87,7 +91,7 @@ def find_mode(structure: Structure, density: Density, u: jax.Array) -> Mode:
         promised = search.gradient @ (new - search.u)
         value = density(new)
         noise = 8 * jnp.finfo(u.dtype).eps * (1 + jnp.abs(search.value))
-        close = (search.damping == 0) & (promised < CLOSE * u.size)
+        close = (search.damping == 0) & (promised < max(CLOSE, enough) * u.size)
         good = (promised >= 0) & jnp.isfinite(value)
         good &= close | (value >= search.value + 1e-4 * promised - noise)
         gradient, products = jax.lax.cond(
@@ -104,14 +108,11 @@ def find_mode(structure: Structure, density: Density, u: jax.Array) -> Mode:
             (good & close) | (search.damping > 1e12),
         )
 
-    start = _Search(
-        u,
-        density(u),
-        *look(u),
-        jnp.zeros((), u.dtype),
-        jnp.zeros((), int),
-        jnp.zeros((), bool),
-    )
+    gradient, products = look(u)
+    left = gradient @ (law_at(u, gradient, products).center - u) if enough else jnp.inf
+    done = jnp.asarray((left >= 0) & (left < enough * u.size))
+    zero = jnp.zeros((), u.dtype)
+    start = _Search(u, density(u), gradient, products, zero, jnp.zeros((), int), done)
     end = jax.lax.while_loop(lambda s: ~s.done & (s.num_steps < MAX_STEPS), step, start)
     law = law_at(end.u, end.gradient, end.products)
     rest = end.gradient @ (law.center - end.u)
@@ -162,7 +163,7 @@ def first_mode(
         return best
     worst = int(np.argmax(np.nan_to_num(np.abs(np.asarray(gradient)), nan=np.inf)))
     raise ModelError(
-        f"Site '{owners(problem)[worst]}': no mode of the latents was found at the initial "
+        f"Site '{site_names(problem)[worst]}': no mode of the latents was found at the initial "
         f"parameters, which e_step='{flag}' needs: the log-joint may grow without bound, or start "
         f"too far away. Use `init_params`, or e_step='nuts'."
     )

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from ppl_em.e_step.modes import Mode, find_mode, first_mode, mode_of
+from ppl_em.e_step.refinement import AT_FIRST, HERMITE, MANY, Rule, choose, ladder
 from ppl_em.params import Params
 from ppl_em.posterior import Gaussian, Nodes
 from ppl_em.posterior.quadrature import block_sums
@@ -21,10 +22,7 @@ from ppl_em.validation import ModelError
 
 logger = logging.getLogger("ppl_em")
 
-SIZES = {1: (15, 21, 31, 45, 63, 91, 127, 181, 255), 2: (5, 9, 15, 21, 31, 45, 63, 91)}
-"""Nodes in each dimension that are tried, in one dimension and in more."""
-
-CHUNK = 64
+CHUNK = 16
 """Nodes per call while their number is chosen: programs are compiled for this number alone."""
 
 NOTABLE = 1e-4
@@ -33,6 +31,9 @@ NOTABLE = 1e-4
 RELATIVE = 2e-9
 """Change of the log-likelihood that is small enough, relative to its size."""
 
+ENOUGH = 1e-6
+"""Squared distance from the mode, in standard deviations, at which nodes may be held."""
+
 SPREAD = 0.3
 """How far away parameters are at which blocks are found, on the unconstrained scale."""
 
@@ -40,7 +41,7 @@ SPREAD = 0.3
 class QuadratureState(NamedTuple):
     """The last modes, (D,), the block of every term of the log-joint, (E,), and how far they reach.
 
-    `span` is None for blocks of several latents.
+    `span` is None for Gauss-Hermite rules.
     """
 
     center: jax.Array
@@ -66,8 +67,8 @@ class Quadrature:
     """Integrals over each block of latents, on nodes around its mode.
 
     Latents with a support are on the unconstrained scale. The number of nodes is raised until the
-    log-likelihood no longer changes, at the first parameters and again at the last ones. The rules
-    are those of `posterior/rules.py`.
+    log-likelihood no longer changes, at the first parameters and again at the last ones. Latents
+    alone in their block, for which Gauss-Hermite rules need many, get nodes that reach further.
 
     Attributes
     ----------
@@ -92,7 +93,7 @@ class Quadrature:
     max_dimension: int = 3
     max_points: int = 30_000
     blocks: Blocks | None = field(default=None, repr=False)
-    chosen: int = field(default=0, repr=False)
+    rule: Rule | None = field(default=None, repr=False)
     stochastic: ClassVar[bool] = False
     kind: ClassVar[str] = "quadrature"
 
@@ -120,7 +121,7 @@ class Quadrature:
         blocks = find_blocks(problem, x, problem.start, rng_key, SPREAD)
         name, size = problem.spec.latents[0].name, blocks.block_size
         if size > self.max_dimension:
-            least = f"{SIZES[2][1]}^{size} nodes or more"
+            least = f"{HERMITE[2][1]}^{size} nodes or more"
             raise ModelError(
                 f"Site '{name}': the latents depend on one another in blocks of {size}, for which "
                 f"e_step='quadrature' would take {least}. Use e_step='nuts' or 'laplace', or raise "
@@ -134,9 +135,7 @@ class Quadrature:
         """The modes at the first parameters, and what belongs to which block."""
         blocks = self.known_blocks
         mode = first_mode("quadrature", rng_key, blocks, problem, params)
-        labels = np.empty(problem.num_latents, int)
-        labels[blocks.index.value] = np.arange(blocks.num_blocks)[:, None]
-        x, center = problem.unconstrain(params), np.asarray(mode.u)
+        labels, x, center = blocks.labels, problem.unconstrain(params), np.asarray(mode.u)
         # Not at the first parameters: Beta(1, 1), say, does not depend on its latent.
         away = jax.random.normal(rng_key, x.shape, x.dtype)
         found = (owners(problem, x + s * away, center, labels) for s in (SPREAD, 0.1 * SPREAD))
@@ -168,9 +167,10 @@ class Quadrature:
         The nodes are held: moving them does not change an integral.
         """
         fixed = jax.lax.stop_gradient(params)
-        mode = jax.lax.stop_gradient(self._mode(problem, fixed, state.center))
+        mode = jax.lax.stop_gradient(self._mode(problem, fixed, state.center, ENOUGH))
         law = cast(Gaussian, mode.law)
-        placed = self._place(law, state.span)
+        span = state.span or self._span(problem, fixed, law, state.owner)
+        placed = jax.lax.stop_gradient(self._place(law, span))
         value = Nodes.at(problem, params, law, placed, state.owner).log_normalizer
         return jnp.where(mode.found, value, jnp.nan)
 
@@ -182,31 +182,32 @@ class Quadrature:
             return None
         blocks = self.known_blocks
         law = cast(Gaussian, mode_of(blocks, problem, params, state.center)[0].law)
-        span = self._span(problem, params, law, state.owner)
-        limit = self.max_points ** (1 / blocks.block_size) + 1e-9
-        able = [n for n in SIZES[min(blocks.block_size, 2)] if n <= limit]
-        first = able.index(self.chosen) if self.chosen else 0
-        last, before, change = np.nan, able[0], np.nan
-        for size in able[min(first, len(able) - 2) :]:
-            placed = sinh_trapezoid(span, size) if span else gauss_hermite(law, size)
-            value = _value(problem, params, law, state.owner, placed)
-            change, last = abs(value - last), value
-            if change <= max(self.tol * np.sqrt(blocks.num_blocks), RELATIVE * abs(value)):
-                enough = self.chosen and size <= able[min(first + 1, len(able) - 1)]
-                # On a line the next number costs little, and lasts while the parameters change.
-                return None if enough else replace(self, chosen=size if span else before)
-            before = size
-        if self.chosen < able[-1]:
-            return replace(self, chosen=able[-1])
+
+        def value(rule: Rule) -> float:
+            if rule.sinh:
+                span = _find_span(problem, params, law, state.owner)
+                return _value(problem, params, law, state.owner, sinh_trapezoid(span, rule.size))
+            placed = gauss_hermite(law, rule.size)
+            return _value(problem, params, law, state.owner, placed)
+
+        def allowed(value: float) -> float:
+            return max(self.tol * np.sqrt(blocks.num_blocks), RELATIVE * abs(value))
+
+        rules = ladder(blocks.block_size, self.max_points)
+        dear = blocks.block_size > 1 and blocks.num_blocks > MANY
+        rule, change = choose(value, allowed, rules, self.rule, 1.0 if dear else AT_FIRST)
+        if self.rule is None or rules.index(rule) > rules.index(self.rule):
+            return replace(self, rule=rule)
         level = logging.WARNING if change > NOTABLE else logging.INFO
-        logger.log(
-            level,
-            "e_step='quadrature' has %d nodes in each dimension and its log-likelihood is good to "
-            "about %.0e. For more, raise Quadrature(max_points=%d), or use e_step='nuts'.",
-            self.chosen,
-            change,
-            self.max_points,
-        )
+        if rule == rules[-1]:
+            logger.log(
+                level,
+                "e_step='quadrature' has %d nodes in each dimension and its log-likelihood is good "
+                "to about %.0e. For more, raise Quadrature(max_points=%d), or use e_step='nuts'.",
+                rule.size,
+                change,
+                self.max_points,
+            )
         return None
 
     def describe(self, info: QuadratureInfo) -> str:
@@ -223,23 +224,27 @@ class Quadrature:
     @property
     def size(self) -> int:
         """Nodes in each dimension."""
-        return self.num_nodes or self.chosen
+        return self.num_nodes or (self.rule.size if self.rule else 0)
 
-    def _mode(self, problem: Problem, params: Params, center: jax.Array) -> Mode:
+    def _mode(
+        self, problem: Problem, params: Params, center: jax.Array, enough: float = 0.0
+    ) -> Mode:
         def density(u: jax.Array) -> jax.Array:
             return problem.log_joint_unconstrained(params, u)
 
-        return find_mode(self.known_blocks, density, center)
+        return find_mode(self.known_blocks, density, center, enough)
 
     def _span(
         self, problem: Problem, params: Params, law: Gaussian, owner: jax.Array
     ) -> Span | None:
-        if self.num_nodes is not None or law.blocks.block_size > 1:
+        if self.rule is None or not self.rule.sinh:
             return None
         return _find_span(problem, params, law, owner)
 
     def _place(self, law: Gaussian, span: Span | None) -> Placed:
-        return gauss_hermite(law, self.size) if span is None else sinh_trapezoid(span, self.size)
+        if span is None:
+            return gauss_hermite(law, self.size)
+        return sinh_trapezoid(span, self.size)
 
 
 @jax.jit

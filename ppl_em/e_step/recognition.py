@@ -22,12 +22,15 @@ from ppl_em.structure import (
     coordinates,
     find_structure,
     hessian_product,
-    owners,
+    site_names,
     tolerance,
 )
 from ppl_em.validation import ModelError
 
-REMEDY = "Use e_step='nuts' (Monte Carlo EM), or e_step='mean_field' (a biased lower bound)."
+REMEDY = (
+    "Use e_step='nuts' (Monte Carlo EM), 'quadrature' (where at most 3 latents depend on one "
+    "another), or with some bias 'laplace' or 'mean_field'."
+)
 
 
 class NotExactError(ModelError):
@@ -58,7 +61,7 @@ def find_parts(
     gaussian = _gaussian_parts(rng_key, problem, x, quadratic, max_dense)
     if not families:
         return gaussian
-    owner, limit = owners(problem), tolerance(problem.start.dtype)
+    owner, limit = site_names(problem), tolerance(problem.start.dtype)
     parts = (*gaussian, *_conjugate_parts(problem, families))
     errors, proper = _check(rng_key, problem, x, parts)
     positive = np.array([families.get(name) is ExpTransform for name in owner])
@@ -82,7 +85,7 @@ def find_parts(
 def _families(rng_key: jax.Array, problem: Problem, x: jax.Array) -> dict[str, type]:
     """The sites in which the log-joint is not quadratic, and the transforms to their supports."""
     changes = np.asarray(_curvature_changes(problem, x, problem.start, rng_key))
-    owner, limit = owners(problem), tolerance(changes.dtype)
+    owner, limit = site_names(problem), tolerance(changes.dtype)
     change = {s.name: changes[owner == s.name].max(initial=0) for s in problem.spec.latents}
     found = {s.name: family(s) for s in problem.spec.latents if not change[s.name] < limit}
     strange = [name for name, transform in found.items() if transform is None]
@@ -131,7 +134,7 @@ def _conjugate_parts(
     problem: Problem, families: dict[str, type], inverse: np.ndarray | None = None
 ) -> Iterator[GammaPart | BetaPart]:
     """The active coordinates of sites in `families`; `inverse` (D,) marks inverse-gamma ones."""
-    owner, idle = owners(problem), problem.spec.idle
+    owner, idle = site_names(problem), problem.spec.idle
     kinds = np.array([families.get(name) for name in owner], object)
     active = np.ones(len(owner), bool) if idle is None else ~idle.value
     positive = np.flatnonzero(active & (kinds == ExpTransform))

@@ -15,8 +15,8 @@ from ppl_em.posterior.rules import Placed
 from ppl_em.problem import Latents, Problem
 from ppl_em.terms import terms
 
-AT_ONCE = 4_000_000
-"""Terms of the log-joint evaluated side by side, at most."""
+AT_ONCE = 500_000
+"""Terms of the log-joint evaluated side by side, at most: few enough to stay in the cache."""
 
 PROPOSALS = 16
 """Gaussian draws per block from which one is picked by its weight."""
@@ -69,10 +69,7 @@ class Nodes:
     def moments(self, problem: Problem, params: Params) -> tuple[Latents, Latents]:
         """Means and standard deviations on the model's own scale, each of the site's shape."""
         points = jax.vmap(lambda offsets: _point(self.law, offsets))(self.placed.offsets)
-        index = self.law.blocks.index.value
-        labels = np.empty(index.size, int)
-        labels[index] = np.arange(len(index))[:, None]
-        blocks = problem.unravel(jnp.asarray(labels))
+        blocks = problem.unravel(jnp.asarray(self.law.blocks.labels))
         means, sds = {}, {}
         for name, values in constrain_draws(problem, params, points).items():
             probs = self.probs[:, np.asarray(blocks[name])]
@@ -127,7 +124,8 @@ def _point(law: Gaussian, offsets: jax.Array) -> jax.Array:
 def _map(function: Callable, inputs: Any, size: int) -> jax.Array:
     """`function` over the first axis of `inputs`, as many at once as memory allows."""
     count = len(jax.tree.leaves(inputs)[0])
-    side = max(1, min(count, AT_ONCE // max(size, 1)))
+    fits = min(count, AT_ONCE // max(size, 1))
+    side = next((n for n in range(fits, 1, -1) if count % n == 0), 1)  # else two programs
     if side == count:
         return jax.vmap(function)(inputs)
     return jax.lax.map(jax.checkpoint(function), inputs, batch_size=side)

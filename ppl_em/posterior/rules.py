@@ -1,8 +1,8 @@
 """Nodes and weights for integrals over many small blocks, placed around their modes.
 
-In one dimension the trapezoidal rule along u = mode + s sinh(t): steps of s near the mode that grow
-outwards, so that narrow peaks, long tails and lopsided ones are all seen. In more dimensions a
-Gauss-Hermite rule for each, scaled by the curvature at the mode.
+Gauss-Hermite rules for each dimension, scaled by the curvature at the mode. For one dimension also
+the trapezoidal rule along u = mode + s sinh(t): steps of s near the mode that grow outwards, so
+that narrow peaks, long tails and lopsided ones are all seen.
 
 References
 ----------
@@ -20,13 +20,13 @@ import numpy as np
 
 from ppl_em.posterior.gaussian import Gaussian
 
-DROP = 45.0
+DROP = 32.0
 """Fall of the log-density from the mode at which its tails are cut off."""
 
 STEEP = 0.7
 """Fall of the log-density over one length s, at most; half is that of a normal density."""
 
-LADDER = np.arange(-6, 13)
+LADDER = np.arange(-6, 13, 2)
 """Distances at which the density is looked at, in powers of two of its standard deviation."""
 
 
@@ -69,10 +69,25 @@ def find_span(law: Gaussian, log_density: Callable[[jax.Array], jax.Array]) -> S
     distances = jnp.concatenate([jnp.zeros_like(steps[:1]), steps, -steps])
     values = log_density(distances[..., None])
     falls = jnp.nan_to_num(values[0] - values[1:], nan=jnp.inf).reshape(2, *steps.shape)
-    gentle = jnp.all(falls < STEEP, axis=0)
-    length = jnp.max(jnp.where(gentle, steps, steps[0]), axis=0)
-    ends = jnp.min(jnp.where(falls > DROP, steps, steps[-1]), axis=1)
-    return Span(length, ends[1], ends[0])
+    left, right = (_crossing(steps, each, DROP) for each in (falls[1], falls[0]))
+    length = jnp.min(jnp.stack([_crossing(steps, each, STEEP) for each in falls]), axis=0)
+    return Span(length, left, right)
+
+
+def _crossing(steps: jax.Array, falls: jax.Array, level: float) -> jax.Array:
+    """Where falls at growing `steps`, both (S, G), first pass `level`; between two, as powers."""
+    passed = falls > level
+    place = jnp.where(jnp.any(passed, axis=0), jnp.argmax(passed, axis=0), len(falls) - 1)
+
+    def at(values: jax.Array, place: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(values, place[None], axis=0)[0]
+
+    before = jnp.maximum(place - 1, 0)
+    near, far, low, high = at(steps, before), at(steps, place), at(falls, before), at(falls, place)
+    between = (far > near) & (high > level) & jnp.isfinite(high)
+    growth = jnp.log(jnp.where(between, high, 2.0) / jnp.clip(low, 1e-3, level))
+    share = jnp.where(between, jnp.log(jnp.where(between, high, level) / level) / growth, 0.0)
+    return far * (near / far) ** share
 
 
 def sinh_trapezoid(span: Span, num_nodes: int) -> Placed:

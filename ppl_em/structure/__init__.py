@@ -10,7 +10,7 @@ from ppl_em.structure.base import (
     tolerance,
 )
 from ppl_em.structure.blocks import Blocks, dense
-from ppl_em.structure.candidates import coordinates, owners
+from ppl_em.structure.candidates import coordinates, site_names
 from ppl_em.structure.chain import Chain
 from ppl_em.structure.components import find_components
 from ppl_em.structure.search import find_blocks, find_structure
@@ -28,7 +28,7 @@ __all__ = [
     "find_components",
     "find_structure",
     "hessian_product",
-    "owners",
     "restrict",
+    "site_names",
     "tolerance",
 ]

@@ -37,6 +37,11 @@ class Blocks:
         return np.argsort(self.index.value.ravel()) % self.block_size
 
     @property
+    def labels(self) -> np.ndarray:
+        """The number of its block, for every coordinate, (D,)."""
+        return np.argsort(self.index.value.ravel()) // self.block_size
+
+    @property
     def num_colors(self) -> int:
         """d."""
         return self.block_size

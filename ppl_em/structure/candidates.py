@@ -41,10 +41,10 @@ class _Placed(NamedTuple):
 def coordinates(problem: Problem, names: tuple[str, ...] | None = None) -> np.ndarray:
     """Ascending positions in `u` of the latent sites `names`, all by default."""
     every = np.arange(problem.num_latents)
-    return every if names is None else every[np.isin(owners(problem), names)]
+    return every if names is None else every[np.isin(site_names(problem), names)]
 
 
-def owners(problem: Problem) -> np.ndarray:
+def site_names(problem: Problem) -> np.ndarray:
     """The site that each coordinate of `u` belongs to, shape (D,)."""
     sites = problem.spec.latents
     sizes = [int(np.prod(site.shape_u)) for site in sites]

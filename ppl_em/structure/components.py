@@ -44,9 +44,7 @@ def find_components(
     """
     blocks = find_blocks(problem, x, jax.device_put(points[0]), rng_key)
     if blocks.num_blocks > 1:
-        labels = np.empty(problem.num_latents, int)
-        labels[blocks.index.value] = np.arange(blocks.num_blocks)[:, None]
-        return labels
+        return blocks.labels
     whole = np.zeros(problem.num_latents, int)
     if not 1 < problem.num_latents <= MAX_DENSE:
         return whole
