@@ -36,7 +36,8 @@ class Maximized(NamedTuple):
     """What an M-step reports: the new `x` (p,), its state and info, and Monte Carlo gains.
 
     `forward` and `backward` are mean and error of the change in log-joint over the E-step's
-    draws, from `x` to the new one and from the one before to `x`; zeros if deterministic.
+    draws, from `x` to the new one and from the one before to `x`; zeros if deterministic. `fall` is
+    what values of a `ClosedForm` that were not used would have lost, else 0.
     """
 
     x: jax.Array
@@ -44,6 +45,7 @@ class Maximized(NamedTuple):
     info: Any
     forward: jax.Array
     backward: jax.Array
+    fall: jax.Array | float = 0.0
 
 
 def maximization(
@@ -61,7 +63,14 @@ def maximization(
     """
     if isinstance(m_step, HostMStep):
         return _on_host(m_step, problem, x, x_before, posterior, state)
-    return _compiled(cast(TracedMStep, m_step), problem, x, x_before, posterior, state)
+    out = _compiled(cast(TracedMStep, m_step), problem, x, x_before, posterior, state)
+    if isinstance(m_step, ClosedForm) and not float(out.fall) <= 0:
+        logger.warning(
+            "Option `m_step`: the values of ClosedForm lower Q by %.3g and are not used in this "
+            "step. Check that they maximise Q given the other parameters.",
+            float(out.fall),
+        )
+    return out
 
 
 @jax.jit(static_argnums=0)
@@ -79,15 +88,17 @@ def _compiled(
     def q_function(new_x: jax.Array) -> jax.Array:
         return _q(problem, posterior, new_x, x, weights)
 
+    fall = jnp.zeros((), x.dtype)
     if isinstance(m_step, ClosedForm):
         start_value = q_function(x)
-        start, objective = _closed_form(m_step, problem, posterior, q_function, x)
+        start, objective, fall = _closed_form(m_step, problem, posterior, q_function, x)
         new_x, state, info = m_step.step(objective, start, state)
     else:
         new_x, state, info = m_step.step(q_function, start, state)
     if start_value is not None:
         info = info._replace(q_start=start_value)
-    return Maximized(new_x, state, info, *_gains(problem, posterior, x_before, x, new_x))
+    gains = _gains(problem, posterior, x_before, x, new_x)
+    return Maximized(new_x, state, info, *gains, fall)
 
 
 def _closed_form(
@@ -96,23 +107,17 @@ def _closed_form(
     posterior: Posterior,
     q_function: Callable[[jax.Array], jax.Array],
     x: jax.Array,
-) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
-    """Where the user's values lead from `x` (p,), and Q with these held; or `x` and Q itself."""
+) -> tuple[jax.Array, Callable[[jax.Array], jax.Array], jax.Array]:
+    """Where the user's values lead from `x` (p,), and Q with these held; or `x` and Q itself.
+
+    Last, what the values would lose if they were used although they lower Q.
+    """
     moved, is_set = closed_form(m_step, problem, posterior, x)
     before, after = q_function(x), q_function(moved)
     fine = after >= before - 100 * jnp.finfo(x.dtype).eps * (1 + jnp.abs(before))
-    jax.debug.callback(_warn_of_fall, fine, before - after)
     start = jnp.where(fine, moved, x)
-    return start, lambda new_x: q_function(jnp.where(fine & is_set, start, new_x))
-
-
-def _warn_of_fall(fine: jax.Array, fall: jax.Array) -> None:
-    if not fine:
-        logger.warning(
-            "Option `m_step`: the values of ClosedForm lower Q by %.3g and are not used in this "
-            "step. Check that they maximise Q given the other parameters.",
-            float(fall),
-        )
+    fall = jnp.where(fine, 0.0, before - after)
+    return start, lambda new_x: q_function(jnp.where(fine & is_set, start, new_x)), fall
 
 
 def _on_host(
