@@ -88,13 +88,19 @@ def probe(rng_key: jax.Array, problem: Problem, values: Params) -> Problem:
 
 
 def _responds(problem: Problem, x: jax.Array, u: jax.Array, unused: np.ndarray) -> np.ndarray:
-    """Which of the coordinates of `x` (p,) that have no gradient change the log-joint, (p,)."""
+    """Which coordinates of `x` (p,) change the log-joint, but have no gradient anywhere, (p,)."""
     found = np.zeros(len(unused), bool)
     here = float(_density_at(problem, x, u))
     for i in np.flatnonzero(unused):
-        for step in STRIDES:
-            found[i] |= float(_density_at(problem, x.at[i].add(step), u)) != here
+        places = [x.at[i].add(step) for step in STRIDES]
+        found[i] = any(float(_density_at(problem, place, u)) != here for place in places)
+        found[i] &= all(float(_slope_at(problem, place, u)[i]) == 0 for place in places)
     return found
+
+
+@jax.jit
+def _slope_at(problem: Problem, x: jax.Array, u: jax.Array) -> jax.Array:
+    return density_and_gradients(problem, x, u)[1][0]
 
 
 def _with_rough(problem: Problem, rough: np.ndarray) -> Problem:
