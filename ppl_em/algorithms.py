@@ -85,8 +85,8 @@ class AlgorithmComparison:
         was below `tol` for the first time; NaN if never. `evaluations` and `steps`: in all. An
         evaluation is an E-step, or a value with its gradient; a Hessian counts as one for each
         parameter. `seconds`: in all, without compilation. `gap`: log-likelihood short of the best.
-        `rate`: of the gaps of EM steps near the end; 1 less the fraction of information missing in
-        the slowest direction. `status`: how it ended.
+        `rate`: by which steps of plain EM shrink near the end, the fraction of information that is
+        missing in the slowest direction; NaN for what is not plain EM. `status`: how it ended.
         """
         import pandas
 
@@ -138,7 +138,7 @@ class AlgorithmComparison:
             "steps": result.num_steps,
             "seconds": result.seconds["total"] - result.seconds["compile"],
             "gap": self.best - result.log_likelihood.value,
-            "rate": _rate(result),
+            "rate": _rate(result) if name in ("em", "gem") else np.nan,
             "status": result.status.name.lower(),
         }
 
@@ -146,8 +146,6 @@ class AlgorithmComparison:
 def _rate(result: EMResult) -> float:
     """Ratio of the last gains of EM steps that rounding leaves alone, by its square root."""
     gains = result.history["change"][result.history["phase"] == "em"]
-    if result.history.get("decision", np.array([""]))[-1:].any() or len(gains) < 3:
-        return np.nan
     floor = 1e3 * rounding(result.log_likelihood.value, np.dtype(float))
     gains = gains[gains > floor][-6:]
     if len(gains) < 2:

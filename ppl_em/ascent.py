@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ppl_em import host
 from ppl_em.boundary import Watch, to_boundary
 from ppl_em.e_step import DeterministicEStep, EStep, noise_of
-from ppl_em.feasibility import bounds, conditions, needs
+from ppl_em.feasibility import bounds, conditions, needs, violated
 from ppl_em.home_stretch import take_newton_steps
 from ppl_em.information import is_large, marginal_information
 from ppl_em.m_step import NEEDS, Scipy, for_problem
@@ -188,10 +188,10 @@ class Ascent:
 
     def _record(self, x: np.ndarray, value: float) -> None:
         trail = self.trail
-        if value <= trail.objective:
-            return
-        seconds, self.clock = time.monotonic() - self.clock, time.monotonic()
         point = jnp.asarray(x, trail.x.dtype)
+        if value <= trail.objective or violated(self.problem, point) is not None:
+            return  # some methods go outside on their way
+        seconds, self.clock = time.monotonic() - self.clock, time.monotonic()
         length = float(jnp.linalg.norm(point - trail.x))
         trail.record(Step(value, value - trail.objective, 0.0, length), point, "direct", seconds)
         trail.rows[-1]["gradient_norm"] = self.norm

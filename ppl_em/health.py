@@ -65,7 +65,9 @@ def examine(stats: Sequence[dict[str, np.ndarray]], scores: np.ndarray) -> Healt
     """
     joined = {name: np.concatenate([step[name] for step in stats], axis=1) for name in stats[0]}
     moving = scores[..., np.ptp(scores, axis=(0, 1)) > 0]
-    rhat = max(_rhat(moving), _rhat(np.abs(moving - np.median(moving, axis=(0, 1)))))
+    rhat = 1.0  # of scores that are the same for all draws
+    if moving.size:
+        rhat = max(_rhat(moving), _rhat(np.abs(moving - np.median(moving, axis=(0, 1)))))
     return Health(
         int(np.size(joined["energy"])),
         int(np.sum(joined["diverging"])),

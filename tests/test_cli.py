@@ -81,7 +81,7 @@ def test_a_model_file_with_data_and_outputs(tmp_path, cache):
         (["fit", "mine.py:intercepts", "--data", "wrong.csv"], "no column"),
         (["fit", "mine.py:intercepts", "--data", "nan.csv"], "NaN"),
         (["fit", "seeds", "--e-step", "exact"], "Site 'b'"),
-        (["fit", "linkage", "--algorithm", "direct"], "not available"),
+        (["fit", "linkage", "--method", "lbfgs"], "--algorithm direct"),
         (["compare", "linkage", "--e-steps", "exact,magic"], "Valid flags"),
         (["fit", "seeds", "--e-step", "magic"], "invalid choice"),
     ],

@@ -298,7 +298,7 @@ def test_nan_is_allowed_under_obs_mask(rng_key):
         ({"e_step": 3}, "found 3"),
         ({"m_step": LBFGS}, "the class LBFGS"),
         ({"max_steps": 0}, "positive whole number"),
-        ({"finish": "direct"}, "not available"),
+        ({"finish": "soon"}, "found 'soon'"),
     ],
 )
 def test_wrong_kinds_of_options(options, text):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_errors import Y, groups
 
-import ppl_em.loop
+import ppl_em.deterministic
 import ppl_em.monte_carlo
 from ppl_em import EM, ModelError, Status, Stopping
 
@@ -15,14 +15,14 @@ SLOW = Stopping(gap=0.0)
 
 def interfere(monkeypatch, count, change):
     """Replace what the M-step returns on its `count`-th call by `change(what it returned)`."""
-    original, calls = ppl_em.loop.maximization, []
+    original, calls = ppl_em.deterministic.maximization, []
 
     def maximization(*args):
         calls.append(None)
         out = original(*args)
         return change(out) if len(calls) == count else out
 
-    for module in (ppl_em.loop, ppl_em.monte_carlo):
+    for module in (ppl_em.deterministic, ppl_em.monte_carlo):
         monkeypatch.setattr(module, "maximization", maximization)
 
 
