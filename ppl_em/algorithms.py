@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from ppl_em.direct import Direct
+from ppl_em.e_step import from_flag
 from ppl_em.em import EM
 from ppl_em.m_step import Newton
 from ppl_em.plots_algorithms import Curve, plot_algorithms
@@ -43,6 +44,11 @@ ALGORITHMS: dict[str, Callable[[EM], EM | Direct]] = {
 
 REPEATED = 10.0
 """Seconds up to which a fit is done twice, so that its times have no compilation in them."""
+
+NOISY = (
+    "Option `e_step`: 'nuts' has no log-likelihood without noise to compare algorithms by. Use "
+    "e_step='exact', 'quadrature' or 'laplace'."
+)
 
 COLUMNS = ("to_tol", "seconds_to_tol", "evaluations", "steps", "seconds", "gap", "rate")
 
@@ -216,15 +222,14 @@ def compare_algorithms(
         raise ModelError("Option `algorithms`: found none. Name some.")
     for name in names:
         check_choice("algorithms", name, ALGORITHMS)
+    if getattr(from_flag(em.e_step), "stochastic", False):
+        raise ModelError(NOISY)
     results: dict[str, EMResult] = {}
     for name in names:
         runner = ALGORITHMS[name](em)
         found = runner.run(as_key(rng_key), *args, progress_bar=progress_bar, **kwargs)
-        if found.e_step == "nuts":
-            raise ModelError(
-                "Option `e_step`: 'nuts' has no log-likelihood without noise to compare "
-                "algorithms by. Use e_step='exact', 'quadrature' or 'laplace'."
-            )
+        if found.e_step == "nuts":  # as "auto" chose
+            raise ModelError(NOISY)
         if found.seconds["total"] < REPEATED:  # again, with nothing left to compile
             found = runner.run(as_key(rng_key), *args, progress_bar=False, **kwargs)
         results[name] = found

@@ -30,6 +30,19 @@ SEED = int(os.environ.get("PPL_EM_TEST_SEED", "0"))
 """Base of every random key in the tests; set the variable to sweep it."""
 
 
+MAX_MAPS = 30_000
+"""Memory maps of a process, of which Linux allows 65530 and each compiled program takes some."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs() -> Iterator[None]:
+    """Forget compiled programs when they have become very many."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAX_MAPS:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def rng_key() -> jax.Array:
     """A new-style random key."""
