@@ -127,7 +127,7 @@ def test_direct_maximises_the_bound_of_mean_field():
     np.testing.assert_allclose(result.params["v"], biased, rtol=1e-5)
 
 
-@pytest.mark.parametrize("e_step", ["laplace", "quadrature"])
+@pytest.mark.parametrize("e_step", ["laplace", pytest.param("quadrature", marks=pytest.mark.long)])
 def test_direct_and_em_agree_on_approximations(e_step):
     toy = logit_normal()
     fits = [

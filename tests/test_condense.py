@@ -154,6 +154,7 @@ def test_what_cannot_be_condensed_is_left_alone(model, data):
     assert condense(jax.random.key(1), problem, problem.unconstrain(start), 100) == {}
 
 
+@pytest.mark.long
 def test_a_fit_is_the_same():
     fits = [
         EM(gaussian_mixture, Exact(min_rows=count)).run(

@@ -110,6 +110,7 @@ def hidden_markov(y):
     scan(step, 3, y)
 
 
+@pytest.mark.long
 def test_probabilities_that_go_to_zero_do_not_slow_the_m_step():
     """One observation of the first state: its law has two entries that EM drives to 0.
 

@@ -16,7 +16,10 @@ def rosenbrock_hessian(x):
     return np.array([[-2 - 1200 * x[0] ** 2 + 400 * x[1], 400 * x[0]], [400 * x[0], -200]])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=[pytest.mark.long] if m == "COBYLA" else []) for m in METHODS],
+)
 def test_rosenbrock(method):
     seen = []
     hessian = rosenbrock_hessian if method in SECOND_ORDER else None

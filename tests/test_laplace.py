@@ -62,7 +62,12 @@ def test_exact_where_the_log_joint_is_quadratic(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "structure"), [("absences", Blocks), ("walk", Chain), ("raters", Arrow)]
+    ("name", "structure"),
+    [
+        ("absences", Blocks),
+        pytest.param("walk", Chain, marks=pytest.mark.long),
+        pytest.param("raters", Arrow, marks=pytest.mark.long),
+    ],
 )
 def test_one_gradient(name, structure):
     """That of Q, of the log-likelihood, and differences of the objective."""

@@ -66,6 +66,7 @@ def information(drawn, components, motion):
     return louis_information(problem, x, moments)
 
 
+@pytest.mark.long
 def test_moving_latents_leave_the_score_and_take_its_noise(drawn):
     problem, x, posteriors, exact = drawn
     components, motion = find(problem, x, posteriors[0]), find_motion(problem, x, posteriors[0])

@@ -47,7 +47,10 @@ def setting(name: str) -> Setting:
     return Setting(problem, engine, x, problem.constrain(x), posterior, state, info)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.long] if n == "proportions" else []) for n in CASES],
+)
 def test_log_likelihood(name):
     s = setting(name)
     expected = CASES[name].log_likelihood(s.params, *CASES[name].args)
@@ -100,6 +103,7 @@ def test_one_node_is_laplace():
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.mark.long
 def test_fit_of_a_beta_binomial():
     case = CASES["proportions"]
     args = (case.args[0], np.array([1, 3, 9, 2, 2, 6]))

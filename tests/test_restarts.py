@@ -157,6 +157,7 @@ def test_one_start_is_judged_too():
     assert result.status is Status.DEGENERATE and result.restarts is None
 
 
+@pytest.mark.long
 def test_boundary_is_not_degenerate():
     """A variance at zero, where the likelihood is finite; and a probability that vanishes."""
 
