@@ -63,7 +63,7 @@ def maximization(
     """
     if isinstance(m_step, HostMStep):
         return _on_host(m_step, problem, x, x_before, posterior, state)
-    out = _compiled(cast(TracedMStep, m_step), problem, x, x_before, posterior, state)
+    out = _maximization(cast(TracedMStep, m_step), problem, x, x_before, posterior, state)
     if isinstance(m_step, ClosedForm) and not float(out.fall) <= 0:
         logger.warning(
             "Option `m_step`: the values of ClosedForm lower Q by %.3g and are not used in this "
@@ -74,7 +74,7 @@ def maximization(
 
 
 @jax.jit(static_argnums=0)
-def _compiled(
+def _maximization(
     m_step: TracedMStep,
     problem: Problem,
     x: jax.Array,

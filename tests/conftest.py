@@ -30,7 +30,7 @@ SEED = int(os.environ.get("PPL_EM_TEST_SEED", "0"))
 """Base of every random key in the tests; set the variable to sweep it."""
 
 
-MAX_MAPS = 30_000
+MAX_MAPS = 45_000
 """Memory maps of a process, of which Linux allows 65530 and each compiled program takes some."""
 
 

@@ -88,7 +88,7 @@ def _brute(spec: Spec, y: jax.Array) -> dict:
     return {"joint": joint, "log_z": total, "q": value, "q_gradient": gradient}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_draws_have_the_exact_probabilities():
     """Frequencies of whole configurations within 5 standard errors of their probabilities."""
     spec = next(s for s in _examples() if s.steps and s.nodes and len(configurations(s)["s"]) < 300)

@@ -223,7 +223,7 @@ BASEBALL = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("model", "sites", "marginal", "latent"), BASEBALL)
 @pytest.mark.usefixtures("optimized")
 def test_baseball_nuts(model, sites, marginal, latent):

@@ -71,11 +71,11 @@ def test_traces_do_not_grow_with_steps(name, models, monkeypatch):
 
     for module in (ppl_em.deterministic, ppl_em.monte_carlo):
         monkeypatch.setattr(module, "maximization", counted)
-    compiled = ppl_em.updates._compiled._cache_size()
+    compiled = ppl_em.updates._maximization._cache_size()
     long = run(model, name)
     assert long.num_steps == 50 and len(counts) == 51
     assert set(counts) == {counts[0]}, "the model was traced again after the first step"
-    more = ppl_em.updates._compiled._cache_size() - compiled
+    more = ppl_em.updates._maximization._cache_size() - compiled
     assert more == 1, "the M-step was compiled more than once"
 
     fresh = Counted()
@@ -101,7 +101,7 @@ def test_monte_carlo_compiles_few_programs():
         assert result.history["phase"][-1] == "polish"
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-    em_step = ["expectation", "maximization"]
+    em_step = ["expectation", "_maximization"]
     polish = ["_shift_and_gradients", "_moments", "curvature_of_score"]
     finding_components = ["_products", "_multiply", "_slopes"]
     evidence = ["_sums"]
