@@ -55,6 +55,7 @@ class Problem(NamedTuple):
     e_step: Any = "exact"
     max_steps: int = 5000
     slow: bool = False
+    names: tuple[str, ...] = NAMES
 
 
 JORESKOG = """
@@ -115,7 +116,6 @@ def problems() -> dict[str, Problem]:
         return Problem(entry.model, entry.load(), start, tol, known, **more)
 
     toy = logit_normal()
-    poisson = {"weights": np.array([0.5, 0.5]), "rate": np.array([1.0, 3.0])}
     nile = {"sigma2_eps": np.array(1e4), "sigma2_eta": np.array(1e4)}
     three, two = "earthquakes:three_states", "earthquakes"
     return {
@@ -132,7 +132,7 @@ def problems() -> dict[str, Problem]:
         ),
         "nile": known_model("nile", nile, 1e-8, (343, 29, 13, 10, 9, 5, 17)),
         "poisson_mixture": known_model(
-            "poisson_mixture", poisson, 1e-8, (1817, 56, 14, 13, 21, 6, 22), slow=True
+            "poisson_mixture", None, 1e-8, (1817, 56, 14, 13, 21, 6, 22), slow=True
         ),
         "joreskog": Problem(
             factors,
@@ -140,8 +140,9 @@ def problems() -> dict[str, Problem]:
             None,
             1e-5,
             (3404, 266, None, 85, 129, None, None),
-            max_steps=10_000,
+            max_steps=4000,
             slow=True,
+            names=tuple(name for name in NAMES if name != "newton"),
         ),
         "sleepstudy": known_model("sleepstudy", None, 1e-8, (None,) * 7),
         "kidney": known_model("kidney", None, 1e-8, (None,) * 7),
@@ -158,7 +159,7 @@ def measure(problem: Problem) -> tuple[dict[str, float], float]:
     start = problem.start and jax.tree.map(jnp.asarray, problem.start)
     found = compare_algorithms(
         em,
-        NAMES,
+        problem.names,
         jax.random.key(0),
         tol=problem.tol,
         progress_bar=False,
@@ -167,7 +168,7 @@ def measure(problem: Problem) -> tuple[dict[str, float], float]:
     )
     table = found.table()
     counts = {}
-    for name in NAMES:
+    for name in problem.names:
         count = float(table.loc[name, "to_tol"])
         if name == "newton" and np.isfinite(count):
             gap = found.curves()[name].gap
@@ -202,7 +203,7 @@ def main() -> None:
         seconds = time.perf_counter() - begin
         cells, within = [], True
         for known, algorithm in zip(problem.known, NAMES, strict=True):
-            count = counts[algorithm]
+            count = counts.get(algorithm, np.nan)
             cells.append("-" if np.isnan(count) else f"{count:.0f}")
             if known is not None:
                 cells[-1] += f" ({known})"

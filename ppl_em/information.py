@@ -16,6 +16,9 @@ from ppl_em.problem import Problem
 MAX_HESSIAN = 2e7
 """Parameters times data up to which Hessians are computed with all columns at once."""
 
+COLUMNS = 8
+"""Columns of a Hessian that are computed side by side."""
+
 MAX_SE_NOISE = 0.2
 """Standard errors with a larger relative Monte Carlo error are withheld."""
 
@@ -144,7 +147,14 @@ def _score_and_hessian(
     def objective(x: jax.Array) -> jax.Array:
         return e_step.log_likelihood(problem, problem.constrain(x), state)
 
-    return jax.grad(objective)(x), jax.hessian(objective)(x)
+    score = jax.grad(objective)
+
+    def column(direction: jax.Array) -> jax.Array:
+        return jax.jvp(score, (x,), (direction,))[1]
+
+    # Not all at once: wide batches are no faster, and can lock up a processor with few threads.
+    columns = jax.lax.map(column, jnp.eye(x.size, dtype=x.dtype), batch_size=COLUMNS)
+    return score(x), columns
 
 
 def is_large(problem: Problem) -> bool:
