@@ -76,7 +76,7 @@ def test_traces_do_not_grow_with_steps(name, models, monkeypatch):
     assert long.num_steps == 50 and len(counts) == 51
     assert set(counts) == {counts[0]}, "the model was traced again after the first step"
     more = ppl_em.updates._maximization._cache_size() - compiled
-    assert more == 1, "the M-step was compiled more than once"
+    assert more <= 1, "the M-step was compiled more than once"
 
     fresh = Counted()
     assert run(fresh, name, max_steps=5).num_steps == 5
