@@ -250,7 +250,7 @@ def level_marginal(params):
     return log_normal_density(y, 0.0, covariance)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("optimized")
 def test_latent_autoregression_in_scan():
     result = fit(latent_ar, "exact", jnp.asarray(ar_data()), num_steps=60)

@@ -251,7 +251,7 @@ def test_discrete_sites_inside():
     assert abs(found.value - float(case.law(params, *case.args))) < 4 * found.mcse < 0.4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_crossed_effects_in_any_order():
     """Six groups of twenty animals, their numbers shuffled, are integrated one by one."""
     module = load_model("crossed")
