@@ -19,6 +19,7 @@ from scipy import stats
 import ppl_em
 from ppl_em import EM, EMResult, catalog, cli
 from ppl_em.e_step import Quadrature
+from ppl_em.e_step.refinement import Rule
 from ppl_em.ends import AtBounds, ends, within_reach
 from ppl_em.inspection import build_problem
 from ppl_em.stopping import Status, Stopping
@@ -242,7 +243,7 @@ def test_more_nodes_at_a_bound(monkeypatch):
     def coarse(self, problem, params, state):
         calls.append(float(params["tau"]))
         if len(calls) == 2:
-            return replace(self, chosen=91)
+            return replace(self, rule=Rule(91, sinh=True))
         return refined(self, problem, params, state)
 
     monkeypatch.setattr(Quadrature, "refined", coarse)
