@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from ppl_em.direct import Direct
+from ppl_em.direct import Direct, directly
 from ppl_em.e_step import from_flag
 from ppl_em.em import EM
 from ppl_em.m_step import Newton
@@ -21,22 +21,14 @@ if TYPE_CHECKING:
     import xarray
     from matplotlib.figure import Figure
 
-SAME = ("model", "e_step", "map_sites", "fixed", "constraints", "max_steps", "stopping")
-"""Options of an `EM` that the direct method has, too."""
-
-
-def _directly(method: str) -> Callable[[EM], Direct]:
-    return lambda em: Direct(method=method, **{name: getattr(em, name) for name in SAME})
-
-
 ALGORITHMS: dict[str, Callable[[EM], EM | Direct]] = {
     "em": lambda em: replace(em, finish="em"),
     "gem": lambda em: replace(em, finish="em", m_step=Newton(max_steps=1)),
     "squarem": lambda em: replace(em, acceleration="squarem"),
     "anderson": lambda em: replace(em, acceleration="anderson"),
-    "direct": _directly("auto"),
-    "lbfgs": _directly("lbfgs"),
-    "newton": _directly("newton"),
+    "direct": lambda em: directly(em, "auto"),
+    "lbfgs": lambda em: directly(em, "lbfgs"),
+    "newton": lambda em: directly(em, "newton"),
     "hybrid": lambda em: replace(em, finish="auto"),
     "default": lambda em: em,
 }
@@ -70,16 +62,16 @@ class AlgorithmComparison:
 
     @property
     def best(self) -> float:
-        """The highest log-likelihood that any of them reached."""
-        return max(float(np.max(r.history["objective"])) for r in self.results.values())
+        """The highest log-likelihood that any of them reached, penalties included."""
+        return max(float(np.max(_values(result))) for result in self.results.values())
 
     def curves(self) -> dict[str, Curve]:
         """Evaluations and seconds so far, and the gap to the best, after each step."""
         return {
             name: Curve(
-                result.history["evaluations"],
-                np.cumsum(result.history["seconds"]),
-                self.best - result.history["objective"],
+                result.history.get("evaluations", np.ones(1)),
+                np.cumsum(result.history.get("seconds", np.zeros(1))),
+                self.best - _values(result),
             )
             for name, result in self.results.items()
         }
@@ -140,18 +132,23 @@ class AlgorithmComparison:
         return {
             "to_tol": np.nan if first is None else float(curve.evaluations[first]),
             "seconds_to_tol": np.nan if first is None else float(curve.seconds[first]),
-            "evaluations": float(curve.evaluations[-1]) if len(curve.evaluations) else 0.0,
+            "evaluations": float(curve.evaluations[-1]),
             "steps": result.num_steps,
             "seconds": result.seconds["total"] - result.seconds["compile"],
-            "gap": self.best - result.log_likelihood.value,
+            "gap": float(curve.gap[-1]),
             "rate": _rate(result) if name in ("em", "gem") else np.nan,
             "status": result.status.name.lower(),
         }
 
 
+def _values(result: EMResult) -> np.ndarray:
+    """What was maximised, after each step; at the start if there was none."""
+    return result.history.get("objective", np.array([result.penalised]))
+
+
 def _rate(result: EMResult) -> float:
     """Ratio of the last gains of EM steps that rounding leaves alone, by its square root."""
-    gains = result.history["change"][result.history["phase"] == "em"]
+    gains = result.history.get("change", np.zeros(0))
     floor = 1e3 * rounding(result.log_likelihood.value, np.dtype(float))
     gains = gains[gains > floor][-6:]
     if len(gains) < 2:

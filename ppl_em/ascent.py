@@ -21,8 +21,7 @@ from ppl_em.e_step import DeterministicEStep, EStep, noise_of
 from ppl_em.feasibility import bounds, conditions, needs, violated
 from ppl_em.home_stretch import take_newton_steps
 from ppl_em.information import is_large, marginal_information
-from ppl_em.m_step import NEEDS, Scipy, for_problem
-from ppl_em.m_step import Limits as MStepLimits
+from ppl_em.m_step import NEEDS, Region, Scipy, for_problem
 from ppl_em.problem import Problem
 from ppl_em.stopping import Status, Step, rounding
 from ppl_em.trail import Limits, Trail
@@ -49,7 +48,7 @@ FINE = 1e-10
 
 
 @jax.jit(static_argnums=0)
-def score(e_step: EStep, problem: Problem, x: jax.Array, state: Any) -> tuple:
+def value_and_score(e_step: EStep, problem: Problem, x: jax.Array, state: Any) -> tuple:
     """Objective at `x` (p,), its gradient (p,) by Fisher's identity, and the E-step's state."""
     posterior, state, info = e_step.step(problem, problem.constrain(x), state)
     held = jax.lax.stop_gradient(posterior)
@@ -58,6 +57,10 @@ def score(e_step: EStep, problem: Problem, x: jax.Array, state: Any) -> tuple:
         return held.expected_log_joint(problem, problem.constrain(x))
 
     return info.objective, jax.grad(q_function)(x), state
+
+
+class _Late(Exception):
+    """Raised inside a search when the time is over."""
 
 
 class _Drifting(Exception):
@@ -111,7 +114,7 @@ class Ascent:
             except _Drifting:
                 if self._at_bound(self.watch.far_towards(self.first, self.trail.x)):
                     return Status.BOUNDARY
-            except TimeoutError:
+            except _Late:
                 return Status.MAX_SECONDS
         if ended is not None:
             return ended
@@ -136,7 +139,7 @@ class Ascent:
                 lambda x: self._value_and_gradient(x)[0],
                 start,
                 search.init(trail.x),
-                MStepLimits(*within),
+                Region(*within),
             )
             self._record(best, float(info.q_end))
             return Status.STALLED  # there is no information to confirm it
@@ -165,7 +168,7 @@ class Ascent:
     def _value_and_gradient(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         self.trail.evaluations += 1
         point = jnp.asarray(x, self.trail.x.dtype)
-        found, slope, state = score(self.e_step, self.problem, point, self.state)
+        found, slope, state = value_and_score(self.e_step, self.problem, point, self.state)
         value, gradient = float(found), np.asarray(slope, float)
         if np.isfinite(value) and np.all(np.isfinite(gradient)):
             self.state, self.norm = state, float(np.linalg.norm(gradient))
@@ -180,7 +183,7 @@ class Ascent:
     def _step(self, x: np.ndarray, value: float) -> None:
         self._record(x, value)
         if time.monotonic() > self.limits.deadline:
-            raise TimeoutError
+            raise _Late
         # A search that is broken off loses its curvature: only far from where it began.
         towards = self.watch.far_towards(self.first, self.trail.x)
         if towards.any() and self.watch.is_due(self.trail.steps, False):
@@ -222,7 +225,7 @@ def climb_directly(
 ) -> tuple[Status, float]:
     """The direct method from the start: how it ended, and the seconds of the first evaluation."""
     start = time.monotonic()
-    value, _, trail.e_state = score(e_step, problem, trail.x, trail.e_state)
+    value, _, trail.e_state = value_and_score(e_step, problem, trail.x, trail.e_state)
     trail.objective, seconds = float(value), time.monotonic() - start
     if not np.isfinite(trail.objective):
         return Status.NON_FINITE, seconds

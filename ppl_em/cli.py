@@ -10,6 +10,7 @@ import os
 import pathlib
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,10 +18,10 @@ import numpyro
 
 from ppl_em import catalog, e_step, m_step
 from ppl_em.acceleration import ACCELERATORS
-from ppl_em.algorithms import ALGORITHMS, compare_algorithms
+from ppl_em.algorithms import ALGORITHMS, AlgorithmComparison, compare_algorithms
 from ppl_em.ascent import METHODS
-from ppl_em.compare import compare_e_steps
-from ppl_em.direct import Direct
+from ppl_em.compare import Comparison, compare_e_steps
+from ppl_em.direct import Direct, directly
 from ppl_em.em import EM
 from ppl_em.plots import plot_fit
 from ppl_em.reports import as_json, comparison_as_json, plain, report
@@ -173,17 +174,9 @@ def _with_algorithm(em: EM, options: argparse.Namespace) -> EM | Direct:
     if options.acceleration is not None and options.algorithm != "em":
         raise ModelError("Option --acceleration: it belongs to --algorithm em. Leave one out.")
     if options.algorithm == "direct":
-        e_step = "exact" if options.e_step == "auto" else options.e_step
         if options.m_step != "auto":
             raise ModelError("Option --m-step: --algorithm direct has none. Use --method.")
-        return Direct(
-            em.model,
-            e_step=e_step,
-            method=options.method,
-            map_sites=em.map_sites,
-            max_steps=em.max_steps,
-            num_restarts=options.num_restarts,
-        )
+        return directly(em, options.method)
     finish = "auto" if options.algorithm == "hybrid" else None
     return dataclasses.replace(em, acceleration=options.acceleration, finish=finish)
 
@@ -200,14 +193,8 @@ def _compare(options: argparse.Namespace) -> int:
         print(json.dumps(comparison_as_json(found)))
     else:
         print(found)
-    notes = sys.stderr if options.json else sys.stdout
-    if options.out:
-        found.to_datatree().to_netcdf(options.out, engine="h5netcdf")
-        print(f"Table saved in {options.out}", file=notes)
-    if options.plot:
-        reference = None if options.data else entry.reference
-        found.plot(reference).savefig(options.plot, dpi=110)
-        print(f"Picture saved in {options.plot}", file=notes)
+    reference = None if options.data else entry.reference
+    _write(found, options, lambda: found.plot(reference))
     converged = not found.refused and all(r.converged for r in found.results.values())
     return OK if converged else NOT_CONVERGED
 
@@ -221,14 +208,21 @@ def _compare_algorithms(em: EM, options: argparse.Namespace, data: dict[str, Any
         print(json.dumps(rows | {"sentence": found.sentence}))
     else:
         print(found)
+    _write(found, options, found.plot)
+    return OK if all(fit.converged for fit in found.results.values()) else NOT_CONVERGED
+
+
+def _write(
+    found: Comparison | AlgorithmComparison, options: argparse.Namespace, draw: Callable
+) -> None:
+    """Save the table and the figure of a comparison, where that was asked for."""
     notes = sys.stderr if options.json else sys.stdout
     if options.out:
         found.to_datatree().to_netcdf(options.out, engine="h5netcdf")
         print(f"Table saved in {options.out}", file=notes)
     if options.plot:
-        found.plot().savefig(options.plot, dpi=110)
+        draw().savefig(options.plot, dpi=110)
         print(f"Picture saved in {options.plot}", file=notes)
-    return OK if all(fit.converged for fit in found.results.values()) else NOT_CONVERGED
 
 
 def _listed(text: str) -> list[str]:

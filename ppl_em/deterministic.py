@@ -96,7 +96,9 @@ class Deterministic:
                 return Status.BOUNDARY, 0.0
         before, m_info, proposal, next_try, compile_seconds = trail.x, None, None, 0, 0.0
         here, start = None, time.monotonic()
-        for count in range(limits.max_steps + 1 - len(trail.rows)):
+        count = -1
+        while True:
+            count += 1
             here = self._visit(here, proposal)
             seconds, start = time.monotonic() - start, time.monotonic()
             compile_seconds += seconds if count == 0 else 0.0
@@ -119,7 +121,7 @@ class Deterministic:
             if done:
                 return Status.CONVERGED, compile_seconds
             ended = self._finish() if count >= next_try else None
-            if ended in CONVERGED:
+            if ended in (*CONVERGED, Status.MAX_STEPS, Status.MAX_SECONDS):
                 return ended, compile_seconds
             if ended is not None:
                 next_try = 2 * count
@@ -130,12 +132,13 @@ class Deterministic:
                 promised = float(here.out.info.m_promised)
                 fine = is_stationary(here.objective, promised, here.x.dtype)
                 return Status.CONVERGED if fine else Status.STALLED, compile_seconds
+            if len(trail.rows) >= limits.max_steps:
+                return Status.MAX_STEPS, compile_seconds
             if time.monotonic() > limits.deadline:
                 return Status.MAX_SECONDS, compile_seconds
             before, m_info = here.x, here.out.info
             if self.accelerator is not None:
                 proposal = self._proposed(self.accelerator, here)
-        return Status.MAX_STEPS, compile_seconds
 
     def _both(self, x: jax.Array, state: Any) -> Visit:
         """The two halves of an EM step at `x` (p,)."""
@@ -153,17 +156,20 @@ class Deterministic:
         trail = self.trail
         if last is None:
             return self._both(trail.x, trail.e_state)
-        if self.accelerator is not None and proposal is not None:
-            return self._extrapolated(self.accelerator, proposal)
         x = last.out.x
-        found = expectation(self.e_step, self.problem, x, trail.e_state)
+        if self.accelerator is not None and proposal is not None:
+            found = self._extrapolated(self.accelerator, proposal)
+            if found is not None:
+                return found
+            x = jnp.asarray(proposal.fallback, trail.x.dtype)
+        there = expectation(self.e_step, self.problem, x, trail.e_state)
         for _ in range(MAX_HALVINGS):
-            if not self._falls(float(found[2].objective)):
+            if not self._falls(float(there[2].objective)):
                 break
             trail.evaluations += 1
             x = self._halfway(x)
-            found = expectation(self.e_step, self.problem, x, trail.e_state)
-        return self._maximized(x, *found)
+            there = expectation(self.e_step, self.problem, x, trail.e_state)
+        return self._maximized(x, *there)
 
     def _falls(self, value: float) -> bool:
         """Whether a step loses more than the noise of an approximation, or than rounding."""
@@ -182,9 +188,9 @@ class Deterministic:
                 return found
         return start
 
-    def _extrapolated(self, method: Accelerator, proposal: Proposal) -> Visit:
-        """The proposal, or what becomes of it within a few more; without a gain, its fallback."""
-        trail, fallback, state = self.trail, proposal.fallback, self.trail.e_state
+    def _extrapolated(self, method: Accelerator, proposal: Proposal) -> Visit | None:
+        """The proposal, or what becomes of it within a few more; None without a gain."""
+        trail, state = self.trail, self.trail.e_state
         for _ in range(PATIENCE):
             here = self._both(jnp.asarray(proposal.x, trail.x.dtype), state)
             if here.objective >= trail.objective:
@@ -194,7 +200,7 @@ class Deterministic:
             proposal, state = self._proposed(method, here), here.state
         trail.decide("extrapolations that lower the objective are refused")
         method.refuse()
-        return self._both(jnp.asarray(fallback, trail.x.dtype), trail.e_state)
+        return None
 
     def _record(self, here: Visit, before: jax.Array, seconds: float, m_info: Any) -> bool:
         """Add a step to the trail. False if it lowered the objective and is to be taken back."""

@@ -15,6 +15,9 @@ from ppl_em.stopping import Stopping
 from ppl_em.trail import Plan
 from ppl_em.validation import check_choice
 
+SAME = ("e_step", "map_sites", "fixed", "constraints", "max_steps", "stopping", "num_restarts")
+"""Options that mean the same as those of `EM`."""
+
 
 @dataclass(frozen=True)
 class Direct:
@@ -67,16 +70,7 @@ class Direct:
         self._em()
 
     def _em(self) -> EM:
-        return EM(
-            self.model,
-            e_step=self.e_step,
-            map_sites=self.map_sites,
-            fixed=self.fixed,
-            constraints=self.constraints,
-            max_steps=self.max_steps,
-            stopping=self.stopping,
-            num_restarts=self.num_restarts,
-        )
+        return EM(self.model, **{name: getattr(self, name) for name in SAME})
 
     def run(
         self,
@@ -95,3 +89,8 @@ class Direct:
         """
         plan = Plan(direct=True, method=self.method)
         return run_plan(self._em(), plan, rng_key, args, kwargs, init_params, progress_bar)
+
+
+def directly(em: EM, method: str) -> Direct:
+    """The direct method with the options of `em`."""
+    return Direct(em.model, method=method, **{name: getattr(em, name) for name in SAME})

@@ -14,6 +14,7 @@ from ppl_em import m_step as m_steps
 from ppl_em.acceleration import check_acceleration
 from ppl_em.degenerate import judged
 from ppl_em.e_step import EStep, noise_of
+from ppl_em.e_step.svi import StochasticGuide
 from ppl_em.feasibility import brought_inside, needs, restrict
 from ppl_em.finishing import make_result
 from ppl_em.inspection import build_problem
@@ -84,7 +85,7 @@ class EM:
         How a run without noise ends. By default in a few Newton steps on the objective where EM
         is slow near its end. `"em"`: by EM alone. `"direct"`: after ten EM steps by the direct
         method, see `ppl_em.Direct`. `"auto"`: by the direct method as soon as the observed rate of
-        EM says that more than 15 steps are to come.
+        EM predicts more steps than that would take, 15 and two for each parameter.
     num_restarts
         Starts in all. The first is at the initial values; others are drawn around them, on the
         unconstrained scale, and for `map_sites` from their priors. The best proper optimum is
@@ -217,8 +218,7 @@ def run_plan(
     starts = [brought_inside(problem, start, params) for start in starts]
     e_step = chosen.resolve(key_resolve, problem, starts[0])
     m_step = m_steps.for_problem(em.m_step, problem.spec.space.size, needs(problem))
-    if e_step.stochastic:
-        _check_stochastic(plan)
+    _check_plan(plan, e_step)
     limits = Limits(em.max_steps, em.stopping or Stopping(), em.on_decrease, begin, plan)
     title = "Direct" if plan.direct else "EM"
 
@@ -239,8 +239,16 @@ def _nudged(rng_key: jax.Array, problem: Problem, params: Params) -> Params:
     return problem.constrain(x + NUDGE * jax.random.normal(rng_key, x.shape, x.dtype))
 
 
-def _check_stochastic(plan: Plan) -> None:
-    """Raise for what needs an objective without noise."""
+def _check_plan(plan: Plan, e_step: EStep) -> None:
+    """Raise for what needs an objective without noise, or one that is a function of parameters."""
+    if isinstance(e_step, StochasticGuide) and plan not in (Plan(), Plan(finish="em")):
+        raise ModelError(
+            "Option `e_step`: a guide fitted by stochastic gradients moves from one evaluation to "
+            "the next, so there is no function to accelerate or to maximise directly. Use plain "
+            "EM, or MeanField(mode='deterministic')."
+        )
+    if not e_step.stochastic:
+        return
     if plan.acceleration is not None:
         raise ModelError(
             f"Option `acceleration`: '{plan.acceleration}' would multiply Monte Carlo noise. Leave "

@@ -10,7 +10,7 @@ from ppl_em.active_set import Conditions, box, joined
 from ppl_em.search import Function, Search
 
 DERIVATIVE_FREE = ("Nelder-Mead", "COBYLA")
-SECOND_ORDER = ("trust-exact", "trust-ncg", "trust-krylov", "Newton-CG", "dogleg")
+SECOND_ORDER = ("trust-exact",)
 METHODS = ("BFGS", "L-BFGS-B", "SLSQP", "trust-constr", *DERIVATIVE_FREE, *SECOND_ORDER)
 """Names as in `scipy.optimize.minimize`."""
 

@@ -14,7 +14,7 @@ from ppl_em.params import flat_labels
 from ppl_em.problem import Problem
 
 MAX_HESSIAN = 2e7
-"""Parameters times data up to which Hessians are computed with all columns at once."""
+"""Parameters times data up to which Hessians are computed by automatic differentiation."""
 
 COLUMNS = 8
 """Columns of a Hessian that are computed side by side."""
@@ -158,7 +158,7 @@ def _score_and_hessian(
 
 
 def is_large(problem: Problem) -> bool:
-    """Whether a Hessian with all columns at once, by automatic differentiation, is too large."""
+    """Whether a Hessian by automatic differentiation would be too large."""
     size = sum(np.size(leaf) for leaf in problem.leaves) + problem.num_latents
     return problem.spec.space.size * size > MAX_HESSIAN
 

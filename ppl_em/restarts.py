@@ -9,6 +9,7 @@ from typing import cast
 
 import jax
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from tqdm.auto import tqdm
 
 from ppl_em.alignment import Group, exchangeable, nearest, permuted
@@ -130,8 +131,43 @@ def _record(problem: Problem, runs: list[One], gap: float) -> Restarts:
         groups = exchangeable(problem, good[best].params)
         orders = {i: nearest(r.params, good[best].params, groups) for i, r in good.items()}
 
+    optima = _optima(problem, good, values[best], groups, orders, gap, len(runs))
+    cluster = np.full(len(runs), NO_OPTIMUM)
+    for k, one in enumerate(optima):
+        cluster[list(one.starts)] = k
+    return Restarts(
+        log_likelihood=np.array([np.nan if r is None else r.log_likelihood.value for r in results]),
+        objective=values,
+        status=tuple(FAILED if r is None else r.status.name for r in results),
+        cluster=cluster,
+        degenerate=np.array([r is not None and i not in good for i, r in enumerate(results)]),
+        message=tuple(text or (r.degeneracy if r else "") for r, text, _ in runs),
+        num_steps=np.array([0 if r is None else r.num_steps for r in results]),
+        seconds=np.array([seconds for *_, seconds in runs]),
+        optima=optima,
+        best=best,
+        exchangeable=_in_words(good[best].params, groups) if good else "",
+        histories=tuple({} if r is None else r.history for r in results),
+    )
+
+
+def _optima(
+    problem: Problem,
+    good: dict[int, EMResult],
+    highest: float,
+    groups: tuple[Group, ...],
+    orders: dict[int, list[np.ndarray]],
+    gap: float,
+    count: int,
+) -> tuple[Optimum, ...]:
+    """The distinct optima among proper fits, by number of the start, the best first.
+
+    `orders` are those of the exchangeable components, `highest` is the best objective, `gap` what
+    convergence leaves to gain, `count` the number of starts.
+    """
+
     def flat(i: int, tree: Params) -> np.ndarray:
-        return _flat(permuted(tree, groups, orders[i]))
+        return np.asarray(ravel_pytree(permuted(tree, groups, orders[i]))[0], float)
 
     def errors(i: int) -> np.ndarray:
         if len(good[i].labels) > MAX_PARAMS:
@@ -149,36 +185,21 @@ def _record(problem: Problem, runs: list[One], gap: float) -> Restarts:
         )
         for i, r in good.items()
     }
-    cluster = np.full(len(runs), NO_OPTIMUM)
-    optima = []
-    for k, members in enumerate(clusters(fits, errors, dip, gap)):
-        cluster[members] = k
+    found = []
+    for members in clusters(fits, errors, dip, gap):
         first = good[members[0]]
-        optima.append(
+        found.append(
             Optimum(
                 permuted(first.params, groups, orders[members[0]]),
                 first.log_likelihood.value,
                 first.penalised,
-                float(values[best] - first.penalised),
+                float(highest - first.penalised),
                 tuple(sorted(members)),
-                len(members) / len(runs),
+                len(members) / count,
                 _note(problem, first, groups),
             )
         )
-    return Restarts(
-        log_likelihood=np.array([np.nan if r is None else r.log_likelihood.value for r in results]),
-        objective=values,
-        status=tuple(FAILED if r is None else r.status.name for r in results),
-        cluster=cluster,
-        degenerate=np.array([r is not None and i not in good for i, r in enumerate(results)]),
-        message=tuple(text or (r.degeneracy if r else "") for r, text, _ in runs),
-        num_steps=np.array([0 if r is None else r.num_steps for r in results]),
-        seconds=np.array([seconds for *_, seconds in runs]),
-        optima=tuple(optima),
-        best=best,
-        exchangeable=_in_words(good[best].params, groups) if good else "",
-        histories=tuple({} if r is None else r.history for r in results),
-    )
+    return tuple(found)
 
 
 def _dip(problem: Problem, result: EMResult, one: Params, other: Params) -> float:
@@ -203,11 +224,6 @@ def _mcse(result: EMResult) -> Params:
     if result.e_step == "nuts":
         return result.mcse()
     return jax.tree.map(np.zeros_like, result.params)
-
-
-def _flat(params: Params) -> np.ndarray:
-    leaves = jax.tree.leaves(params)
-    return np.concatenate([np.ravel(np.asarray(leaf, float)) for leaf in leaves])
 
 
 def _in_words(params: Params, groups: tuple[Group, ...]) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 
 from ppl_em.params import Params, as_value, check_start, check_value
@@ -95,8 +96,7 @@ def _spread(problem: Problem, center: jax.Array) -> np.ndarray:
     """Standard deviation of every coordinate of a start, (p,)."""
     parts = problem.spec.space.unravel(center)
     wide = jax.tree.map(lambda v: jnp.full(v.shape, jnp.maximum(SPREAD, jnp.std(v))), parts)
-    ordered = [np.ravel(leaf) for leaf in jax.tree.leaves(wide)]
-    return np.concatenate(ordered)
+    return np.asarray(ravel_pytree(wide)[0])
 
 
 @jax.jit

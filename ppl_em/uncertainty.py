@@ -20,8 +20,8 @@ class ActiveConstraint(NamedTuple):
     side
         `"lower"`, `"upper"`, or `"equal"`.
     multiplier
-        Log-likelihood that is gained per unit by which the bound is relaxed, at most 0 if it
-        costs nothing; for an equation the derivative of the largest log-likelihood in the value
+        Log-likelihood that is gained per unit by which the bound is relaxed, 0 if it costs
+        nothing; for an equation the derivative of the largest log-likelihood in the value
         that is asked for, of either sign.
     """
 

@@ -19,7 +19,7 @@ from ppl_em.feasibility import (
     is_inside,
 )
 from ppl_em.growth import grow, simplex_sites
-from ppl_em.m_step import ClosedForm, HostMStep, Limits, MStep, TracedMStep
+from ppl_em.m_step import ClosedForm, HostMStep, MStep, Region, TracedMStep
 from ppl_em.params import Params
 from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Problem
@@ -140,7 +140,7 @@ def _on_host(
             return jax.device_get(_q_at(problem, posterior, point, x, weights))
         return jax.device_get(_q_and_gradient(problem, posterior, point, x, weights))
 
-    limits = Limits(bounds(problem), conditions(problem))
+    limits = Region(bounds(problem), conditions(problem))
     new_x, state, info = m_step.search(q_function, np.asarray(start, float), state, limits)
     if start_value is not None:
         info = info._replace(q_start=start_value)

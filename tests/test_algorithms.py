@@ -15,6 +15,7 @@ from toy_models import logit_normal, normal_normal, two_latents
 
 from ppl_em import EM, Constraint, Direct, ModelError, Status, Stopping, cli, compare_algorithms
 from ppl_em.acceleration import Anderson, Squarem
+from ppl_em.e_step import MeanField
 from ppl_em.stopping import rounding
 
 nile = load_model("nile")
@@ -202,6 +203,27 @@ def test_budgets_of_the_direct_method():
     assert result.status is Status.MAX_SECONDS
 
 
+def test_budgets_hold_when_the_direct_method_takes_over():
+    hybrid = EM(nile.model, "exact", finish="auto", max_steps=7)
+    result = hybrid.run(jax.random.key(SEED), progress_bar=False, **nile.load())
+    assert result.status is Status.MAX_STEPS and result.num_steps == 7
+    assert "direct" in result.history["phase"]
+
+
+def test_gaps_are_those_of_what_is_maximised():
+    def pulled(y):
+        sd = numpyro.param("sd", 1.0, constraint=constraints.positive)
+        numpyro.factor("pull", -3.0 * sd)
+        with numpyro.plate("rows", len(y)):
+            z = numpyro.sample("z", dist.Normal(0.0, sd))
+            numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    key, names = jax.random.key(SEED), ["em", "direct"]
+    found = compare_algorithms(pulled, names, key, ROWS[:, 0], progress_bar=False)
+    assert all(result.penalty < -1 for result in found.results.values())
+    assert np.all(np.abs(found.table()["gap"]) < 1e-9)
+
+
 @pytest.mark.parametrize(
     ("run", "match"),
     [
@@ -221,6 +243,10 @@ def test_budgets_of_the_direct_method():
                 means, method="bfgs", constraints={"low": Constraint("mu", upper=1.0)}
             ).run(jax.random.key(0), ROWS),
             r"Option `method`: 'bfgs' does not take bounds on single parameters \('low'\)",
+        ),
+        (
+            lambda: Direct(means, MeanField(mode="stochastic")).run(jax.random.key(0), ROWS),
+            "Option `e_step`: a guide fitted by stochastic gradients moves",
         ),
         (
             lambda: compare_algorithms(means, ["em", "magic"], jax.random.key(0), ROWS),

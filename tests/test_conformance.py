@@ -236,7 +236,7 @@ def test_m_step_on_hard_objectives(name, m_name):
     m_step = M_STEPS[m_name]
     if isinstance(m_step, m_steps.HostMStep):
         function = jax.jit(jax.value_and_grad(objective) if m_step.with_gradient else objective)
-        found = m_step.search(function, np.asarray(x), m_step.init(x), m_steps.Limits(None, None))
+        found = m_step.search(function, np.asarray(x), m_step.init(x), m_steps.Region(None, None))
         new_x, _, info = found
     else:
         new_x, _, info = jax.jit(lambda x: m_step.step(objective, x, m_step.init(x)))(x)

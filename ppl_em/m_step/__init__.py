@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from ppl_em.m_step.auto import Auto
-from ppl_em.m_step.base import NEEDS, HostMStep, Limits, MStep, TracedMStep
+from ppl_em.m_step.base import NEEDS, HostMStep, MStep, Region, TracedMStep
 from ppl_em.m_step.closed_form import ClosedForm
 from ppl_em.m_step.gradient import Gradient
 from ppl_em.m_step.lbfgs import LBFGS
@@ -69,9 +69,9 @@ __all__ = [
     "ClosedForm",
     "Gradient",
     "HostMStep",
-    "Limits",
     "MStep",
     "Newton",
+    "Region",
     "Scipy",
     "TracedMStep",
     "for_problem",

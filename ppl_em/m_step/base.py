@@ -30,7 +30,7 @@ class MStepInfo(NamedTuple):
     m_steps: jax.Array
 
 
-class Limits(NamedTuple):
+class Region(NamedTuple):
     """Where x (p,) may go: bounds, each (p,), and conditions; None for none."""
 
     bounds: tuple[np.ndarray, np.ndarray] | None
@@ -78,7 +78,7 @@ class HostMStep(MStep, Protocol):
         ...
 
     def search(
-        self, function: Callable[[np.ndarray], Any], x: np.ndarray, state: Any, limits: Limits
+        self, function: Callable[[np.ndarray], Any], x: np.ndarray, state: Any, limits: Region
     ) -> tuple[np.ndarray, Any, MStepInfo]:
         """As `TracedMStep.step`, within limits."""
         ...

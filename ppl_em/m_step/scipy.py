@@ -18,7 +18,7 @@ from ppl_em.host import (
     HostMaximum,
     maximize,
 )
-from ppl_em.m_step.base import Limits, MStepInfo
+from ppl_em.m_step.base import MStepInfo, Region
 from ppl_em.validation import ModelError, check_choice
 
 WIDE, FINE = 1.0, 1e-3
@@ -94,7 +94,7 @@ class Scipy:
         return jax.device_put(np.asarray(WIDE, x.dtype))
 
     def search(
-        self, function: Callable[[np.ndarray], Any], x: np.ndarray, state: jax.Array, limits: Limits
+        self, function: Callable[[np.ndarray], Any], x: np.ndarray, state: jax.Array, limits: Region
     ) -> tuple[np.ndarray, jax.Array, MStepInfo]:
         """Raise the function from `x` (p,) within limits."""
         if self.with_gradient:
@@ -110,7 +110,7 @@ class Scipy:
         return found.x, state, info
 
     def _maximum(
-        self, function: Callable, x: np.ndarray, limits: Limits, steps: int, size: float = WIDE
+        self, function: Callable, x: np.ndarray, limits: Region, steps: int, size: float = WIDE
     ) -> HostMaximum:
         return maximize(
             function,
@@ -125,7 +125,7 @@ class Scipy:
         )
 
     def _from_simplices(
-        self, function: Callable, x: np.ndarray, size: float, limits: Limits
+        self, function: Callable, x: np.ndarray, size: float, limits: Region
     ) -> HostMaximum:
         """A search, and another from each better value that is seen around the last one."""
         steps = 500 * x.size
@@ -145,7 +145,7 @@ class Scipy:
 
 @np.errstate(over="ignore")
 def _better_around(
-    function: Callable, found: HostMaximum, tol: float, limits: Limits
+    function: Callable, found: HostMaximum, tol: float, limits: Region
 ) -> np.ndarray | None:
     """The best point along single coordinates, (p,), if it is better beyond rounding."""
     best, best_x = found.value + max(1e3 * np.finfo(float).eps * abs(found.value), tol), None
