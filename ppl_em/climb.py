@@ -81,6 +81,7 @@ def climb(rng_key: jax.Array, problem: Problem, x: jax.Array, e_step: EStep) -> 
 def _by_derivatives(
     problem: Problem, x: jax.Array, e_step: DeterministicEStep, state: Any
 ) -> Climb:
+    e_step = _refined(problem, x, e_step, state) or e_step
     _, state, info = expectation(e_step, problem, x, state)
     value = float(info.objective)
     log_likelihood = LogLikelihood(value, e_step.kind)

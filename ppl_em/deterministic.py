@@ -94,6 +94,8 @@ class Deterministic:
             towards, trail.at = trail.at.towards, None
             if to_boundary(self.problem, self.e_step, trail, towards, self.bar):
                 return Status.BOUNDARY, 0.0
+        if trail.inverse is not None and self._stays_converged(watch):
+            return Status.CONVERGED, 0.0
         before, m_info, proposal, next_try, compile_seconds = trail.x, None, None, 0, 0.0
         here, start = None, time.monotonic()
         count = -1
@@ -235,6 +237,14 @@ class Deterministic:
             info = here.out.info
             left = float(info.q_end - info.q_start) / max(1 - rate, 1e-6)
         return has_converged(self.trail.steps[self.first :], gap, here.x.dtype, noise, left)
+
+    def _stays_converged(self, watch: Watch) -> bool:
+        """Whether Newton steps alone lead from where a coarser E-step converged to the maximum."""
+        plan = self.limits.plan
+        if plan.finish is not None or plan.acceleration is not None:
+            return False
+        arguments = (self.problem, self.e_step, self.trail, self.limits, self.bar)
+        return take_newton_steps(*arguments) and not watch.towards(self.trail.x).any()
 
     def _finish(self) -> Status | None:
         """Leave EM for the log-likelihood itself, if it is time; how that ended."""

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ppl_em.constrained import hold, moved
 from ppl_em.e_step import DeterministicEStep, expectation, noise_of
-from ppl_em.information import is_large, marginal_information, score
+from ppl_em.information import Information, is_large, marginal_information, value_and_score
 from ppl_em.optimize import secant
 from ppl_em.problem import Problem
 from ppl_em.stopping import Step, Stopping, remaining_gap, remaining_steps, rounding
@@ -33,7 +33,11 @@ MAX_HALVINGS = 4
 
 MAX_NEWTON = 10
 """Newton steps before EM goes on."""
-LEFT = 0.1
+
+FINE = 1e-3
+"""Share of an approximation's noise below which gains are not asked for."""
+
+LEFT = 0.3
 """Share of the promised gain that a step may leave before the information is computed anew."""
 
 WORTH = 15
@@ -43,13 +47,15 @@ WORTH = 15
 class NewtonStep(NamedTuple):
     """Parameters (p,) after one step, the log-likelihood there, and the gain still promised.
 
-    `evaluations` counts E-steps, and a Hessian as one for each parameter.
+    `evaluations` counts E-steps, and a Hessian as one for each parameter. `inverse` (p, p) is that
+    of the information of an approximation without constraints, as far as it is known.
     """
 
     x: jax.Array
     value: float
     promised: float
     evaluations: int
+    inverse: np.ndarray | None = None
 
 
 def is_due(steps: list[Step], e_step: Any, problem: Problem, stopping: Stopping) -> bool:
@@ -67,31 +73,52 @@ def is_due(steps: list[Step], e_step: Any, problem: Problem, stopping: Stopping)
 
 
 def newton_steps(
-    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any, value: float, gap: float
+    e_step: DeterministicEStep,
+    problem: Problem,
+    x: jax.Array,
+    state: Any,
+    value: float,
+    gap: float,
+    inverse: np.ndarray | None = None,
 ) -> Iterator[NewtonStep]:
     """Newton steps from `x` (p,), where the log-likelihood is `value`, as long as each one gains.
 
     Ends at once where the information is not positive definite; stays at `x` if the gain promised
     there is below `gap`. The information of an approximation, which takes 2p + 1 gradients, is kept
-    up to date by secants as long as each step leaves a tenth or less of what it promised to gain.
+    up to date by secants as long as each step leaves no more than `LEFT` of what it promised to
+    gain. With the `inverse` (p, p) of a coarser approximation it starts from that, and stays at `x`
+    once, to tell the log-likelihood there.
     """
-    here = hold(problem, x, marginal_information(e_step, problem, x, state))
-    noise, evaluations = noise_of(e_step) or 0.0, x.size
-    if not here.usable:
+    noise, evaluations, here = noise_of(e_step) or 0.0, x.size, None
+    if inverse is None:
+        here = hold(problem, x, marginal_information(e_step, problem, x, state))
+        if not here.usable:
+            return
+        gradient, inverse, promised = here.gradient, here.covariance, here.gap
+    else:
+        value, gradient = value_and_score(e_step, problem, x, state)
+        evaluations, promised = 0, 0.5 * gradient @ inverse @ gradient
+        yield NewtonStep(x, value, promised, 1, inverse)
+    by_secants = noise_of(e_step) is not None and (here is None or here.known is None)
+
+    def kept(inverse: np.ndarray) -> np.ndarray | None:
+        return inverse if by_secants and not problem.spec.restrictions else None
+
+    if promised < gap:
+        yield NewtonStep(x, value, promised, evaluations, kept(inverse))
         return
-    if here.gap < gap:
-        yield NewtonStep(x, value, here.gap, evaluations)
-        return
-    by_secants = noise_of(e_step) is not None and here.known is None
-    gradient, inverse, promised = here.gradient, here.covariance, here.gap
     while True:
         step, scale = inverse @ gradient, 1.0
         for _ in range(MAX_HALVINGS):
-            new_x = moved(problem, x, scale * step, here)
+            new_x = _moved(problem, x, scale * step, here)
             if new_x is not None:
                 evaluations += 1
-                _, new_state, info = expectation(e_step, problem, new_x, state)
-                new_value = float(info.objective)
+                if by_secants:
+                    new_value, new_gradient = value_and_score(e_step, problem, new_x, state)
+                    new_state = state
+                else:
+                    _, new_state, info = expectation(e_step, problem, new_x, state)
+                    new_value = float(info.objective)
                 if new_value >= value - max(noise, rounding(value, x.dtype)):
                     break
             scale /= 2
@@ -99,8 +126,6 @@ def newton_steps(
             return
         x, value, state, before = new_x, new_value, new_state, promised
         if by_secants:
-            evaluations += 1
-            new_gradient = score(e_step, problem, x, state)
             fall = jnp.asarray(gradient - new_gradient)
             inverse = np.asarray(secant(jnp.asarray(inverse), jnp.asarray(scale * step), fall))
             gradient, promised = new_gradient, 0.5 * new_gradient @ inverse @ new_gradient
@@ -110,18 +135,31 @@ def newton_steps(
             if not here.usable:
                 return
             gradient, inverse, promised = here.gradient, here.covariance, here.gap
-        yield NewtonStep(x, value, float(promised), evaluations)
+        yield NewtonStep(x, value, float(promised), evaluations, kept(inverse))
         evaluations = 0
+
+
+def _moved(
+    problem: Problem, x: jax.Array, step: np.ndarray, here: Information | None
+) -> jax.Array | None:
+    if here is None:
+        return x + jnp.asarray(step, x.dtype)
+    return moved(problem, x, step, here)
 
 
 def take_newton_steps(
     problem: Problem, e_step: Any, trail: Trail, limits: Limits, bar: tqdm
 ) -> bool:
-    """Newton steps at the end of a run. Whether they converged: if not, it goes on."""
+    """Newton steps at the end of a run. Whether they converged: if not, it goes on.
+
+    The trail keeps the information for a finer approximation, if one follows.
+    """
     before, start, converged = trail.x, time.monotonic(), True
     found: list[tuple[NewtonStep, float, int]] = []
     gap = max(limits.stopping.gap_for(False), rounding(trail.objective, trail.x.dtype))
-    for step in newton_steps(e_step, problem, trail.x, trail.e_state, trail.objective, gap):
+    gap = max(gap, FINE * (noise_of(e_step) or 0.0))
+    start_at, inverse, trail.inverse = trail.objective, trail.inverse, None
+    for step in newton_steps(e_step, problem, trail.x, trail.e_state, start_at, gap, inverse):
         trail.evaluations += step.evaluations
         seconds, start = time.monotonic() - start, time.monotonic()
         found.append((step, seconds, trail.evaluations))
@@ -142,6 +180,7 @@ def take_newton_steps(
         return False
     for step, seconds, evaluations in found:
         if step.x is before:
+            trail.objective = step.value
             continue
         change = step.value - trail.objective
         length = float(jnp.linalg.norm(step.x - before))
@@ -149,4 +188,5 @@ def take_newton_steps(
         trail.rows[-1]["evaluations"] = evaluations
         trail.x = before = step.x
         bar.update(1)
+    trail.inverse = found[-1][0].inverse if converged else None
     return converged

@@ -1,7 +1,7 @@
 """Observed information and the covariance of the parameters."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from ppl_em import optimize
-from ppl_em.e_step import DeterministicEStep, noise_of
+from ppl_em.e_step import Approximation, DeterministicEStep, noise_of
 from ppl_em.params import flat_labels
 from ppl_em.problem import Problem
 
@@ -164,28 +164,36 @@ def is_large(problem: Problem) -> bool:
 
 
 @jax.jit(static_argnums=0)
-def _scores(
+def _values_and_scores(
     e_step: DeterministicEStep,
     problem: Problem,
     points: jax.Array,
     count: int | jax.Array,
     state: Any,
-) -> jax.Array:
-    """Gradients at the first `count` of some `points` (m, p); one program for any count."""
+) -> tuple[jax.Array, jax.Array]:
+    """Values (m,) and gradients (m, p) at the first `count` of some `points` (m, p).
+
+    One program for any count.
+    """
 
     def objective(x: jax.Array) -> jax.Array:
         return e_step.log_likelihood(problem, problem.constrain(x), state)
 
-    def found(i: jax.Array, scores: jax.Array) -> jax.Array:
-        return scores.at[i].set(jax.grad(objective)(points[i]))
+    def found(i: jax.Array, seen: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        value, gradient = jax.value_and_grad(objective)(points[i])
+        return seen[0].at[i].set(value), seen[1].at[i].set(gradient)
 
-    return jax.lax.fori_loop(0, count, found, jnp.zeros_like(points))
+    start = jnp.zeros_like(points[:, 0]), jnp.zeros_like(points)
+    return jax.lax.fori_loop(0, count, found, start)
 
 
-def score(e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any) -> np.ndarray:
-    """Gradient of a deterministic E-step's objective at `x` (p,), shape (p,)."""
+def value_and_score(
+    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
+) -> tuple[float, np.ndarray]:
+    """A deterministic E-step's objective at `x` (p,), and its gradient, (p,)."""
     points = jnp.broadcast_to(x, (2 * x.size + 1, x.size))
-    return np.asarray(_scores(e_step, problem, points, 1, state)[0])
+    values, scores = _values_and_scores(e_step, problem, points, 1, state)
+    return float(values[0]), np.asarray(scores[0])
 
 
 def _score_and_differences(
@@ -193,9 +201,12 @@ def _score_and_differences(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The gradient, (p,), and the Hessian by differences as in `optimize.hessian`, (p, p)."""
     points, width = optimize.difference_points(x)
-    points = jnp.concatenate([x[None], points])
-    scores = _scores(e_step, problem, points, len(points), state)
-    return np.asarray(scores[0]), np.asarray(optimize.from_differences(scores[1:], width))
+    points = jnp.concatenate([points, x[None]])
+    rough = e_step if noise_of(e_step) is None else cast(Approximation, e_step).for_curvature()
+    same = rough == e_step
+    scores = _values_and_scores(rough, problem, points, len(points) - (not same), state)[1]
+    gradient = scores[-1] if same else value_and_score(e_step, problem, x, state)[1]
+    return np.asarray(gradient), np.asarray(optimize.from_differences(scores[:-1], width))
 
 
 def marginal_information(

@@ -67,7 +67,8 @@ class Outcome(NamedTuple):
 class Trail:
     """The history so far, and the last good parameters.
 
-    `evaluations` counts E-steps, or gradients of the objective, that were made for it.
+    `evaluations` counts E-steps, or gradients of the objective, that were made for it. `inverse`
+    (p, p) is that of the information, where Newton steps have converged.
     """
 
     problem: Problem
@@ -81,6 +82,7 @@ class Trail:
     at: AtBounds | None = None
     evaluations: int = 0
     pending: str = ""
+    inverse: np.ndarray | None = None
 
     def decide(self, text: str) -> None:
         """Log what was decided and why, and write it beside the step that follows."""

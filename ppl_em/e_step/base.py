@@ -81,6 +81,10 @@ class Approximation(DeterministicEStep, Protocol):
         """A better one, if this one is too coarse at `params`; None if it is not."""
         ...
 
+    def for_curvature(self) -> "Approximation":
+        """The one of which second derivatives are taken; cheaper, perhaps, but about as good."""
+        ...
+
 
 def noise_of(e_step: EStep) -> float | None:
     """The noise of an `Approximation`; None for other E-steps."""

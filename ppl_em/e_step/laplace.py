@@ -132,6 +132,10 @@ class Laplace:
     def refined(self, problem: Problem, params: Params, state: LaplaceState) -> None:
         """There is nothing finer."""
 
+    def for_curvature(self) -> "Laplace":
+        """Itself."""
+        return self
+
     def describe(self, info: LaplaceInfo) -> str:
         """Newton steps to the mode, and the slope that is left there."""
         return f"mode in {int(info.inner_steps)} steps, slope {float(info.inner_slope):.0e}"

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from ppl_em.e_step.modes import Mode, find_mode, first_mode, mode_of
-from ppl_em.e_step.refinement import AT_FIRST, HERMITE, MANY, Rule, choose, ladder
+from ppl_em.e_step.refinement import HERMITE, MANY, ROUGH, Rule, choose, ladder
 from ppl_em.params import Params
 from ppl_em.posterior import Gaussian, Nodes
 from ppl_em.posterior.quadrature import block_sums
@@ -69,6 +69,8 @@ class Quadrature:
     Latents with a support are on the unconstrained scale. The number of nodes is raised until the
     log-likelihood no longer changes, at the first parameters and again at the last ones. Latents
     alone in their block, for which Gauss-Hermite rules need many, get nodes that reach further.
+    Many blocks of several latents get few nodes until the parameters have settled, and for second
+    derivatives.
 
     Attributes
     ----------
@@ -94,6 +96,7 @@ class Quadrature:
     max_points: int = 30_000
     blocks: Blocks | None = field(default=None, repr=False)
     rule: Rule | None = field(default=None, repr=False)
+    rough: Rule | None = field(default=None, repr=False)
     stochastic: ClassVar[bool] = False
     kind: ClassVar[str] = "quadrature"
 
@@ -106,6 +109,8 @@ class Quadrature:
     @property
     def noise(self) -> float:
         """What moving the nodes may change."""
+        if self.blocks is not None and self._is_dear and self.rough is None:
+            return ROUGH * self.blocks.num_blocks
         return 10 * self.tol
 
     def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "Quadrature":
@@ -128,6 +133,8 @@ class Quadrature:
                 f"Quadrature(max_dimension={self.max_dimension})."
             )
         found = replace(self, blocks=blocks)
+        if found._is_dear:
+            return replace(found, rule=ladder(size, self.max_points)[0])
         state = found.init(rng_key, problem, params)
         return found.refined(problem, params, state) or found
 
@@ -178,28 +185,32 @@ class Quadrature:
         self, problem: Problem, params: Params, state: QuadratureState
     ) -> "Quadrature | None":
         """One with more nodes, if this one has too few at `params`; None if it has enough."""
-        if self.num_nodes is not None:
+        if self.num_nodes is not None or self.rough is not None:
             return None
         blocks = self.known_blocks
+        values: dict[Rule, float] = {}
         law = cast(Gaussian, mode_of(blocks, problem, params, state.center)[0].law)
 
         def value(rule: Rule) -> float:
-            if rule.sinh:
-                span = _find_span(problem, params, law, state.owner)
-                return _value(problem, params, law, state.owner, sinh_trapezoid(span, rule.size))
-            placed = gauss_hermite(law, rule.size)
-            return _value(problem, params, law, state.owner, placed)
+            span = _find_span(problem, params, law, state.owner) if rule.sinh else None
+            placed = _placed(law, span, rule.size)
+            values[rule] = _value(problem, params, law, state.owner, placed)
+            return values[rule]
 
         def allowed(value: float) -> float:
             return max(self.tol * np.sqrt(blocks.num_blocks), RELATIVE * abs(value))
 
         rules = ladder(blocks.block_size, self.max_points)
-        dear = blocks.block_size > 1 and blocks.num_blocks > MANY
-        rule, change = choose(value, allowed, rules, self.rule, 1.0 if dear else AT_FIRST)
-        if self.rule is None or rules.index(rule) > rules.index(self.rule):
-            return replace(self, rule=rule)
-        level = logging.WARNING if change > NOTABLE else logging.INFO
-        if rule == rules[-1]:
+        if self._is_dear:
+            rule, change = choose(value, allowed, rules, None, 1.0)
+            near = (r for r in values if abs(values[r] - values[rule]) <= ROUGH * blocks.num_blocks)
+            finer: Quadrature | None = replace(self, rule=rule, rough=next(near))
+        else:
+            rule, change = choose(value, allowed, rules, self.rule)
+            is_finer = self.rule is None or rules.index(rule) > rules.index(self.rule)
+            finer = replace(self, rule=rule) if is_finer else None
+        if rule == rules[-1] and self.rule is not None:
+            level = logging.WARNING if change > NOTABLE else logging.INFO
             logger.log(
                 level,
                 "e_step='quadrature' has %d nodes in each dimension and its log-likelihood is good "
@@ -208,7 +219,11 @@ class Quadrature:
                 change,
                 self.max_points,
             )
-        return None
+        return finer
+
+    def for_curvature(self) -> "Quadrature":
+        """With fewer nodes, if these do for second derivatives."""
+        return self if self.rough is None else replace(self, rule=self.rough)
 
     def describe(self, info: QuadratureInfo) -> str:
         """Nodes in each dimension."""
@@ -226,6 +241,11 @@ class Quadrature:
         """Nodes in each dimension."""
         return self.num_nodes or (self.rule.size if self.rule else 0)
 
+    @property
+    def _is_dear(self) -> bool:
+        blocks = self.known_blocks
+        return self.num_nodes is None and blocks.block_size > 1 and blocks.num_blocks > MANY
+
     def _mode(
         self, problem: Problem, params: Params, center: jax.Array, enough: float = 0.0
     ) -> Mode:
@@ -242,9 +262,11 @@ class Quadrature:
         return _find_span(problem, params, law, owner)
 
     def _place(self, law: Gaussian, span: Span | None) -> Placed:
-        if span is None:
-            return gauss_hermite(law, self.size)
-        return sinh_trapezoid(span, self.size)
+        return _placed(law, span, self.size)
+
+
+def _placed(law: Gaussian, span: Span | None, size: int) -> Placed:
+    return gauss_hermite(law, size) if span is None else sinh_trapezoid(span, size)
 
 
 @jax.jit

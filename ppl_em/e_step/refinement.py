@@ -21,6 +21,10 @@ DOUBT = 10.0
 """How many times the change allowed the other rule may be away."""
 
 
+ROUGH = 1e-5
+"""Error of the log-likelihood by block that second derivatives may have: a like share of them."""
+
+
 class Rule(NamedTuple):
     """`size` nodes in each dimension: Gauss-Hermite, or by the trapezoidal rule in sinh."""
 
