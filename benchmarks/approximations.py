@@ -7,20 +7,17 @@ The second has simulated binary data, 10 rows in each of 10^3, 10^4 and 10^5 gro
 intercepts and with random intercepts and slopes; `--quick` leaves the largest out. Its last column
 is the exponent of growth from one size to the next: 1 is linear.
 
-First runs compile; second ones, on other data of the same shape, do not. Where `Rscript` finds
-them, glmmTMB (Laplace) and lme4 (`nAGQ = 25` for one effect per group, else 1) are timed beside.
+First runs compile; second ones, on other data of the same shape, do not. Times include standard
+errors. Where `Rscript` finds them, glmmTMB (Laplace) and lme4 (`nAGQ = 25` for one effect per
+group, else 1) are timed beside, on the second data.
 
 Run it with `python benchmarks/approximations.py [--quick]`.
 """
 
 import argparse
 import platform
-import shutil
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,7 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import r_peers
 from jax.flatten_util import ravel_pytree
+from mcem_peers import R_FITS
 from numpyro.distributions import constraints
 
 from ppl_em import EM, EMResult, catalog
@@ -36,16 +35,6 @@ from ppl_em import EM, EMResult, catalog
 REAL = ("seeds", "epil", "lsat", "kidney:lognormal", "theoph", "wine_ordinal", "crossed")
 ROWS = 10
 
-R_SCRIPT = """
-d <- read.csv(commandArgs(TRUE)[1])
-timed <- function(f) {{ gc(); t <- system.time(m <- f())[["elapsed"]]; cat(t, logLik(m), "\\n") }}
-if (requireNamespace("glmmTMB", quietly = TRUE)) {{
-  timed(function() glmmTMB::glmmTMB({formula}, d, binomial))
-}} else cat("NA NA\\n")
-if (requireNamespace("lme4", quietly = TRUE)) {{
-  timed(function() lme4::glmer({formula}, d, binomial, nAGQ = {nodes}))
-}} else cat("NA NA\\n")
-"""
 FORMULAS = {"intercepts": "y ~ x + (1 | group)", "slopes": "y ~ x + (1 | group) + (0 + x | group)"}
 
 
@@ -89,24 +78,46 @@ def timed(model: Callable, flag: str, first: dict, second: dict) -> tuple[EMResu
     for data in (first, second):
         start = time.perf_counter()
         result = em.run(jax.random.key(0), progress_bar=False, **data)
+        result.standard_errors()
         seconds.append(time.perf_counter() - start)
     return result, *seconds
 
 
-def in_r(kind: str, data: dict[str, Any]) -> list[str]:
-    """Seconds and log-likelihood of glmmTMB and glmer, as far as they are installed."""
-    if shutil.which("Rscript") is None:
-        return []
-    nodes = 25 if kind == "intercepts" else 1
-    with tempfile.TemporaryDirectory() as folder:
-        table, script = Path(folder, "data.csv"), Path(folder, "fit.R")
-        columns = np.column_stack([data["y"], data["x"], data["group"]])
-        np.savetxt(table, columns, delimiter=",", header="y,x,group", comments="")
-        script.write_text(R_SCRIPT.format(formula=FORMULAS[kind], nodes=nodes))
-        command = ["Rscript", str(script), str(table)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    names = ("glmmTMB, Laplace", f"glmer, nAGQ = {nodes}")
-    return [f"{n}: {line}" for n, line in zip(names, done.stdout.splitlines(), strict=True)]
+def peer_row(name: str, groups: str, call: str, data: dict[str, Any], warm: bool) -> None:
+    """A fit by a package of R, if it is installed."""
+    package, function = call.split("(")[0].split("::")
+    if not r_peers.has(package):
+        print(f"| {name} | {groups} | `{function}` | not installed | |", flush=True)
+        return
+    found = r_peers.fit(call, data, warm)
+    nodes = call.split("nAGQ = ")[1].split(")")[0] if "nAGQ" in call else "1"
+    text = f"`{function}`, {nodes} node{'s' if nodes != '1' else ''}"
+    print(
+        f"| {name} | {groups} | {text} | {found.log_likelihood:.4f} | {found.seconds:.2f} |",
+        flush=True,
+    )
+
+
+def peer_rows(sizes: list[int]) -> None:
+    """The same fits in R."""
+    print("\n| model | groups | in R | log-likelihood | seconds |\n|---|---|---|---|---|")
+    for name in ("seeds", "epil"):
+        call, data = R_FITS[name], catalog.find(name).load()
+        for other in (
+            call,
+            call.replace("nAGQ = 25", "nAGQ = 1"),
+            call.replace("lme4::glmer", "glmmTMB::glmmTMB").replace(", nAGQ = 25", ""),
+        ):
+            peer_row(name, "", other, data, warm=True)
+    for kind, formula in FORMULAS.items():
+        nodes = 25 if kind == "intercepts" else 1
+        for number in sizes:
+            data = simulated(kind, number, 2)
+            for call in (
+                f"glmmTMB::glmmTMB({formula}, d, binomial)",
+                f"lme4::glmer({formula}, d, binomial, nAGQ = {nodes})",
+            ):
+                peer_row(kind, str(number), call, data, warm=False)
 
 
 def real_rows() -> None:
@@ -135,7 +146,6 @@ def growing_rows(sizes: list[int]) -> None:
     """Simulated data, and how time grows."""
     print("\n| effects | E-step | groups | log-likelihood | steps | first run (s) ", end="")
     print("| second run (s) | exponent |\n|---|---|---|---|---|---|---|---|")
-    notes = []
     for kind, model in (("intercepts", intercepts), ("slopes", slopes)):
         for flag in ("laplace", "quadrature"):
             before = np.nan
@@ -150,22 +160,19 @@ def growing_rows(sizes: list[int]) -> None:
                     f"| {first:.1f} | {second:.2f} | {exponent:.2f} |",
                     flush=True,
                 )
-        for number in sizes:
-            notes += [
-                f"{kind}, {number}: {line}" for line in in_r(kind, simulated(kind, number, 2))
-            ]
-    print("\n" + "\n".join(notes or ["no R here: glmmTMB and lme4 were not timed"]))
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="up to 10^4 groups")
     options = parser.parse_args()
     numpyro.enable_x64()
     print(f"{platform.machine()}, {jax.device_count()} {jax.default_backend()} device, float64")
     real_rows()
-    growing_rows([1000, 10_000] if options.quick else [1000, 10_000, 100_000])
+    sizes = [1000, 10_000] if options.quick else [1000, 10_000, 100_000]
+    growing_rows(sizes)
+    peer_rows(sizes)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,7 @@
-"""What `mcem.py` compares with: the loop written by hand, NUTS on all unknowns, and lme4."""
+"""What `mcem.py` compares with: the loop written by hand, NUTS on all unknowns, calls of lme4."""
 
-import shutil
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +17,10 @@ from numpyro.infer.util import log_density
 CHAINS, WARMUP, ROUND, MAX_ROUNDS = 4, 1000, 500, 20
 
 R_FITS = {
-    "seeds": "glmer(cbind(r, n - r) ~ x1 * x2 + (1 | group), d, binomial, nAGQ = 25)",
-    "epil": "glmer(y ~ lbase + trt + lage + V4 + lbase:trt + (1 | subject), d, poisson, nAGQ = 25)",
-    "crossed": "glmer(Mate ~ 0 + factor(Cross) + (1 | Female) + (1 | Male), d, binomial)",
+    "seeds": "lme4::glmer(cbind(r, n - r) ~ x1 * x2 + (1 | group), d, binomial, nAGQ = 25)",
+    "epil": "lme4::glmer(y ~ lbase + trt + lage + V4 + lbase:trt + (1 | subject), d, poisson, "
+    "nAGQ = 25)",
+    "crossed": "lme4::glmer(Mate ~ 0 + factor(Cross) + (1 | Female) + (1 | Male), d, binomial)",
 }
 """Crossed effects have no quadrature in lme4: that row is its Laplace approximation."""
 
@@ -122,30 +119,3 @@ class FullBayes:
         flat = values.reshape(-1, values.shape[2])
         seconds = time.perf_counter() - start
         return BayesRun(flat.mean(axis=0), flat.std(axis=0), error, len(flat), seconds)
-
-
-def has_lme4() -> bool:
-    """Whether `Rscript` is on the path and finds lme4."""
-    if shutil.which("Rscript") is None:
-        return False
-    script = 'quit(status = !requireNamespace("lme4", quietly = TRUE))'
-    return subprocess.run(["Rscript", "-e", script], check=False).returncode == 0
-
-
-def glmer(name: str, data: dict[str, Any]) -> tuple[np.ndarray, float]:
-    """Estimates of lme4, in the order of ours, and the seconds of the second of two fits."""
-    columns = {key: np.asarray(value) for key, value in data.items()}
-    columns["group"] = np.arange(len(next(iter(columns.values()))))
-    table = np.stack([value.astype(float) for value in columns.values()], axis=1)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "data.csv"
-        np.savetxt(path, table, delimiter=",", header=",".join(columns), comments="")
-        script = (
-            f"library(lme4); d <- read.csv('{path}'); fit <- function() {R_FITS[name]}; "
-            "m <- fit(); s <- system.time(m <- fit())[['elapsed']]; "
-            "v <- as.data.frame(VarCorr(m)); v <- v[order(v$grp), ]; "
-            "cat(sprintf('%.12g', c(s, fixef(m), v$sdcor)))"
-        )
-        done = subprocess.run(["Rscript", "-e", script], check=True, capture_output=True, text=True)
-    seconds, *estimates = (float(word) for word in done.stdout.split())
-    return np.array(estimates), seconds

@@ -8,7 +8,7 @@ has that gradient too.
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +49,18 @@ FINE = 1e-10
 
 @jax.jit(static_argnums=0)
 def value_and_score(e_step: EStep, problem: Problem, x: jax.Array, state: Any) -> tuple:
-    """Objective at `x` (p,), its gradient (p,) by Fisher's identity, and the E-step's state."""
+    """Objective at `x` (p,), its gradient (p,), and the E-step's state.
+
+    By Fisher's identity; approximations have gradients of their own.
+    """
     posterior, state, info = e_step.step(problem, problem.constrain(x), state)
+    if noise_of(e_step) is not None:
+
+        def objective(x: jax.Array) -> jax.Array:
+            own = cast(DeterministicEStep, e_step)
+            return own.log_likelihood(problem, problem.constrain(x), state)
+
+        return *jax.value_and_grad(objective)(x), state
     held = jax.lax.stop_gradient(posterior)
 
     def q_function(x: jax.Array) -> jax.Array:

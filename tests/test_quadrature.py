@@ -16,8 +16,10 @@ from conftest import SEED
 from effects_models import CASES
 from small_models import GAUSSIAN
 
-from ppl_em import EM, ModelError
+from ppl_em import EM, ModelError, catalog
 from ppl_em.e_step import Laplace, Quadrature, expectation
+from ppl_em.e_step.refinement import MANY
+from ppl_em.information import marginal_information
 from ppl_em.inspection import build_problem
 from ppl_em.latents import LatentPosterior
 from ppl_em.problem import Problem
@@ -165,3 +167,63 @@ def test_gaussian_latents_are_exact():
     found = expectation(engine, problem, x, state)[2].objective
     expected = case.log_likelihood(problem.constrain(x))
     np.testing.assert_allclose(float(found), float(jnp.asarray(expected)), rtol=1e-10)
+
+
+LME4 = {  # lme4 1.1-31, glmer(cbind(r, n - r) ~ x1 * x2 + (1 | group), binomial, nAGQ = ...)
+    1: [-0.5484837, 0.0974257, 1.3368108, -0.8100413, 0.2345795],
+    2: [-0.5484999, 0.0973313, 1.3368917, -0.8101720, 0.2350766],
+}
+
+
+@pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_few_nodes_reach_the_maximum_of_their_own_log_likelihood(nodes):
+    entry = catalog.find("seeds")
+    result = EM(entry.model, e_step=Quadrature(num_nodes=nodes)).run(
+        jax.random.key(SEED), progress_bar=False, **entry.load()
+    )
+    assert result.converged
+    found = np.append(result.params["alpha"], result.params["sd"])
+    errors = entry.reference["standard_errors"]
+    errors = np.append(errors["alpha"], errors["sd"])
+    np.testing.assert_array_less(np.abs(found - LME4[nodes]) / errors, 5e-4)  # its own tolerance
+    if nodes == 1:  # and of Laplace's
+        np.testing.assert_allclose(result.log_likelihood.value, -53.7695716, atol=1e-6)
+
+
+def slopes(x, group, number, y):
+    beta = numpyro.param("beta", jnp.zeros(2))
+    sd = numpyro.param("sd", jnp.ones(2), constraint=dist.constraints.positive)
+    with numpyro.plate("groups", number):
+        b = numpyro.sample("b", dist.Normal(0.0, sd[0]))
+        c = numpyro.sample("c", dist.Normal(0.0, sd[1]))
+    with numpyro.plate("rows", len(x)):
+        logits = beta[0] + b[group] + (beta[1] + c[group]) * x
+        numpyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
+
+
+@pytest.mark.slow
+def test_many_blocks_start_with_few_nodes_and_end_with_enough():
+    rng = np.random.default_rng(2)
+    number = MANY + 50
+    group = np.repeat(np.arange(number), 6)
+    x = rng.normal(size=len(group))
+    logits = -0.5 + x + rng.normal(size=number)[group] + 0.7 * rng.normal(size=number)[group] * x
+    y = (rng.uniform(size=len(group)) < 1 / (1 + np.exp(-logits))).astype(int)
+    result = EM(slopes, e_step="quadrature").run(
+        jax.random.key(SEED), x, group, number, y, progress_bar=False
+    )
+    assert result.converged
+    engine = result.parts.e_step
+    few = engine.for_curvature()
+    assert few.size < engine.size and engine.refined(*[None] * 3) is None
+
+    problem, key = result.parts.problem, jax.random.key(SEED)
+    sure = Quadrature(num_nodes=35, blocks=engine.blocks)
+    state = sure.init(key, problem, result.params)
+    expected = float(expectation(sure, problem, result.parts.x, state)[2].objective)
+    np.testing.assert_allclose(result.log_likelihood.value, expected, rtol=0, atol=1e-6)
+    found = marginal_information(sure, problem, result.parts.x, state)
+    errors = np.sqrt(np.diag(found.covariance))
+    assert np.max(np.abs(found.newton_step) / errors) < 1e-4
+    ours = marginal_information(engine, problem, result.parts.x, result.parts.e_state)
+    np.testing.assert_allclose(np.sqrt(np.diag(ours.covariance)), errors, rtol=1e-3)

@@ -120,6 +120,16 @@ def find_mode(structure: Structure, density: Density, u: jax.Array, enough: floa
     return Mode(end.u, law, slope, end.num_steps)
 
 
+def law_near(structure: Structure, density: Density, mode: Mode) -> Any:
+    """The Gaussian law at the mode of `density`, differentiable once in what that depends on.
+
+    The mode follows by one Newton step from `mode`, the precision is minus the Hessian there.
+    """
+    moved = mode.u + mode.law.solve(jax.grad(density)(mode.u))
+    precision = structure.unpack(-compressed_hessian(structure, density, moved))
+    return LAWS[type(structure)].around(structure, precision, moved, jnp.zeros_like(moved))
+
+
 @jax.jit(static_argnums=0)
 def mode_of(
     structure: Structure, problem: Problem, params: Params, u: jax.Array

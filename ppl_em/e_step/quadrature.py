@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import logsumexp
 
-from ppl_em.e_step.modes import Mode, find_mode, first_mode, mode_of
+from ppl_em.e_step.modes import Mode, find_mode, first_mode, law_near, mode_of
 from ppl_em.e_step.refinement import HERMITE, MANY, ROUGH, Rule, choose, ladder
 from ppl_em.params import Params
 from ppl_em.posterior import Gaussian, Nodes
 from ppl_em.posterior.quadrature import block_sums
 from ppl_em.posterior.rules import Placed, Span, find_span, gauss_hermite, sinh_trapezoid
 from ppl_em.problem import Problem
-from ppl_em.structure import Blocks, find_blocks
+from ppl_em.structure import Blocks, Density, find_blocks
 from ppl_em.terms import owners
 from ppl_em.validation import ModelError
 
@@ -28,7 +28,7 @@ CHUNK = 16
 NOTABLE = 1e-4
 """Change of the log-likelihood on the last refinement that is worth a warning."""
 
-RELATIVE = 2e-9
+RELATIVE = 1e-9
 """Change of the log-likelihood that is small enough, relative to its size."""
 
 ENOUGH = 1e-6
@@ -171,13 +171,19 @@ class Quadrature:
     def log_likelihood(self, problem: Problem, params: Params, state: QuadratureState) -> jax.Array:
         """The log-likelihood, differentiable once; a scalar.
 
-        The nodes are held: moving them does not change an integral.
+        Nodes that are enough are held: moving them does not change an integral. Given numbers of
+        nodes follow the mode and the curvature there.
         """
-        fixed = jax.lax.stop_gradient(params)
-        mode = jax.lax.stop_gradient(self._mode(problem, fixed, state.center, ENOUGH))
+        fixed, given = jax.lax.stop_gradient(params), self.num_nodes is not None
+        found = self._mode(problem, fixed, state.center, 0.0 if given else ENOUGH)
+        mode = jax.lax.stop_gradient(found)
         law = cast(Gaussian, mode.law)
-        span = state.span or self._span(problem, fixed, law, state.owner)
-        placed = jax.lax.stop_gradient(self._place(law, span))
+        if given:
+            law = law_near(self.known_blocks, _density(problem, params), mode)
+            placed = self._place(law, None)
+        else:
+            span = state.span or self._span(problem, fixed, law, state.owner)
+            placed = jax.lax.stop_gradient(self._place(law, span))
         value = Nodes.at(problem, params, law, placed, state.owner).log_normalizer
         return jnp.where(mode.found, value, jnp.nan)
 
@@ -249,10 +255,7 @@ class Quadrature:
     def _mode(
         self, problem: Problem, params: Params, center: jax.Array, enough: float = 0.0
     ) -> Mode:
-        def density(u: jax.Array) -> jax.Array:
-            return problem.log_joint_unconstrained(params, u)
-
-        return find_mode(self.known_blocks, density, center, enough)
+        return find_mode(self.known_blocks, _density(problem, params), center, enough)
 
     def _span(
         self, problem: Problem, params: Params, law: Gaussian, owner: jax.Array
@@ -263,6 +266,10 @@ class Quadrature:
 
     def _place(self, law: Gaussian, span: Span | None) -> Placed:
         return _placed(law, span, self.size)
+
+
+def _density(problem: Problem, params: Params) -> Density:
+    return lambda u: problem.log_joint_unconstrained(params, u)
 
 
 def _placed(law: Gaussian, span: Span | None, size: int) -> Placed:
