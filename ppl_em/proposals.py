@@ -158,9 +158,7 @@ class Proposals(NamedTuple):
             [(points[:, i], law.log_density(points[:, i].astype(float))) for i, law in self.parts]
         )[1]
 
-    def _joined(
-        self, found: list[tuple[np.ndarray, np.ndarray]]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _joined(self, found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
         count = len(found[0][0])
         points = np.empty((count, len(self.labels)))
         log_density = np.empty((count, int(self.labels.max()) + 1))
