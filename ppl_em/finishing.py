@@ -167,7 +167,7 @@ class FittedParts:
         found = louis_information(self.problem, self.x, moments)
         alone = found.usable and found.se_noise < MAX_FINAL_NOISE
         before = last.information if last and not alone else None
-        if before and before.method == found.method and before.gap < NEARBY * self.x.size:
+        if before and before.usable and before.gap < NEARBY * self.x.size:
             yield before
         yield found
         if last is None or last.verdict is not Verdict.SICK:  # proposals are fitted to the chains

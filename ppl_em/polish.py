@@ -185,7 +185,7 @@ def polish(
         if verdict is not None or spent or (not information.usable and target >= 8 * FIRST_LOOK):
             break
         target *= 2
-    if verdict is None and not information.precise:
+    if verdict is None and health.mixed and not information.precise:
         sampled = here.sampled_information()
         if sampled is not None and sampled.precise:
             information, verdict = sampled, _judge(here, sampled, health, stopping)

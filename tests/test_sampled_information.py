@@ -17,6 +17,7 @@ import ppl_em.finishing
 import ppl_em.polish
 from ppl_em import EM, Status, Stopping, optimize
 from ppl_em.e_step import NUTS, expectation
+from ppl_em.information import constrained_covariance
 from ppl_em.inspection import build_problem
 from ppl_em.motion import Motion, find_motion
 from ppl_em.posterior import WeightedDraws
@@ -118,13 +119,17 @@ def slopes_law(params, y, x):
     return jnp.sum(jax.lax.map(group, (y, x)))
 
 
-@pytest.mark.slow
-def test_two_hundred_draws_are_enough(optimized):
-    """Where Louis's identity gives standard errors that are off by tens of percent, or none."""
+def slopes_data():
     rng = np.random.default_rng(2)
     x = rng.normal(size=(20, 6))
     eta = 4 * rng.normal(size=(20, 1)) + (1 + 4 * rng.normal(size=(20, 1))) * x
-    data = ((rng.random((20, 6)) < 1 / (1 + np.exp(-eta))).astype(int), x)
+    return (rng.random((20, 6)) < 1 / (1 + np.exp(-eta))).astype(int), x
+
+
+@pytest.mark.slow
+def test_two_hundred_draws_are_enough(optimized):
+    """Where Louis's identity gives standard errors that are off by tens of percent, or none."""
+    data = slopes_data()
     problem, params = build_problem(jax.random.key(SEED), slopes, data, {})
     at, config = problem.unconstrain(params), NUTS(num_samples=5, num_warmup=150)
 
@@ -152,6 +157,34 @@ def test_two_hundred_draws_are_enough(optimized):
         apart.append((np.sqrt(np.diag(found.covariance)) - truth) / error)
     assert failed
     assert np.sqrt(np.mean(np.square(apart))) < 2 and np.max(np.abs(apart)) < 6
+
+
+@pytest.mark.slow
+def test_runs_are_confirmed_on_few_draws(optimized):
+    """What is called converged is near the maximum on the grid, in units of the reported error."""
+    data = slopes_data()
+    config, stopping = NUTS(num_samples=5, num_warmup=150), Stopping(max_draws=200)
+    confirmed = 0
+    for seed in range(5):
+        result = EM(slopes, config, stopping=stopping).run(
+            jax.random.key(SEED + seed), *data, progress_bar=False
+        )
+        if not (result.converged and result.covariance().attrs["method"] == METHOD):
+            continue
+        confirmed += 1
+        problem, x = result.parts.problem, result.parts.x
+
+        def law(point, problem=problem):
+            return slopes_law(problem.constrain(point), *data)
+
+        score = np.asarray(jax.jit(jax.grad(law))(x))
+        exact = np.asarray(jax.jit(lambda v, law=law: optimize.hessian(jax.grad(law), v))(x))
+        mcse = np.sqrt(np.diag(result.parts.polish.mcse_x))
+        assert np.all(np.abs(np.linalg.solve(-exact, score)) < 6 * mcse)
+        found = result.parts.uncertainty().covariance
+        truth = constrained_covariance(problem, x, np.linalg.inv(-exact))
+        np.testing.assert_allclose(np.sqrt(np.diag(found) / np.diag(truth)), 1.0, atol=0.1)
+    assert confirmed
 
 
 def ridge(y):
