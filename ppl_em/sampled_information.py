@@ -41,8 +41,11 @@ NUM_PARTS = 8
 MAX_DRAWS, MIN_DRAWS = 1024, 128
 """Draws in each part: powers of two, fewer where the model is large."""
 
-MAX_WORK = 1e10
-"""Terms at draws, times the square of the number of parameters, at most."""
+MAX_WORK = 3e9
+"""Terms at draws, times the square of the number of parameters, at most: about a minute."""
+
+MAX_LATENTS = 4e7
+"""Latents at all draws, at most."""
 
 MAX_NUMBERS = 2_000_000
 """Terms and their derivatives held at once, at most."""
@@ -87,7 +90,7 @@ def sampled_information(
     if width > MAX_BLOCK:
         return _withheld(x, f"{width} latents depend on one another, too many for it")
     size = flat.shape[1] if owner is None else owner.size
-    most = int(MAX_WORK / (NUM_PARTS * size * x.size**2))
+    most = int(min(MAX_WORK / (size * x.size**2), MAX_LATENTS / flat.shape[1]) / NUM_PARTS)
     if most < MIN_DRAWS:
         return _withheld(x, "the model is too large for it")
     each = min(MAX_DRAWS, _power_of_two(most))
@@ -100,7 +103,7 @@ def sampled_information(
         ratios = next(targets(problem, x, center, labels))(points)[0] - log_density
     except NotAdditive:
         return _withheld(x, "blocks of latents cannot be told apart")
-    khat = max(pareto_khat(column) for column in ratios.T)
+    khat = float(np.max([pareto_khat(column) for column in ratios.T]))  # NaN stays
     if not khat < MAX_KHAT:
         return _withheld(x, f"its weights have a Pareto k-hat of {khat:.2f}, not below {MAX_KHAT}")
 
@@ -110,10 +113,12 @@ def sampled_information(
         part.reshape(NUM_PARTS, each // at_once, at_once, -1) for part in (points, log_density)
     )
     scores, hessians = jax.device_get(_derivatives(number, problem, motion, owner, center, *chunks))
+    if not (np.all(np.isfinite(scores)) and np.all(np.isfinite(hessians))):
+        return _withheld(x, "its derivatives are not finite")
     spread = scores[1:] - scores[1:].mean(axis=0)
     error = (NUM_PARTS - 1) / NUM_PARTS * spread.T @ spread
     found = checked(problem, x, scores[0], -hessians[0], METHOD, error)
-    if not (found.usable and np.all(np.isfinite(hessians))):
+    if not found.usable:
         return found
     found = replace(found, replicates=np.linalg.pinv(-hessians[1:]))
     if not found.precise:
