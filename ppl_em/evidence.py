@@ -14,13 +14,10 @@ from ppl_em.likelihood import LogLikelihood
 from ppl_em.pareto import pareto_khat
 from ppl_em.posterior import BlockDraws, GaussianGuide, Guided, TermLayout, WeightedDraws
 from ppl_em.problem import Problem
-from ppl_em.proposals import Proposal
+from ppl_em.proposals import Proposals
 from ppl_em.structure import find_components
 
 logger = logging.getLogger("ppl_em")
-
-DEGREES = 7.0
-"""Degrees of freedom of the Student-t proposals of small blocks: heavier tails than most."""
 
 LARGE = 10
 """Blocks of more latents are bridged: importance weights become heavy with the dimension."""
@@ -183,36 +180,20 @@ def _integrals(
     middle = draws.shape[1] // 2
     fitted = draws[:, :middle] if middle else draws
     kept = draws[:, middle:]
-    sizes = np.bincount(labels)
-    points = np.empty((num_samples, len(labels)), draws.dtype)
-    log_density = np.empty((num_samples, len(sizes)))
-    proposals = []
-    for index in _by_size(labels):
-        degrees = np.inf if index.shape[1] > LARGE else DEGREES
-        proposals.append(Proposal.fit(_flat(fitted)[:, index].astype(float), degrees))
-        points[:, index], density = proposals[-1].sample(rng, num_samples)
-        log_density[:, labels[index[:, 0]]] = density
-    pieces, base = target(points)
+    proposals = Proposals.fit(_flat(fitted), labels, LARGE)
+    points, log_density = proposals.sample(rng, num_samples)
+    pieces, base = target(points.astype(draws.dtype))
     ratios = pieces - log_density
+    sizes = np.bincount(labels)
     parts = [None if n > LARGE else importance(r) for n, r in zip(sizes, ratios.T, strict=True)]
     bad = [k for k, part in enumerate(parts) if part is None or part.khat > MAX_KHAT]
     if bad:
         there = _flat(kept)
-        others = target(there)[0]
-        for index, proposal in zip(_by_size(labels), proposals, strict=True):
-            others[:, labels[index[:, 0]]] -= proposal.log_density(there[:, index].astype(float))
+        others = target(there)[0] - proposals.log_density(there)
         others = others.reshape(*kept.shape[:2], -1)
         for block in bad:
             parts[block] = bridge(ratios[:, block], others[..., block])
     return [part for part in parts if part is not None], base
-
-
-def _by_size(labels: np.ndarray) -> list[np.ndarray]:
-    """Positions of the latents of all blocks of one size, (blocks, size), for every size."""
-    order = np.argsort(labels, kind="stable")
-    sizes = np.bincount(labels)
-    starts = np.cumsum(sizes) - sizes
-    return [order[starts[sizes == size][:, None] + np.arange(size)] for size in np.unique(sizes)]
 
 
 def _flat(draws: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +17,6 @@ from ppl_em.e_step.enumeration import Enumeration
 from ppl_em.ends import AtBounds, within_reach
 from ppl_em.identifiability import set_aside
 from ppl_em.information import (
-    MAX_SE_NOISE,
     Information,
     constrained_covariance,
     flat_and_jacobian,
@@ -28,10 +28,11 @@ from ppl_em.likelihood import LogLikelihood
 from ppl_em.motion import find_motion
 from ppl_em.params import Params, flat_bounds
 from ppl_em.penalties import penalties
-from ppl_em.polish import Polish
+from ppl_em.polish import Polish, Verdict
 from ppl_em.posterior import BlockDraws, GaussianGuide, Guided, Posterior, WeightedDraws
 from ppl_em.problem import Problem
 from ppl_em.result import EMResult
+from ppl_em.sampled_information import sampled_information
 from ppl_em.scores import find, louis_information, score_moments
 from ppl_em.stopping import Stopping
 from ppl_em.trail import Outcome
@@ -51,6 +52,9 @@ FINAL_STEPS = 10
 
 MAX_FINAL_NOISE = 0.05
 """Relative Monte Carlo error of standard errors up to which the last draws alone give them."""
+
+NEARBY = 0.01
+"""Gain by the last step, per parameter, up to which the information before it is that after it."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +80,8 @@ class FittedParts:
 
     def uncertainty(self) -> Uncertainty:
         """Invert the observed information; carry it to the model's own scale."""
-        information = self._information()
-        active = active_constraints(self.problem, self.x, information)
-        information, left_out, note = set_aside(self.problem, self.x, information, self.at)
-        reason = information.problem_text
-        if not reason and information.se_noise > MAX_SE_NOISE:
-            reason = (
-                f"their Monte Carlo error is {100 * information.se_noise:.0f} %; let the run "
-                f"converge, or allow more draws with `Stopping(max_draws=...)`"
-            )
+        found, (information, left_out, note), reason = self._information()
+        active = active_constraints(self.problem, self.x, found)
         covariance_x = (
             np.full_like(information.matrix, np.nan) if reason else information.covariance
         )
@@ -126,26 +123,62 @@ class FittedParts:
         variances = np.einsum("pi,rij,pj->rp", jacobian, information.replicates, jacobian)
         return relative_error(np.maximum(variances, 0.0))
 
-    def _information(self) -> Information:
+    def _information(self) -> tuple[Information, tuple[Information, np.ndarray, str], str]:
+        """The first that is good enough, what is left with some set aside, and an empty reason.
+
+        If none is, the first of all and why.
+        """
+        found: list[tuple[Information, tuple[Information, np.ndarray, str]]] = []
+        for information in self._candidates():
+            aside = information, np.zeros(0, int), ""
+            if not self.e_step.stochastic or np.any(np.isfinite(information.matrix)):
+                aside = set_aside(self.problem, self.x, information, self.at)
+            if aside[0].precise:
+                return information, aside, ""
+            found.append((information, aside))
+        if not self.e_step.stochastic:
+            return *found[0], _complaint(found[0][1][0])
+        why = {aside[0].method: _complaint(aside[0]) for _, aside in reversed(found)}
+        reason = "; ".join(f"by {way}, {text}" for way, text in reversed(why.items()))
+        return *found[0], (
+            f"{reason}; let the run converge, allow more draws with `Stopping(max_draws=...)`, or "
+            f"reparameterise the latents"
+        )
+
+    def _candidates(self) -> Iterator[Information]:
         """At the returned parameters: from the objective, or from the draws there.
 
-        The confirming phase had more draws, but before its last step: it is the second choice.
+        The confirming phase had more draws, but before its last step: if that was short, it is the
+        second choice. The last is the Hessian of an importance-sampled log-likelihood.
         """
         if not isinstance(self.posterior, WeightedDraws):
             e_step = cast(DeterministicEStep, self.e_step)
-            return marginal_information(e_step, self.problem, self.x, self.e_state)
+            yield marginal_information(e_step, self.problem, self.x, self.e_state)
+            return
+        draws = np.asarray(self.posterior.draws)
         first, *rest = (
             WeightedDraws.equal(jax.device_put(piece))
-            for piece in np.split(np.asarray(self.posterior.draws), FINAL_STEPS, axis=1)
+            for piece in np.split(draws, FINAL_STEPS, axis=1)
         )
         last = self.polish
         components = last.components if last else find(self.problem, self.x, first)
         motion = find_motion(self.problem, self.x, first)
         moments = [score_moments(self.problem, piece, components, motion) for piece in rest]
         found = louis_information(self.problem, self.x, moments)
-        if last is None or (found.usable and found.se_noise < MAX_FINAL_NOISE):
-            return found
-        return last.information
+        alone = found.usable and found.se_noise < MAX_FINAL_NOISE
+        before = last.information if last and not alone else None
+        if before and before.usable and before.gap < NEARBY * self.x.size:
+            yield before
+        yield found
+        if last is None or last.verdict is not Verdict.SICK:  # proposals are fitted to the chains
+            yield sampled_information(self.problem, self.x, draws, components, motion)
+
+
+def _complaint(information: Information) -> str:
+    """Why standard errors are withheld."""
+    if information.problem_text:
+        return information.problem_text
+    return f"their Monte Carlo error is {100 * information.se_noise:.0f} %"
 
 
 def _warn_of_float32(e_step: EStep, value: float, dtype: Any) -> None:

@@ -61,6 +61,11 @@ class Information:
         return not self.problem_text
 
     @property
+    def precise(self) -> bool:
+        """Whether standard errors may be given: it is usable, and their error is small enough."""
+        return self.usable and self.se_noise <= MAX_SE_NOISE
+
+    @property
     def covariance(self) -> np.ndarray:
         """Inverse of the matrix, shape (p, p); NaN where it is not usable."""
         if not self.usable:

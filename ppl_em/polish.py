@@ -20,6 +20,7 @@ from ppl_em.health import Health, examine
 from ppl_em.information import MAX_SE_NOISE, Information
 from ppl_em.motion import find_motion
 from ppl_em.problem import Problem
+from ppl_em.sampled_information import sampled_information
 from ppl_em.scores import (
     Components,
     ScoreMoments,
@@ -123,6 +124,14 @@ class _Round:
         """Score and information there."""
         return hold(self.problem, self.x, louis_information(self.problem, self.x, self.rows))
 
+    def sampled_information(self) -> Information | None:
+        """The same by importance sampling, with proposals like the draws kept; None without any."""
+        if not self.kept:
+            return None
+        draws = np.concatenate(self.kept, axis=1)
+        found = sampled_information(self.problem, self.x, draws, self.components, self.motion)
+        return hold(self.problem, self.x, found)
+
     def health(self) -> Health:
         """How the chains do."""
         scores = np.concatenate([row.scores for row in self.rows], axis=1)
@@ -160,7 +169,8 @@ def polish(
     A step that is clearly needed is taken at once. Else the number of draws doubles until every
     parameter's Monte Carlo error is below `stopping.mcse_fraction` of its standard error, standard
     errors are within `SE_NOISE`, and the chains agree; or the sampler is in trouble, or the draws
-    are spent.
+    are spent. Where Louis's information is not good enough even then, that of an importance-sampled
+    log-likelihood takes its place, if it is.
     """
     here = _Round(sampler, problem, x, state, components)
     target = FIRST_LOOK
@@ -175,6 +185,10 @@ def polish(
         if verdict is not None or spent or (not information.usable and target >= 8 * FIRST_LOOK):
             break
         target *= 2
+    if verdict is None and health.mixed and not information.precise:
+        sampled = here.sampled_information()
+        if sampled is not None and sampled.precise:
+            information, verdict = sampled, _judge(here, sampled, health, stopping)
     if not information.usable:
         error, new_x, verdict = np.full_like(information.matrix, np.nan), x, Verdict.SINGULAR
     else:

@@ -3,7 +3,10 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import gammaln
+from scipy.special import gammaincinv, gammaln, ndtri
+
+DEGREES = 7.0
+"""Degrees of freedom of Student-t laws: heavier tails than most posteriors have."""
 
 
 class Proposal(NamedTuple):
@@ -56,6 +59,50 @@ class Proposal(NamedTuple):
         if np.isfinite(self.degrees):
             chi = rng.chisquare(self.degrees, (blocks, 1, num_samples))
             standard *= np.sqrt(self.degrees / chi)
+        return self._placed(standard)
+
+    def sample_evenly(
+        self, rng: np.random.Generator, num_parts: int, num_samples: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draws that fill the space evenly, in parts that are independent of one another.
+
+        Each part is a Sobol sequence, shifted at random for every block. Averages over it have
+        the right expectation, and where the dimension is small a much smaller error than those
+        over independent draws; the scatter over the parts tells it.
+
+        Parameters
+        ----------
+        rng
+            Of the shifts.
+        num_parts
+            How many there are.
+        num_samples
+            In each part; a power of two.
+
+        Returns
+        -------
+        tuple
+            Draws, (num_parts * num_samples, G, d), part after part, and their log-densities.
+
+        References
+        ----------
+        Cranley & Patterson (1976), Randomization of number theoretic methods for multiple
+        integration, SIAM Journal on Numerical Analysis 13, for the shifts; Sobol (1967), USSR
+        Computational Mathematics and Mathematical Physics 7, for the points.
+        """
+        from scipy.stats import qmc  # costs a second
+
+        blocks, width = self.mean.shape
+        points = qmc.Sobol(width + 1, scramble=False).random(num_samples).T[:, None]
+        shifts = rng.random((blocks, width, num_parts, 1))
+        standard = ndtri(_inside((points[1:] + shifts) % 1)).reshape(blocks, width, -1)
+        if np.isfinite(self.degrees):  # all blocks have these in common
+            level = _inside((points[0] + rng.random((num_parts, 1))) % 1).ravel()
+            standard *= np.sqrt(0.5 * self.degrees / gammaincinv(0.5 * self.degrees, level))
+        return self._placed(standard)
+
+    def _placed(self, standard: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Draws (n, G, d) and log-densities, (n, G), from standard ones (G, d, n)."""
         draws = self.mean + np.moveaxis(self.tril @ standard, 2, 0)
         return draws, self._log_density(standard)
 
@@ -73,3 +120,62 @@ class Proposal(NamedTuple):
             return -0.5 * square - log_det - 0.5 * width * np.log(2 * np.pi)
         constant = gammaln((nu + width) / 2) - gammaln(nu / 2) - 0.5 * width * np.log(nu * np.pi)
         return constant - log_det - 0.5 * (nu + width) * np.log1p(square / nu)
+
+
+class Proposals(NamedTuple):
+    """Laws of all blocks of latents: positions of the latents, (G, d), and the law, by size d."""
+
+    parts: list[tuple[np.ndarray, Proposal]]
+    labels: np.ndarray
+
+    @classmethod
+    def fit(cls, draws: np.ndarray, labels: np.ndarray, large: float = np.inf) -> "Proposals":
+        """Student-t laws like draws (n, D) of latents in blocks `labels` (D,).
+
+        Blocks of more than `large` latents have normal ones.
+        """
+        parts = []
+        for index in by_size(labels):
+            degrees = np.inf if index.shape[1] > large else DEGREES
+            parts.append((index, Proposal.fit(draws[:, index].astype(float), degrees)))
+        return cls(parts, labels)
+
+    def sample(self, rng: np.random.Generator, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
+        """Independent draws, (num_samples, D), and log-densities by block, (num_samples, G)."""
+        return self._joined([law.sample(rng, num_samples) for _, law in self.parts])
+
+    def sample_evenly(
+        self, rng: np.random.Generator, num_parts: int, num_samples: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `sample`, from `Proposal.sample_evenly`."""
+        return self._joined(
+            [law.sample_evenly(rng, num_parts, num_samples) for _, law in self.parts]
+        )
+
+    def log_density(self, points: np.ndarray) -> np.ndarray:
+        """Log-density by block of `points` (n, D), shape (n, G)."""
+        return self._joined(
+            [(points[:, i], law.log_density(points[:, i].astype(float))) for i, law in self.parts]
+        )[1]
+
+    def _joined(self, found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        count = len(found[0][0])
+        points = np.empty((count, len(self.labels)))
+        log_density = np.empty((count, int(self.labels.max()) + 1))
+        for (index, _), (some, density) in zip(self.parts, found, strict=True):
+            points[:, index] = some
+            log_density[:, self.labels[index[:, 0]]] = density
+        return points, log_density
+
+
+def by_size(labels: np.ndarray) -> list[np.ndarray]:
+    """Positions of the latents of all blocks of one size, (blocks, size), for every size."""
+    order = np.argsort(labels, kind="stable")
+    sizes = np.bincount(labels)
+    starts = np.cumsum(sizes) - sizes
+    return [order[starts[sizes == size][:, None] + np.arange(size)] for size in np.unique(sizes)]
+
+
+def _inside(level: np.ndarray) -> np.ndarray:
+    """Levels in (0, 1), away from 0, where quantiles are infinite."""
+    return np.clip(level, 1e-12, 1 - 1e-12)

@@ -37,10 +37,14 @@ DIFFERENCE = 0.05
 
 
 class Components(NamedTuple):
-    """The component of every term of the log-joint, (E,), and their number; None for one."""
+    """The component of every term of the log-joint, (E,), and their number; None for one.
+
+    `labels` (D,) are the components of the latents; None for one.
+    """
 
     owner: jax.Array | None
     number: int
+    labels: np.ndarray | None = None
 
 
 class ScoreMoments(NamedTuple):
@@ -66,7 +70,22 @@ def find(problem: Problem, x: jax.Array, posterior: WeightedDraws) -> Components
     owner = owners(problem, x, points[0], labels) if labels.max() > 0 else None
     if owner is None:
         return Components(None, 1)
-    return Components(jax.device_put(owner), int(labels.max()) + 1)
+    return Components(jax.device_put(owner), int(labels.max()) + 1, labels)
+
+
+def pieces(
+    number: int,
+    owner: jax.Array,
+    problem: Problem,
+    motion: Motion,
+    x: jax.Array,
+    u: jax.Array,
+) -> jax.Array:
+    """`log_joint` of the moved latents by component, (G + 1,); last is what belongs to none."""
+    moved, log_scale = motion.at(x, u)
+    values = terms(problem, problem.constrain(x), moved)
+    sums = jax.ops.segment_sum(values, owner, num_segments=number + 1)
+    return sums.at[-1].add(jnp.sum(log_scale))
 
 
 def score_moments(
@@ -91,14 +110,7 @@ def _moments(
     def by_component(u: jax.Array) -> jax.Array:
         if owner is None:
             return jax.grad(log_joint, argnums=2)(problem, motion, x, u)[None]
-
-        def pieces(x: jax.Array) -> jax.Array:  # terms of no component are the last
-            moved, log_scale = motion.at(x, u)
-            values = terms(problem, problem.constrain(x), moved)
-            sums = jax.ops.segment_sum(values, owner, num_segments=number + 1)
-            return sums.at[-1].add(jnp.sum(log_scale))
-
-        return jax.jacfwd(pieces)(x)
+        return jax.jacfwd(partial(pieces, number, owner, problem, motion))(x, u)
 
     def add(sums: tuple, some: jax.Array) -> tuple:
         scores = jax.vmap(by_component)(some)

@@ -148,6 +148,16 @@ ALLOWED = {  # module or package: all that it may import from ppl_em
         "proposals",
         "contributions",
     ),
+    "sampled_information": (
+        "contributions",
+        "information",
+        "motion",
+        "optimize",
+        "pareto",
+        "problem",
+        "proposals",
+        "scores",
+    ),
     "acceleration": ("validation",),
     "ascent": (
         "boundary",

@@ -75,7 +75,7 @@ def test_where_it_does_not_hold_q_still_rises_to_its_maximum():
     ]
     assert all(fit.converged for fit in fits)
     assert all(np.all(np.diff(fit.history["objective"]) > -1e-11) for fit in fits)
-    score = np.asarray(fits[0].parts._information().gradient)
+    score = np.asarray(fits[0].parts._information()[0].gradient)
     assert np.max(np.abs(score)) < 1e-4
     np.testing.assert_allclose(fits[0].params["weights"], fits[1].params["weights"], atol=1e-6)
 
