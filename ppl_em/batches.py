@@ -58,8 +58,8 @@ def draw_rows(rng_key: jax.Array, problem: Problem) -> Indices:
         jax.random.split(rng_key, len(plates)), plates, strict=True
     ):
         whole, rest = np.divmod(np.arange(batch) * size, batch)
-        point = jax.random.randint(key, (batch,), 0, size)
-        indices[name] = jnp.asarray(whole) + (jnp.asarray(rest) + point) // batch
+        point = jax.random.randint(key, (batch,), 0, size, jnp.int32)
+        indices[name] = jnp.asarray(whole, int) + (jnp.asarray(rest, jnp.int32) + point) // batch
     return indices
 
 

@@ -27,7 +27,8 @@ from ppl_em.params import Params, ParamSpace
 from ppl_em.probing import density_and_gradients, probe
 from ppl_em.problem import DiscreteSite, LatentSite, Problem, ProblemSpec
 from ppl_em.static import Static, content_key
-from ppl_em.trial import run_model, whole
+from ppl_em.subsampling import Plate, Whole
+from ppl_em.trial import run_model
 from ppl_em.validation import ModelError, check_call, check_mapping, site_error
 
 logger = logging.getLogger("ppl_em")
@@ -70,11 +71,12 @@ def build_problem(
     init_params = check_mapping("init_params", init_params)
     check_call(model, args, kwargs)
     trace = None
+    plates: dict[str, Plate] = {}  # sub-sampled ones, which are made whole
     if not (map_sites or fixed or init_params):
         with contextlib.suppress(ModelError):  # it comes again, after checks that may say more
-            trace = run_model(model, rng_key, args, kwargs, {}, validate=True)
-    raw = trace or run_model(model, rng_key, args, kwargs, {})
-    model = whole(model, raw)
+            trace = run_model(model, rng_key, args, kwargs, {}, validate=True, found=plates)
+    raw = trace or run_model(model, rng_key, args, kwargs, {}, found=plates)
+    model = Whole(model, tuple(plates.values())) if plates else model
     check_model(raw, model)
     fixed, init_params = check_options(raw, map_sites, fixed, narrower, init_params)
     start = {**init_params, **fixed}

@@ -16,9 +16,6 @@ from numpyro.primitives import Messenger
 
 from ppl_em.validation import site_error
 
-ASKED = "asked_for"
-"""Entry of a plate's message: size, and rows that the model asks for."""
-
 Indices = dict[str, jax.Array]
 """Sub-sampled plate to the rows of a mini-batch, (B,)."""
 
@@ -60,20 +57,30 @@ class Whole:
 
 
 class AllRows(Messenger):
-    """Run a program with all rows of its sub-sampled plates, or of those in `names` only."""
+    """Run a program with all rows of its sub-sampled plates, or of those in `names` only.
 
-    def __init__(self, fn: Callable, names: Iterable[str] | None = None):
+    `found` collects these plates, by name.
+    """
+
+    def __init__(
+        self,
+        fn: Callable,
+        names: Iterable[str] | None = None,
+        found: dict[str, Plate] | None = None,
+    ):
         super().__init__(fn)
         self.names = None if names is None else frozenset(names)
+        self.found = {} if found is None else found
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Give a sub-sampled plate all its indices; see to the bodies of scans."""
         if msg["type"] == "control_flow" and callable(msg["args"][0]):
             body, *rest = msg["args"]
-            msg["args"] = (type(self)(body, self.names), *rest)
+            msg["args"] = (AllRows(body, self.names, self.found), *rest)
         if msg["type"] != "plate" or msg["value"] is not None:
             return
         if self.names is None or msg["name"] in self.names:
+            self.found[msg["name"]] = Plate(msg["name"], *msg["args"])
             give_rows(msg, all_rows(msg["args"][0]))
 
 
@@ -154,15 +161,8 @@ def all_rows(size: int) -> jax.Array:
 
 
 def give_rows(msg: dict[str, Any], rows: jax.Array) -> None:
-    """Answer the message of a sub-sampled plate, and note what it had asked for."""
-    msg["kwargs"][ASKED] = msg["args"]
+    """Answer the message of a sub-sampled plate."""
     msg["args"], msg["value"] = (msg["args"][0], len(rows)), rows
-
-
-def subsampled(trace: dict[str, dict[str, Any]]) -> tuple[Plate, ...]:
-    """The plates of which `AllRows` has taken all rows."""
-    sites = [s for s in trace.values() if s["type"] == "plate" and ASKED in s["kwargs"]]
-    return tuple(Plate(site["name"], *map(int, site["kwargs"][ASKED])) for site in sites)
 
 
 def check_rows(site: dict[str, Any], plates: Iterable[Plate], batch: bool = False) -> None:

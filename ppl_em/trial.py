@@ -1,7 +1,7 @@
 """Run a model once, on the host: its sites, or why it cannot be used."""
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import jax
 from numpyro import handlers
@@ -10,7 +10,7 @@ from numpyro.distributions.distribution import validation_enabled
 from ppl_em.checks import Trace, unusable
 from ppl_em.initial import init_near_mean
 from ppl_em.params import Params
-from ppl_em.subsampling import AllRows, Whole, check_rows, subsampled, whole_error
+from ppl_em.subsampling import AllRows, Plate, check_rows, whole_error
 
 
 def run_model(
@@ -21,6 +21,7 @@ def run_model(
     values: Params,
     spread: tuple[str, ...] = (),
     validate: bool = False,
+    found: dict[str, Plate] | None = None,
 ) -> Trace:
     """All sites of a model at `values`, its latents at their start, its plates whole.
 
@@ -34,6 +35,8 @@ def run_model(
         As in `init_near_mean`.
     validate
         Let distributions check their parameters.
+    found
+        Collects the sub-sampled plates, by name.
 
     Raises
     ------
@@ -41,25 +44,27 @@ def run_model(
         If one of the model's sites makes it fail.
     """
 
-    def run(names: Iterable[str] | None) -> handlers.trace:
-        program = handlers.seed(AllRows(model, names), rng_key)
+    plates: dict[str, Plate] = {} if found is None else found
+
+    def run(whole: AllRows) -> handlers.trace:
+        program = handlers.seed(whole, rng_key)
         program = handlers.substitute(program, substitute_fn=init_near_mean(spread))
         return handlers.trace(handlers.substitute(program, data=values))
 
-    tracer = run(None)
+    tracer = run(AllRows(model, None, plates))
     with contextlib.nullcontext() if validate else validation_enabled(False):
         try:
             trace = tracer.get_trace(*args, **kwargs)
         except (ValueError, TypeError, AssertionError) as error:
-            plates = subsampled(tracer.trace)
 
             def works(*names: str) -> bool:
                 with contextlib.suppress(Exception):
-                    run(names).get_trace(*args, **kwargs)
+                    run(AllRows(model, names)).get_trace(*args, **kwargs)
                     return True
                 return False
 
-            guilty = [plate for plate in plates if not works(plate.name)] or plates
+            guilty = [plate for plate in plates.values() if not works(plate.name)]
+            guilty = guilty or [*plates.values()]
             if guilty and works():
                 raise whole_error(guilty[0], str(error).split("\n")[0].rstrip(".")) from error
             if isinstance(error, TypeError):
@@ -68,14 +73,7 @@ def run_model(
             if reason is None:
                 raise
             raise reason from error
-    plates = subsampled(trace)
     for site in trace.values():
         if plates and site["type"] == "sample":
-            check_rows(site, plates)
+            check_rows(site, plates.values())
     return trace
-
-
-def whole(model: Callable, trace: Trace) -> Callable:
-    """The model itself, or with sub-sampled plates in its trace, the model with all rows."""
-    plates = subsampled(trace)
-    return Whole(model, plates) if plates else model
