@@ -109,8 +109,13 @@ FITS = {  # id: (model, data, E-step)
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FITS)
+SLOW = ("exact_discrete", "quadrature", "nuts", "mean_field_discrete")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in SLOW else pytest.mark.long) for n in FITS],
+)
 def test_fits_are_those_of_whole_plates(name):
     """The same steps, draw by draw, as with the plates written whole."""
     model, y, e_step = FITS[name]
@@ -260,10 +265,10 @@ def gradients(model, y, guide: Any, count: int) -> Drawn:
     [
         (gammas, MeanField().guide),
         pytest.param(mixture, MeanField().guide, marks=pytest.mark.slow),
-        pytest.param(crossed, MeanField().guide, marks=pytest.mark.slow),
-        pytest.param(intercepts, AutoLowRankMultivariateNormal, marks=pytest.mark.slow),
+        pytest.param(crossed, MeanField().guide, marks=pytest.mark.long),
+        pytest.param(intercepts, AutoLowRankMultivariateNormal, marks=pytest.mark.long),
         pytest.param(
-            intercepts, functools.partial(AutoIAFNormal, num_flows=1), marks=pytest.mark.slow
+            intercepts, functools.partial(AutoIAFNormal, num_flows=1), marks=pytest.mark.long
         ),
         pytest.param(intercepts, by_hand, marks=pytest.mark.slow),
         pytest.param(intercepts, by_hand_whole, marks=pytest.mark.slow),

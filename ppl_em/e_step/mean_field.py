@@ -91,7 +91,7 @@ class MeanField:
         Draws that `correct` weights, at least.
     optimizer, num_steps
         Stochastic mode: an optimiser of NumPyro or optax, by default Adam with a step size that
-        falls, and gradient steps for each E-step.
+        falls, and gradient steps for each E-step. Mini-batches are noisier: give them more steps.
     blocks
         Latents that are independent a posteriori, found by `resolve`.
 
