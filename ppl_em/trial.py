@@ -41,9 +41,8 @@ def run_model(
     Raises
     ------
     ModelError
-        If one of the model's sites makes it fail.
+        If one of the model's sites makes it fail, or its data do not follow its plates.
     """
-
     plates: dict[str, Plate] = {} if found is None else found
 
     def run(whole: AllRows) -> handlers.trace:

@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 import pytest
 from conftest import SEED
 from numpyro.contrib.control_flow import scan
-from numpyro.infer.autoguide import AutoIAFNormal, AutoLowRankMultivariateNormal
+from numpyro.infer.autoguide import AutoDiagonalNormal, AutoIAFNormal, AutoLowRankMultivariateNormal
 from small_models import POSITIVE
 
 from ppl_em import EM, batches
@@ -19,6 +19,7 @@ from ppl_em.e_step import NUTS, MeanField
 from ppl_em.e_step.guides import find_law
 from ppl_em.e_step.svi import StochasticGuide
 from ppl_em.inspection import build_problem
+from ppl_em.posterior.guided import AutoLaw
 from ppl_em.subsampling import Whole
 from ppl_em.validation import ModelError
 
@@ -308,20 +309,56 @@ def test_the_average_over_all_batches_is_the_log_joint():
     np.testing.assert_allclose(average, problem.log_joint_unconstrained(params, u), rtol=1e-12)
 
 
-def test_a_shared_discrete_site_sees_all_rows(rng_key, caplog):
-    """A logarithm of a sum over rows has no unbiased estimate from few of them."""
+def shared(y, batch=None):
+    """The logarithm of a sum over products of rows has no unbiased estimate from a few."""
+    sd = numpyro.param("sd", 1.0, constraint=POSITIVE)
+    z = numpyro.sample("z", dist.Normal(0.0, sd))
+    k = numpyro.sample("k", dist.Bernoulli(0.4))
+    with numpyro.plate("rows", len(y), subsample_size=batch) as i:
+        numpyro.sample("y", dist.Normal(z + k, 1.0), obs=y[i])
 
-    def model(y):
-        sd = numpyro.param("sd", 1.0, constraint=POSITIVE)
-        z = numpyro.sample("z", dist.Normal(0.0, sd))
-        k = numpyro.sample("k", dist.Bernoulli(0.4))
-        with numpyro.plate("rows", len(y), subsample_size=3) as i:
-            numpyro.sample("y", dist.Normal(z + k, 1.0), obs=y[i])
 
-    problem, params = build_problem(rng_key, model, (Y,), {})
+@pytest.mark.parametrize(
+    ("model", "y", "reason"),
+    [
+        (shared, Y, "has a discrete site 'k' that the rows of 'rows' share"),
+        (chain, TABLE, "has a `scan`"),
+    ],
+    ids=["shared", "chain"],
+)
+def test_where_batches_give_no_estimate_all_rows_are_seen(model, y, reason, rng_key, caplog):
+    problem, params = problem_of(model, y, 2)
     e_step = MeanField(mode="stochastic").resolve(rng_key, problem, params)
     assert not e_step.batches
-    assert "a discrete site 'k' that the rows of 'rows' share" in caplog.text
+    assert f"the model {reason}: gradients see all rows" in caplog.text
+
+
+def effects(y, group, batch=None):
+    """Rows in groups, each with its own level."""
+    sd = numpyro.param("sd", 0.5, constraint=POSITIVE)
+    noise = numpyro.param("noise", 1.0, constraint=POSITIVE)
+    with numpyro.plate("groups", 10):
+        z = numpyro.sample("z", dist.Normal(0.0, sd))
+    with numpyro.plate("rows", len(y), subsample_size=batch) as i:
+        numpyro.sample("y", dist.Normal(z[group[i]], noise), obs=y[i])
+
+
+def test_a_gradient_costs_the_rows_of_its_batch(rng_key):
+    """Counted by the compiler: what 50 rows take, be they of 2,000 or of 20,000."""
+    law = AutoLaw(AutoDiagonalNormal, 10)
+    phi = {"auto_loc": jnp.zeros(10), "auto_scale": jnp.ones(10)}
+
+    def cost(size):
+        data = (np.zeros(size), np.arange(size) % 10, 50)
+        problem, params = build_problem(rng_key, effects, data, {})
+
+        def bound(phi, problem, key):
+            return law.batch_bound(problem, params, phi, key, batches.draw_rows(key, problem))
+
+        gradient = jax.jit(jax.grad(bound)).lower(phi, problem, rng_key)
+        return gradient.compile().cost_analysis()["flops"]
+
+    np.testing.assert_allclose(cost(20_000), cost(2_000), rtol=0.01)
 
 
 class Counted:
@@ -357,16 +394,6 @@ def test_nothing_is_traced_again_and_gradients_see_few_rows(monkeypatch):
         calls[steps] = len(model.rows)
     assert calls[2] == calls[6]
     assert 3 in inside
-
-
-def effects(y, group, batch=None):
-    """Rows in groups, each with its own level."""
-    sd = numpyro.param("sd", 0.5, constraint=POSITIVE)
-    noise = numpyro.param("noise", 1.0, constraint=POSITIVE)
-    with numpyro.plate("groups", 10):
-        z = numpyro.sample("z", dist.Normal(0.0, sd))
-    with numpyro.plate("rows", len(y), subsample_size=batch) as i:
-        numpyro.sample("y", dist.Normal(z[group[i]], noise), obs=y[i])
 
 
 @pytest.mark.slow
