@@ -72,14 +72,6 @@ def check_model(trace: Trace, model: Callable) -> None:
                 "it is a mutable site, whose value changes from run to run",
                 "EM needs a fixed log-density: remove it or make it a parameter",
             )
-        if site["type"] == "plate" and site["args"][1] is not None:
-            size, subsample = site["args"][:2]
-            if subsample < size:
-                raise site_error(
-                    name,
-                    f"the plate sub-samples {subsample} of {size} rows",
-                    "Sub-sampled plates are not supported: use the whole plate",
-                )
         if (
             is_latent(site)
             and site["fn"].support.is_discrete

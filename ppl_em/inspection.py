@@ -9,9 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
-from numpyro.distributions.distribution import validation_enabled
 
 from ppl_em import params as params_module
 from ppl_em.arguments import Arguments, split_arguments
@@ -24,13 +22,13 @@ from ppl_em.checks import (
     is_factor,
     is_latent,
     param_constraint,
-    unusable,
 )
-from ppl_em.initial import init_near_mean
 from ppl_em.params import Params, ParamSpace
 from ppl_em.probing import density_and_gradients, probe
 from ppl_em.problem import DiscreteSite, LatentSite, Problem, ProblemSpec
 from ppl_em.static import Static, content_key
+from ppl_em.subsampling import Plate, Whole
+from ppl_em.trial import run_model
 from ppl_em.validation import ModelError, check_call, check_mapping, site_error
 
 logger = logging.getLogger("ppl_em")
@@ -73,15 +71,17 @@ def build_problem(
     init_params = check_mapping("init_params", init_params)
     check_call(model, args, kwargs)
     trace = None
+    plates: dict[str, Plate] = {}  # sub-sampled ones, which are made whole
     if not (map_sites or fixed or init_params):
         with contextlib.suppress(ModelError):  # it comes again, after checks that may say more
-            trace = _run(model, rng_key, args, kwargs, {}, validate=True)
-    raw = trace or _run(model, rng_key, args, kwargs, {})
+            trace = run_model(model, rng_key, args, kwargs, {}, validate=True, found=plates)
+    raw = trace or run_model(model, rng_key, args, kwargs, {}, found=plates)
+    model = Whole(model, tuple(plates.values())) if plates else model
     check_model(raw, model)
     fixed, init_params = check_options(raw, map_sites, fixed, narrower, init_params)
     start = {**init_params, **fixed}
     if trace is None:
-        trace = _run(model, rng_key, args, kwargs, start, spread=map_sites, validate=True)
+        trace = run_model(model, rng_key, args, kwargs, start, spread=map_sites, validate=True)
     check_observations(trace)
     space, values = _parameters(trace, map_sites, fixed, narrower, model)
     latents = {
@@ -111,30 +111,6 @@ def build_problem(
         problem = _side_by_side(problem, values)
     problem = probe(rng_key, problem, values)
     return problem, {**values, **fixed}
-
-
-def _run(
-    model: Callable,
-    rng_key: jax.Array,
-    args: tuple,
-    kwargs: dict,
-    values: Params,
-    spread: tuple[str, ...] = (),
-    validate: bool = False,
-) -> Trace:
-    program = handlers.substitute(
-        handlers.seed(model, rng_key), substitute_fn=init_near_mean(spread)
-    )
-    program = handlers.substitute(program, data=values)
-    tracer = handlers.trace(program)
-    with contextlib.nullcontext() if validate else validation_enabled(False):
-        try:
-            return tracer.get_trace(*args, **kwargs)
-        except (ValueError, AssertionError) as error:
-            reason = unusable(model, tracer.trace, error)
-            if reason is None:
-                raise
-            raise reason from error
 
 
 def _parameters(
@@ -187,9 +163,9 @@ def _moving_supports(
         return set()
     shifted = _shifted(space, values)
     at_same_latents = {k: s["value"] for k, s in trace.items() if is_latent(s) and k not in values}
-    other = _run(model, rng_key, args, kwargs, {**at_same_latents, **shifted, **fixed})
+    other = run_model(model, rng_key, args, kwargs, {**at_same_latents, **shifted, **fixed})
     moved = {k: _moved(s) for k, s in continuous.items()}
-    drawn = _run(model, rng_key, args, kwargs, {**at_same_latents, **moved, **values, **fixed})
+    drawn = run_model(model, rng_key, args, kwargs, {**at_same_latents, **moved, **values, **fixed})
     moving = set()
     for name in [*continuous, *(s.name for s in space.sites if s.is_sample)]:
         key = _support_key(trace[name])

@@ -53,15 +53,19 @@ def log_normalizer(factors: LogFactors, chain: str | None = None) -> jax.Array:
     return _run(factors, {}, Method(elimination.log_sum, chain or mode()))
 
 
-def log_terms(factors: LogFactors) -> jax.Array:
-    """Terms whose sum is log Z, as many as the plates tell apart, shape (E,)."""
+def log_terms(factors: LogFactors, scales: dict[str, float] | None = None) -> jax.Array:
+    """Terms whose sum is log Z, as many as the plates tell apart, shape (E,).
+
+    `scales`, by plate, multiply the terms inside of it.
+    """
     method = Method(elimination.log_sum, mode(), sum_plates=False)
     sizes = dict(factors.layout.plates)
     parts = []
     for table in _remaining(factors, {}, method):
         full = tuple(sizes[name] for name in table.names)
         repeats = np.prod([n for n, m in zip(full, table.array.shape, strict=True) if m == 1])
-        parts.append(jnp.ravel(table.array) * int(repeats))
+        scale = np.prod([(scales or {}).get(name, 1.0) for name in table.names])
+        parts.append(jnp.ravel(table.array) * int(repeats) * float(scale))
     return jnp.concatenate([*parts, jnp.zeros(0)])
 
 

@@ -132,6 +132,10 @@ ALLOWED = {  # module or package: all that it may import from ppl_em
         "problem",
         "condense",
     ),
+    "subsampling": ("validation",),
+    "batches": ("factors", "params", "problem", "subsampling", "summation", "validation"),
+    "initial": (),
+    "trial": ("checks", "initial", "params", "subsampling"),
     "structure": ("static", "problem"),
     "pareto": (),
     "bridge": ("pareto",),
@@ -215,6 +219,8 @@ ALLOWED = {  # module or package: all that it may import from ppl_em
         "states",
         "structure",
         "terms",
+        "subsampling",
+        "batches",
     ),
     "active_set": (),
     "search": ("active_set",),
@@ -254,6 +260,8 @@ ALLOWED = {  # module or package: all that it may import from ppl_em
         "likelihood",
         "posterior",
         "terms",
+        "subsampling",
+        "batches",
     ),
 }
 FORBIDDEN = {  # module: never imported by these

@@ -70,13 +70,6 @@ def poisson_latent(y):
     numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
 
-def subsampled(y):
-    sd = numpyro.param("sd", 1.0, constraint=POSITIVE)
-    z = numpyro.sample("z", dist.Normal(0.0, sd))
-    with numpyro.plate("rows", 4, subsample_size=2) as index:
-        numpyro.sample("y", dist.Normal(z, 1.0), obs=y[index])
-
-
 def mutable(y):
     count = numpyro.primitives.mutable("count", {"n": 0})
     count["n"] += 1
@@ -134,7 +127,6 @@ SITE_ERRORS = {  # id: (site, words of the fact or remedy, model, data, EM optio
     "not_finite": ("y", "log-density at the initial values", outside_data_support, Y, {}, {}),
     "moving_support": ("z", "changes with the parameters", moving_support, Y, {}, {}),
     "poisson": ("z", "no finite support", poisson_latent, Y, {}, {}),
-    "subsampled": ("rows", "sub-samples 2 of 4", subsampled, Y, {}, {}),
     "mutable": ("count", "mutable", mutable, Y, {}, {}),
     "fixed_unknown": ("sdd", "`fixed`.*did you mean 'sd'", groups, Y, {"fixed": {"sdd": 1.0}}, {}),
     "fixed_observed": ("y", "`fixed`", groups, Y, {"fixed": {"y": Y}}, {}),

@@ -11,6 +11,7 @@ from numpyro.infer.autoguide import AutoContinuous, AutoGuide
 from ppl_em.params import Params
 from ppl_em.posterior.guided import AutoLaw, Law, UserLaw
 from ppl_em.problem import Problem
+from ppl_em.subsampling import AllRows
 from ppl_em.validation import ModelError, site_error
 
 WITHOUT_LAW = (
@@ -61,7 +62,8 @@ def _check(guide: Any, problem: Problem, params: Params) -> None:
             moving[0], "its support moves with other latents", "Use an autoguide of `numpyro.infer`"
         )
     args, kwargs = problem.arguments
-    trace = handlers.trace(handlers.seed(guide, jax.random.key(0))).get_trace(*args, **kwargs)
+    program = handlers.seed(AllRows(guide), jax.random.key(0))
+    trace = handlers.trace(program).get_trace(*args, **kwargs)
     sampled = {name for name, site in trace.items() if site["type"] == "sample"}
     latents = {site.name: site for site in problem.spec.latents}
     for name in sorted(sampled ^ set(latents)):

@@ -74,7 +74,8 @@ class MeanField:
     mode
         `"deterministic"`: the bound is averaged over fixed base draws and maximised by L-BFGS; for
         `AutoNormal`, `AutoDiagonalNormal` and `AutoMultivariateNormal`. `"stochastic"`: NumPyro's
-        SVI, any guide, see `e_step/svi.py`. `"auto"`: deterministic where that applies.
+        SVI, any guide, see `e_step/svi.py`. `"auto"`: deterministic where that applies. Sub-sampled
+        plates are made whole; only the gradient steps of the stochastic mode use mini-batches.
     correct
         `"psis"`: weight draws by Pareto-smoothed importance weights, block by block, which takes
         the bias away where k-hat is below 0.7. Deterministic mode only; see `e_step/importance.py`.
@@ -90,7 +91,7 @@ class MeanField:
         Draws that `correct` weights, at least.
     optimizer, num_steps
         Stochastic mode: an optimiser of NumPyro or optax, by default Adam with a step size that
-        falls, and gradient steps for each E-step.
+        falls, and gradient steps for each E-step. Mini-batches are noisier: give them more steps.
     blocks
         Latents that are independent a posteriori, found by `resolve`.
 
@@ -140,7 +141,8 @@ class MeanField:
         problem.require_continuous("mean_field")
         if self.mode == "stochastic" or self.guide not in GAUSSIAN:
             law = find_law(self.guide, problem, params)
-            return StochasticGuide(law, self.optimizer, self.num_steps, self.num_particles)
+            guided = StochasticGuide(law, self.optimizer, self.num_steps, self.num_particles)
+            return guided.resolve(rng_key, problem, params)
         # Away from the start: a covariance that starts out diagonal hides what it couples.
         key_x, key_blocks = jax.random.split(rng_key)
         x = problem.unconstrain(params)

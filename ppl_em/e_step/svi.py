@@ -1,5 +1,6 @@
 """Variational inference by stochastic gradients: NumPyro's SVI, for any guide."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -8,11 +9,13 @@ import jax.numpy as jnp
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.optim import Adam
 
+from ppl_em.batches import check_batches, draw_rows
 from ppl_em.e_step.base_draws import base_draws
 from ppl_em.params import Params
 from ppl_em.posterior.guided import AutoLaw, Guided, Law
 from ppl_em.problem import Problem
 from ppl_em.structure import dense
+from ppl_em.subsampling import Indices
 
 STEP_SIZE = 0.05
 """Of Adam, the default optimiser, at the start."""
@@ -73,6 +76,9 @@ class StochasticGuide:
         Fixed base draws.
     gradient_particles
         Fresh draws for each gradient.
+    batches
+        Whether every such draw sees fresh rows of the model's sub-sampled plates, see `batches.py`,
+        instead of all. The bound on fixed draws always sees all rows.
     """
 
     law: Law
@@ -80,12 +86,19 @@ class StochasticGuide:
     num_steps: int
     num_particles: int
     gradient_particles: int = 16
+    batches: bool = False
     stochastic: ClassVar[bool] = False
     kind: ClassVar[str] = "lower_bound"
 
     def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "StochasticGuide":
-        """Nothing to check: `MeanField` has."""
-        return self
+        """Find out whether the model has mini-batches to use; `MeanField` has checked the rest."""
+
+        def bound(problem: Problem, params: Params, indices: Indices) -> jax.Array:
+            engine = self._engine(None)
+            phi = engine.get_params(engine.init(rng_key, problem, params))
+            return self.law.batch_bound(problem, params, phi, rng_key, indices)
+
+        return dataclasses.replace(self, batches=check_batches(problem, bound, params))
 
     def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> StochasticState:
         """The guide where its own initial values put it, around the problem's start."""
@@ -160,7 +173,35 @@ class StochasticGuide:
     def _engine(self, start: jax.Array | None) -> SVI:
         optimizer = Adam(step_size) if self.optimizer is None else self.optimizer
         loss = Trace_ELBO(num_particles=self.gradient_particles)
+        if self.batches:
+            loss = BatchELBO(self.law, self.gradient_particles)
         return SVI(self.law.model, self.law.guide(start), optimizer, loss)
+
+
+class BatchELBO(Trace_ELBO):
+    """The bound of a law, as a loss for SVI, estimated from a fresh mini-batch for each draw."""
+
+    def __init__(self, law: Law, num_particles: int):
+        super().__init__(num_particles=num_particles)
+        self.law = law
+
+    def loss(
+        self,
+        rng_key: jax.Array,
+        param_map: Params,
+        model: Any,
+        guide: Any,
+        problem: Problem,
+        params: Params,
+    ) -> jax.Array:
+        """Minus the bound; a scalar. `model` and `guide` are those of the law."""
+
+        def one(rng_key: jax.Array) -> jax.Array:
+            key_rows, key_draw = jax.random.split(rng_key)
+            indices = draw_rows(key_rows, problem)
+            return self.law.batch_bound(problem, params, param_map, key_draw, indices)
+
+        return -jnp.mean(jax.vmap(one)(jax.random.split(rng_key, self.num_particles)))
 
 
 def step_size(count: jax.Array) -> jax.Array:

@@ -11,12 +11,14 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.infer import init_to_value
-from numpyro.infer.autoguide import AutoContinuous
+from numpyro.infer.autoguide import AutoContinuous, AutoDiagonalNormal
 from numpyro.infer.util import log_density
 
+from ppl_em import batches
 from ppl_em.params import Params
 from ppl_em.posterior.base import constrain_draws
 from ppl_em.problem import Latents, Problem
+from ppl_em.subsampling import AllRows, Indices, Rows
 
 SITE = "latents"
 """The one site that autoguides see: all latents, unconstrained."""
@@ -69,6 +71,27 @@ class AutoLaw:
 
         return jax.vmap(draw)(base)
 
+    def batch_bound(
+        self, problem: Problem, params: Params, phi: Params, rng_key: jax.Array, indices: Indices
+    ) -> jax.Array:
+        """Log-joint less log q at one draw, both estimated from a mini-batch; a scalar.
+
+        Independent normals are drawn for the latents of the batch only, and count as their plates
+        say. Other laws are drawn, and have their entropy, as a whole.
+        """
+        places, scales, _ = batches.coordinates(problem, indices)
+        built = self.build(jnp.zeros(self.size))
+        if isinstance(built, AutoDiagonalNormal):
+            law = built.get_posterior(phi)
+            here = dist.Normal(law.loc[places], law.scale[places])
+            u = here.sample(rng_key)
+            log_q = jnp.sum(scales * here.log_prob(u))
+        else:
+            base = self.base(rng_key, 1, problem.start.dtype)
+            (u,), (log_q,) = self.draws(problem, phi, base)
+            u = u[places]
+        return batches.log_joint_unconstrained(problem, params, u, indices) - log_q
+
 
 @dataclass(frozen=True)
 class UserLaw:
@@ -83,7 +106,7 @@ class UserLaw:
             args, kwargs = problem.arguments
             # SVI's model below has the same sites without plates, and would be compared.
             with handlers.block(hide_fn=lambda site: site["type"] == "plate"):
-                return self.function(*args, **kwargs)
+                return AllRows(self.function)(*args, **kwargs)
 
         return program
 
@@ -108,7 +131,7 @@ class UserLaw:
         args, kwargs = problem.arguments
 
         def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            guide = handlers.seed(self.function, key)
+            guide = handlers.seed(AllRows(self.function), key)
             density, trace = log_density(guide, args, kwargs, phi)
             values = {}
             for site in problem.spec.latents:
@@ -118,6 +141,19 @@ class UserLaw:
             return problem.ravel(values), density
 
         return jax.vmap(draw)(base)
+
+    def batch_bound(
+        self, problem: Problem, params: Params, phi: Params, rng_key: jax.Array, indices: Indices
+    ) -> jax.Array:
+        """Log-joint less log q at one draw, both estimated from a mini-batch; a scalar.
+
+        The guide's plates of the same names have the same rows.
+        """
+        args, kwargs = batches.arguments(problem)
+        program = Rows(self.function, batches.plates_of(problem), indices, phi, {})
+        log_q, trace = log_density(handlers.seed(program, rng_key), args, kwargs, {})
+        latents = {site.name: trace[site.name]["value"] for site in problem.spec.latents}
+        return batches.log_joint(problem, params, latents, indices) - log_q
 
 
 Law = AutoLaw | UserLaw
