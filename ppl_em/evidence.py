@@ -1,6 +1,8 @@
 """The marginal log-likelihood at the fitted parameters, with its kind and its error."""
 
 import logging
+from contextlib import suppress
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from ppl_em.pareto import pareto_khat
 from ppl_em.posterior import BlockDraws, GaussianGuide, Guided, TermLayout, WeightedDraws
 from ppl_em.problem import Problem
 from ppl_em.proposals import Proposals
-from ppl_em.structure import find_components
+from ppl_em.structure import find_components, hessian_product
 
 logger = logging.getLogger("ppl_em")
 
@@ -24,6 +26,13 @@ LARGE = 10
 
 SHARE = 0.01
 """Share of all weight up to which one draw does not matter: among many blocks, few draws may."""
+
+WIDE = 40
+"""Blocks of more latents have proposals with the curvature at the mean of the draws, as these are
+too few for so many covariances."""
+
+MAX_WIDE = 1500
+"""Largest block for which that is done: its Hessian is dense."""
 
 MAX_KHAT = 0.7
 """Smaller blocks are bridged too where importance weights have a heavier tail."""
@@ -122,9 +131,10 @@ def importance_sampled(
     """Importance or bridge sampling with proposals fitted to posterior draws.
 
     Independent blocks of latents are integrated one by one, so the error does not grow with
-    their number as it would jointly. Proposals are fitted to the first half of every chain. Small
-    blocks are integrated by importance sampling with a Student-t proposal. Large ones, and small
-    ones with a k-hat above 0.7, are bridged to the other half of the chains.
+    their number as it would jointly. Proposals are fitted to the first half of every chain, in
+    very large blocks to the curvature at its mean. Small blocks are integrated by importance
+    sampling with a Student-t proposal. Large ones, and small ones with a k-hat above 0.7, are
+    bridged to the other half of the chains.
 
     Parameters
     ----------
@@ -157,7 +167,7 @@ def importance_sampled(
     for partition in (labels, np.zeros_like(labels)):
         for target in targets(problem, x, center, partition):
             try:
-                parts, base = _integrals(rng, target, draws, partition, num_samples)
+                parts, base = _integrals(rng, problem, x, target, draws, partition, num_samples)
             except NotAdditive:
                 continue
             value = base + sum(part.value for part in parts)
@@ -168,6 +178,8 @@ def importance_sampled(
 
 def _integrals(
     rng: np.random.Generator,
+    problem: Problem,
+    x: jax.Array,
     target: Target,
     draws: np.ndarray,
     labels: np.ndarray,
@@ -180,7 +192,7 @@ def _integrals(
     middle = draws.shape[1] // 2
     fitted = draws[:, :middle] if middle else draws
     kept = draws[:, middle:]
-    proposals = Proposals.fit(_flat(fitted), labels, LARGE)
+    proposals = _curved(problem, x, Proposals.fit(_flat(fitted), labels, LARGE), draws.dtype)
     points, log_density = proposals.sample(rng, num_samples)
     pieces, base = target(points.astype(draws.dtype))
     ratios = pieces - log_density
@@ -194,6 +206,38 @@ def _integrals(
         for block in bad:
             parts[block] = bridge(ratios[:, block], others[..., block])
     return [part for part in parts if part is not None], base
+
+
+def _curved(problem: Problem, x: jax.Array, proposals: Proposals, dtype: Any) -> Proposals:
+    """The same with the curvature of the log-joint at the means of wide blocks."""
+    center = np.empty(len(proposals.labels), dtype)
+    for index, law in proposals.parts:
+        center[index] = law.mean
+    parts = []
+    for index, law in proposals.parts:
+        if WIDE < index.shape[1] <= MAX_WIDE:
+            precision = np.asarray(_precisions(problem, x, center, index), float)
+            with suppress(np.linalg.LinAlgError):  # not a maximum: the covariance of the draws
+                np.linalg.cholesky(precision)
+                law = law._replace(tril=np.linalg.cholesky(np.linalg.inv(precision)))
+        parts.append((index, law))
+    return proposals._replace(parts=parts)
+
+
+@jax.jit
+def _precisions(problem: Problem, x: jax.Array, center: jax.Array, index: jax.Array) -> jax.Array:
+    """Minus the Hessians (G, d, d) of blocks with positions `index` (G, d) at `center` (D,)."""
+    params = problem.constrain(x)
+
+    def column(places: jax.Array) -> jax.Array:  # one of every block: no others are coupled
+        direction = jnp.zeros_like(center).at[places].set(1.0)
+        product = hessian_product(
+            lambda u: problem.log_joint_unconstrained(params, u), center, direction
+        )
+        return -product[index]
+
+    columns = jax.lax.map(column, index.T, batch_size=8)
+    return 0.5 * (jnp.moveaxis(columns, 0, 2) + jnp.moveaxis(columns, 0, 1))
 
 
 def _flat(draws: np.ndarray) -> np.ndarray:

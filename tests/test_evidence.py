@@ -184,6 +184,32 @@ def families(y, family):
         numpyro.sample("y", dist.Normal(b, sd[2]), obs=y)
 
 
+def ratings(y, rater, item):
+    sd = numpyro.param("sd", jnp.array([1.0, 0.7, 0.5]), constraint=constraints.positive)
+    with numpyro.plate("raters", int(np.max(rater)) + 1):
+        a = numpyro.sample("a", dist.Normal(0.0, sd[0]))
+    with numpyro.plate("items", int(np.max(item)) + 1):
+        b = numpyro.sample("b", dist.Normal(0.0, sd[1]))
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("y", dist.Normal(a[rater] + b[item], sd[2]), obs=y)
+
+
+def test_a_block_of_many_latents_from_few_draws():
+    """120 crossed effects and 240 draws, of which half are for the proposal."""
+    rng = np.random.default_rng(5)
+    rater, item = rng.integers(0, 60, (2, 500))
+    y = rng.normal(size=60)[rater] + 0.7 * rng.normal(size=60)[item] + 0.5 * rng.normal(size=500)
+    problem, params = build_problem(jax.random.key(SEED), ratings, (y, rater, item), {})
+    x = problem.unconstrain(params)
+    found = importance_sampled(
+        jax.random.key(SEED), problem, x, exact_draws(problem, x, 2, draws=60), num_samples=2000
+    )
+    same = (rater[:, None] == rater) + 0.49 * (item[:, None] == item) + 0.25 * np.eye(500)
+    expected = stats.multivariate_normal.logpdf(y, np.zeros(500), same)
+    assert found.pareto_khat < 0.7 and found.mcse < 0.2
+    assert abs(found.value - expected) < 4 * found.mcse
+
+
 SIZES = (1, 1, 2, 4, 13)
 
 
