@@ -30,14 +30,6 @@ LADDER = np.arange(-6, 13, 2)
 """Distances at which the density is looked at, in powers of two of its standard deviation."""
 
 
-PRUNE = 1e-12
-"""Share of the largest weight below which a Gauss-Hermite node is left out."""
-
-
-TOGETHER = 16
-"""The number of those kept is a multiple of this, so that they can be taken in equal parts."""
-
-
 class Placed(NamedTuple):
     """Where G blocks of k latents are evaluated: offsets from the mode, (J, G, k), and weights.
 
@@ -57,14 +49,12 @@ class Span(NamedTuple):
 
 
 def gauss_hermite(law: Gaussian, num_nodes: int) -> Placed:
-    """Combinations of `num_nodes` nodes along each axis of the blocks, without far corners."""
+    """All combinations of `num_nodes` nodes along each axis of the blocks; one is the mode."""
     nodes, weights = np.polynomial.hermite.hermgauss(num_nodes)
+    logs = np.log(np.sqrt(2) * weights) + nodes**2
     size = law.blocks.block_size
     every = np.array(list(itertools.product(np.sqrt(2) * nodes, repeat=size)))
-    logs = np.array(list(itertools.product(np.log(np.sqrt(2) * weights), repeat=size))).sum(axis=1)
-    count = np.sum(logs > logs.max() + np.log(PRUNE))
-    kept = np.sort(np.argsort(-logs, kind="stable")[: -(-count // TOGETHER) * TOGETHER])
-    every, sums = every[kept], logs[kept] + 0.5 * np.sum(every[kept] ** 2, axis=1)
+    sums = np.array(list(itertools.product(logs, repeat=size))).sum(axis=1)
     offsets = jnp.einsum("gab,jb->jga", law.root, jnp.asarray(every, law.mean.dtype))
     return Placed(offsets, jnp.asarray(sums, law.mean.dtype)[:, None] + law.log_scale())
 
