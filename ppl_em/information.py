@@ -102,12 +102,13 @@ class Information:
     def solve(self, right: np.ndarray) -> np.ndarray:
         """The inverse of the matrix, (p, p), times `right` (p,) or (p, n), known directions held.
 
-        Also where the matrix is not positive definite.
+        Also where the matrix is not positive definite; NaN where it is exactly singular.
         """
-        if self.known is None:
-            return np.linalg.solve(self.matrix, right)
-        rest = complement(self.known)
-        return rest @ np.linalg.solve(rest.T @ self.matrix @ rest, rest.T @ right)
+        rest = np.eye(len(self.matrix)) if self.known is None else complement(self.known)
+        try:
+            return rest @ np.linalg.solve(rest.T @ self.matrix @ rest, rest.T @ right)
+        except np.linalg.LinAlgError:
+            return np.full(np.shape(right), np.nan)
 
     @property
     def newton_error(self) -> np.ndarray:

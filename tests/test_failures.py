@@ -9,6 +9,7 @@ from test_errors import Y, groups
 import ppl_em.deterministic
 import ppl_em.monte_carlo
 from ppl_em import EM, ModelError, Status, Stopping
+from ppl_em.information import Information
 
 SLOW = Stopping(gap=0.0)
 
@@ -88,3 +89,9 @@ def test_a_decrease_warns_and_goes_on(monkeypatch, rng_key):
 def test_a_decrease_raises(monkeypatch, rng_key):
     with pytest.raises(ModelError, match="EM step 3 lowered the objective"):
         decreasing(monkeypatch, "raise").run(rng_key, Y, progress_bar=False)
+
+
+def test_a_singular_information_matrix_gives_no_step():
+    for known in (None, np.eye(3)[:, :1]):
+        here = Information(np.ones(3), np.zeros((3, 3)), "", np.eye(3), "singular", known=known)
+        assert np.isnan(here.newton_step).any() and np.isnan(here.gap) and np.isnan(here.gap_noise)
