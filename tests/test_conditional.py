@@ -23,7 +23,7 @@ from ppl_em.latents import LatentPosterior
 from ppl_em.problem import Problem
 from ppl_em.updates import expectation
 
-QUICK = ("regressions", "contaminated")
+QUICK = ("regressions",)
 
 
 def names(kind: str | None = None) -> list:

@@ -102,7 +102,7 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-@pytest.mark.parametrize("name", ["counts", "binomial"])
+@pytest.mark.parametrize("name", ["counts", pytest.param("binomial", marks=pytest.mark.long)])
 def test_louis(name):
     """The observed curvature is that of Q plus the variance of the complete-data score.
 

@@ -144,7 +144,7 @@ def schools_marginal(params):
     ("model", "latent"),
     [
         (eight_schools, "theta"),
-        (eight_schools_noncentered, "theta_base"),
+        pytest.param(eight_schools_noncentered, "theta_base", marks=pytest.mark.long),
         (handlers.reparam(eight_schools, config={"theta": LocScaleReparam(0)}), "theta_decentered"),
     ],
     ids=["centred", "TransformReparam", "LocScaleReparam"],

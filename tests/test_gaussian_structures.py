@@ -29,7 +29,7 @@ def table(quick: tuple[str, ...]) -> list:
     return [pytest.param(n, marks=[pytest.mark.long] * (n not in quick)) for n in CASES]
 
 
-QUICK = ("outside", "coefficients")
+QUICK = ("outside",)
 
 
 class Setting(NamedTuple):

@@ -46,7 +46,7 @@ def setting(name: str) -> Setting:
     return Setting(problem, engine, x, *expectation(engine, problem, x, state))
 
 
-@pytest.mark.parametrize("name", ["level", "crossed"])
+@pytest.mark.parametrize("name", [pytest.param("level", marks=pytest.mark.long), "crossed"])
 def test_exact_where_the_log_joint_is_quadratic(name):
     case = gaussian_models.CASES[name]
     keys = jax.random.split(jax.random.key(SEED), 3)

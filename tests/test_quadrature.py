@@ -60,7 +60,7 @@ def test_log_likelihood(name):
     assert float(s.info.inner_slope) < 1e-9
 
 
-@pytest.mark.parametrize("name", ["proportions", "slopes"])
+@pytest.mark.parametrize("name", [pytest.param("proportions", marks=pytest.mark.long), "slopes"])
 def test_fisher(name):
     """The gradient of Q, of the log-likelihood, and differences of the reference are one."""
     s = setting(name)

@@ -272,7 +272,7 @@ def gradients(model, y, guide: Any, count: int) -> Drawn:
             intercepts, functools.partial(AutoIAFNormal, num_flows=1), marks=pytest.mark.long
         ),
         pytest.param(intercepts, by_hand, marks=pytest.mark.slow),
-        pytest.param(intercepts, by_hand_whole, marks=pytest.mark.slow),
+        pytest.param(intercepts, by_hand_whole, marks=pytest.mark.long),
     ],
     ids=["gammas", "mixture", "crossed", "low_rank", "flow", "by_hand", "by_hand_whole"],
 )
