@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-PACKAGES = ("lme4", "glmmTMB")
-
 SCRIPT = """
 d <- read.csv("{table}")
 fit <- function() {call}
