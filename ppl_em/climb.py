@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from ppl_em import evidence
 from ppl_em.constrained import moved
 from ppl_em.e_step import Approximation, DeterministicEStep, EStep, StochasticEStep, noise_of
+from ppl_em.em_step import Sampler
 from ppl_em.health import complaint
 from ppl_em.identifiability import set_aside
 from ppl_em.information import Information, marginal_information
@@ -22,7 +23,7 @@ from ppl_em.polish import Verdict, polish
 from ppl_em.problem import Problem
 from ppl_em.scores import Components
 from ppl_em.stopping import Stopping, rounding
-from ppl_em.updates import draws_at, expectation
+from ppl_em.updates import expectation
 
 MAX_STEPS = 50
 """Newton steps on a deterministic log-likelihood."""
@@ -131,8 +132,8 @@ def _refined(
 def _by_draws(
     rng_key: jax.Array, problem: Problem, x: jax.Array, e_step: StochasticEStep, state: Any
 ) -> Climb:
-    sampler, state = e_step.fresh(state)
-    draws, state = draws_at(sampler, problem, x, state, NUM_STEPS)
+    sampler, state = Sampler(e_step).fresh(state)
+    draws, state = sampler.draws(problem, x, state, NUM_STEPS)
     log_likelihood = evidence.importance_sampled(rng_key, problem, x, draws, NUM_SAMPLES)
     start: Information | None = None
     components: Components | None = None
@@ -146,7 +147,7 @@ def _by_draws(
                 if calmed > MAX_CALMED:
                     trouble = complaint(found.health, problem)
                     break
-                state = sampler.calm(state)
+                state = sampler.e_step.calm(state)
                 continue
             start = start or found.information
             if found.verdict is Verdict.SINGULAR:

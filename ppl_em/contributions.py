@@ -59,14 +59,7 @@ def targets(
     count = int(labels.max()) + 1
 
     def pieces(function: Callable, points: np.ndarray) -> tuple[np.ndarray, float]:
-        """Outputs of `function` if they add up; the center is one point more."""
-        found, total = _in_chunks(function, np.concatenate([points, center[None]]))
-        limit = max(1e-3, 20 * float(np.finfo(center.dtype).eps) * abs(total[-1]))
-        added, change = found.sum(axis=1), total - total[-1]
-        same = np.isneginf(added) & np.isneginf(change)
-        if not np.max(np.abs(np.where(same, 0, added) - np.where(same, 0, change))) < limit:
-            raise NotAdditive("the pieces do not add up to the log-joint")
-        return found[:-1], float(total[-1])
+        return _added_up(*_in_chunks(function, np.concatenate([points, center[None]])))
 
     if count == 1:
         yield partial(_whole, problem, x, center)
@@ -79,6 +72,30 @@ def targets(
         rule = (nodes + 1) / 2, weights / 2
         integrals = partial(_line_integrals, count, problem, x, center, labels, *rule)
         yield partial(pieces, integrals)
+
+
+def by_component(log_joints: Callable[[np.ndarray], np.ndarray], center: np.ndarray) -> Target:
+    """A target from the log-joint by component: points (n, D) to (n, G + 1), of none last.
+
+    With (n, 1) there is but one component.
+    """
+
+    def target(points: np.ndarray) -> tuple[np.ndarray, float]:
+        found = log_joints(np.concatenate([points, center[None]]))
+        change = found - found[-1]
+        return _added_up(change[:, : max(1, change.shape[1] - 1)], found.sum(axis=1))
+
+    return target
+
+
+def _added_up(found: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, float]:
+    """Pieces (n, G) and what they add up to, (n,), at points of which the last is the center."""
+    limit = max(1e-3, 20 * float(np.finfo(total.dtype).eps) * abs(total[-1]))
+    added, change = found.sum(axis=1), total - total[-1]
+    same = np.isneginf(added) & np.isneginf(change)
+    if not np.max(np.abs(np.where(same, 0, added) - np.where(same, 0, change))) < limit:
+        raise NotAdditive("the pieces do not add up to the log-joint")
+    return found[:-1], float(total[-1])
 
 
 def _whole(

@@ -1,6 +1,7 @@
 """The marginal log-likelihood at the fitted parameters, with its kind and its error."""
 
 import logging
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -11,7 +12,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from ppl_em.bridge import Integral, bridge, importance
-from ppl_em.contributions import NotAdditive, Target, log_joints, targets
+from ppl_em.contributions import NotAdditive, Target, by_component, log_joints, targets
 from ppl_em.likelihood import LogLikelihood
 from ppl_em.pareto import pareto_khat
 from ppl_em.posterior import BlockDraws, GaussianGuide, Guided, TermLayout, WeightedDraws
@@ -127,6 +128,7 @@ def importance_sampled(
     x: jax.Array,
     posterior: WeightedDraws,
     num_samples: int,
+    known: tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]] | None = None,
 ) -> LogLikelihood:
     """Importance or bridge sampling with proposals fitted to posterior draws.
 
@@ -146,6 +148,9 @@ def importance_sampled(
         Equally weighted draws at `x`.
     num_samples
         Draws from the proposal of each block.
+    known
+        Independent blocks of latents, (D,), and the log-joint by block, as in
+        `contributions.by_component`, if these are known.
 
     Returns
     -------
@@ -163,17 +168,32 @@ def importance_sampled(
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key_sample)).astype(np.uint32))
     draws = np.asarray(posterior.draws)
     center = draws.mean(axis=(0, 1))
-    labels = find_components(problem, x, draws[:3, -1], key_blocks)
+    for partition, target in _partitions(key_blocks, problem, x, draws, center, known):
+        try:
+            parts, base = _integrals(rng, problem, x, target, draws, partition, num_samples)
+        except NotAdditive:
+            continue
+        value = base + sum(part.value for part in parts)
+        error = float(np.sqrt(sum(part.variance for part in parts)))
+        return LogLikelihood(value, "estimate", error, max(part.khat for part in parts))
+    raise NotAdditive("one block always adds up")
+
+
+def _partitions(
+    rng_key: jax.Array,
+    problem: Problem,
+    x: jax.Array,
+    draws: np.ndarray,
+    center: np.ndarray,
+    known: tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]] | None,
+) -> Iterator[tuple[np.ndarray, Target]]:
+    """Blocks of the latents (D,), and ways to see their log-joints apart, the fastest first."""
+    if known is not None:
+        yield known[0], by_component(known[1], center)
+    labels = find_components(problem, x, draws[:3, -1], rng_key)
     for partition in (labels, np.zeros_like(labels)):
         for target in targets(problem, x, center, partition):
-            try:
-                parts, base = _integrals(rng, problem, x, target, draws, partition, num_samples)
-            except NotAdditive:
-                continue
-            value = base + sum(part.value for part in parts)
-            error = float(np.sqrt(sum(part.variance for part in parts)))
-            return LogLikelihood(value, "estimate", error, max(part.khat for part in parts))
-    raise NotAdditive("one block always adds up")
+            yield partition, target
 
 
 def _integrals(

@@ -14,7 +14,9 @@ from ppl_em.audit import Audit, audit
 from ppl_em.constrained import active_constraints
 from ppl_em.e_step import DeterministicEStep, EStep, StochasticEStep
 from ppl_em.e_step.enumeration import Enumeration
+from ppl_em.em_step import Sampler
 from ppl_em.ends import AtBounds, within_reach
+from ppl_em.evaluation import find_motion, score_moments
 from ppl_em.identifiability import set_aside
 from ppl_em.information import (
     Information,
@@ -25,7 +27,6 @@ from ppl_em.information import (
 )
 from ppl_em.latents import LatentPosterior
 from ppl_em.likelihood import LogLikelihood
-from ppl_em.motion import find_motion
 from ppl_em.params import Params, flat_bounds
 from ppl_em.penalties import penalties
 from ppl_em.polish import Polish, Verdict
@@ -33,11 +34,11 @@ from ppl_em.posterior import BlockDraws, GaussianGuide, Guided, Posterior, Weigh
 from ppl_em.problem import Problem
 from ppl_em.result import EMResult
 from ppl_em.sampled_information import sampled_information
-from ppl_em.scores import find, louis_information, score_moments
+from ppl_em.scores import find, louis_information
 from ppl_em.stopping import Stopping
 from ppl_em.trail import Outcome
 from ppl_em.uncertainty import Uncertainty
-from ppl_em.updates import draws_at, expectation
+from ppl_em.updates import expectation
 
 if TYPE_CHECKING:
     import xarray
@@ -162,7 +163,7 @@ class FittedParts:
         )
         last = self.polish
         components = last.components if last else find(self.problem, self.x, first)
-        motion = find_motion(self.problem, self.x, first)
+        motion = find_motion(self.problem, self.x, first, components)
         moments = [score_moments(self.problem, piece, components, motion) for piece in rest]
         found = louis_information(self.problem, self.x, moments)
         alone = found.usable and found.se_noise < MAX_FINAL_NOISE
@@ -203,25 +204,21 @@ def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMRes
     key_posterior, key_evidence = jax.random.split(rng_key)
     x, e_step, state = outcome.x, outcome.e_step, outcome.e_state
     if e_step.stochastic:
-        sampler, state = cast(StochasticEStep, e_step).fresh(state)
-        posterior, state = draws_at(sampler, problem, x, state, FINAL_STEPS)
+        sampler, state = Sampler(cast(StochasticEStep, e_step), outcome.m_step).fresh(state)
+        posterior, state = sampler.draws(problem, x, state, FINAL_STEPS)
+        known = outcome.polish.known_blocks(problem, x) if outcome.polish else None
         log_likelihood = evidence.importance_sampled(
-            key_evidence, problem, x, posterior, EVIDENCE_SAMPLES
+            key_evidence, problem, x, posterior, EVIDENCE_SAMPLES, known
         )
     else:
         posterior, state, info = expectation(e_step, problem, x, state)
+        arguments: Any = key_evidence, problem, x, posterior, EVIDENCE_SAMPLES
         if isinstance(posterior, GaussianGuide):
-            log_likelihood = evidence.lower_bound(
-                key_evidence, problem, x, posterior, EVIDENCE_SAMPLES
-            )
+            log_likelihood = evidence.lower_bound(*arguments)
         elif isinstance(posterior, Guided):
-            log_likelihood = evidence.guide_bound(
-                key_evidence, problem, x, posterior, EVIDENCE_SAMPLES
-            )
+            log_likelihood = evidence.guide_bound(*arguments)
         elif isinstance(posterior, BlockDraws):
-            log_likelihood = evidence.weighted(
-                key_evidence, problem, x, posterior, EVIDENCE_SAMPLES
-            )
+            log_likelihood = evidence.weighted(*arguments)
         else:
             value = float(info.objective)
             if isinstance(e_step, Enumeration) and state:

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from ppl_em.ascent import climb_directly
 from ppl_em.deterministic import Deterministic
 from ppl_em.e_step import DeterministicEStep, EStep, StochasticEStep, noise_of
+from ppl_em.em_step import Sampler
 from ppl_em.feasibility import firm, needs
 from ppl_em.m_step import MStep, for_problem
 from ppl_em.monte_carlo import monte_carlo
@@ -32,7 +33,10 @@ def run_loop(
     """Run EM from `params` until converged, out of budget, interrupted, or failing."""
     x = problem.unconstrain(params)
     started = time.monotonic()
-    e_state = e_step.init(rng_key, problem, params)
+    if e_step.stochastic:
+        e_state = Sampler(cast(StochasticEStep, e_step), m_step).begin(rng_key, problem, x)
+    else:
+        e_state = e_step.init(rng_key, problem, params)
     trail = Trail(problem, x, e_state)
     last_polish: Polish | None = None
     compile_seconds = time.monotonic() - started
@@ -40,7 +44,7 @@ def run_loop(
         while True:
             if e_step.stochastic:
                 status, last_polish, compiled = monte_carlo(
-                    problem, cast(StochasticEStep, e_step), m_step, trail, limits, bar
+                    problem, Sampler(cast(StochasticEStep, e_step), m_step), trail, limits, bar
                 )
             else:
                 calm = cast(DeterministicEStep, e_step)
@@ -67,6 +71,7 @@ def run_loop(
         limits.begin,
         compile_seconds,
         trail.at,
+        m_step,
     )
 
 

@@ -8,15 +8,13 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
-from ppl_em.e_step import StochasticEStep
+from ppl_em.em_step import Sampler
 from ppl_em.health import complaint
-from ppl_em.m_step import MStep
 from ppl_em.polish import Polish, Verdict, draws_needed, polish
 from ppl_em.problem import Problem
 from ppl_em.scores import Components
 from ppl_em.stopping import Status, Step, has_settled
 from ppl_em.trail import Limits, Trail
-from ppl_em.updates import expectation, maximization
 
 logger = logging.getLogger("ppl_em")
 
@@ -29,8 +27,7 @@ MAX_CALMED = 3
 
 def monte_carlo(
     problem: Problem,
-    e_step: StochasticEStep,
-    m_step: MStep,
+    sampler: Sampler,
     trail: Trail,
     limits: Limits,
     bar: tqdm,
@@ -40,14 +37,14 @@ def monte_carlo(
     Returns the status, the round that ended the run (None if none did), and the seconds of the
     first step.
     """
-    x, e_state, m_state = trail.x, trail.e_state, m_step.init(trail.x)
+    e_step = sampler.e_step
+    x, e_state, m_state = trail.x, trail.e_state, sampler.m_state(trail.x)
     before, forward, m_info, compile_seconds = x, np.zeros(2), None, 0.0
     components: Components | None = None
     moving = 0
     for count in range(limits.max_steps + 1):
         start = time.monotonic()
-        posterior, e_state, e_info = expectation(e_step, problem, x, e_state)
-        out = maximization(m_step, problem, x, before, posterior, m_state)
+        e_state, e_info, out = sampler.em_step(problem, x, before, e_state, m_state)
         out = jax.block_until_ready(out)
         seconds = time.monotonic() - start
         compile_seconds += seconds if count == 0 else 0.0
@@ -70,7 +67,7 @@ def monte_carlo(
         before, x, m_state = x, x if direct else out.x, out.state
         forward, m_info = np.asarray(out.forward), out.info
         if direct or has_settled(trail.steps[len(trail.steps) - moving :], trail.newton_failed):
-            last, ended = _confirm(problem, e_step, x, e_state, components, trail, limits, bar)
+            last, ended = _confirm(problem, sampler, x, e_state, components, trail, limits, bar)
             if ended is not None:
                 return ended, last, compile_seconds
             x, e_state, components = trail.x, e_step.resume(last.state), last.components
@@ -80,7 +77,7 @@ def monte_carlo(
 
 def _confirm(
     problem: Problem,
-    e_step: StochasticEStep,
+    sampler: Sampler,
     x: jax.Array,
     e_state: Any,
     components: Components | None,
@@ -92,14 +89,13 @@ def _confirm(
 
     No status if they fail: EM goes on from where they began, until noise hides its gains.
     """
-    sampler, state = e_step.fresh(e_state)
+    e_step = sampler.e_step
+    fresh, state = sampler.fresh(e_state)
     trail.x, trail.e_state = x, e_state
     before, objective, promised = x, trail.objective, np.inf
     for count in range(MAX_POLISHES):
         start = time.monotonic()
-        found = polish(
-            sampler, problem, x, state, components, limits.stopping, limits.deadline, bar
-        )
+        found = polish(fresh, problem, x, state, components, limits.stopping, limits.deadline, bar)
         x, state, components = found.x, found.state, found.components
         trail.rounds += 1
         gap, noise = found.information.gap, found.information.gap_noise
@@ -130,7 +126,7 @@ def _confirm(
             if count >= MAX_CALMED:
                 logger.warning("%s", complaint(found.health, problem))
                 return found, Status.UNHEALTHY
-            state = sampler.calm(state)
+            state = fresh.e_step.calm(state)
     return found, Status.NOISE_LIMITED
 
 

@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import Problem
 
 MAX_ITERATIONS = 30
@@ -55,49 +54,21 @@ def log_joint(problem: Problem, motion: Motion, x: jax.Array, u: jax.Array) -> j
     return problem.log_joint_unconstrained(problem.constrain(x), moved) + jnp.sum(log_scale)
 
 
-def find_motion(problem: Problem, x: jax.Array, posterior: WeightedDraws) -> Motion:
-    """Follow the posterior from `x` (p,), as far as draws there tell.
-
-    The shift is that of the mode of the quadratic model about the mean of the draws. Stretchings
-    are found by regression of the scores that remain. Whatever does not lower the variance of the
-    scores over the draws is left out; the scores' means are right for any motion.
-    """
-    draws = np.asarray(posterior.draws).reshape(-1, posterior.draws.shape[-1])
-    center = draws.mean(axis=0)
-    shift, slopes, scores = jax.device_get(_shift_and_gradients(problem, x, draws, center))
-    shift = np.where(_lowers(scores, slopes @ shift), shift, 0.0)
-    scores = scores + slopes @ shift
-
-    sites = np.concatenate(
-        [np.full(int(np.prod(site.shape_u)), i) for i, site in enumerate(problem.spec.latents)]
-    )
-    stretching = 1 + (draws - center) * slopes  # mean zero, by parts
-    by_site = stretching @ (sites[:, None] == np.arange(sites.max() + 1))
-    by_site -= by_site.mean(axis=0)
-    coefficients = np.zeros((by_site.shape[1], x.size))
-    if np.all(np.isfinite(by_site)) and np.all(np.isfinite(scores)):
-        coefficients = -np.linalg.lstsq(by_site, scores)[0]
-        coefficients = np.where(_lowers(scores, by_site @ coefficients), coefficients, 0.0)
-    maps = (a.astype(x.dtype) for a in (center, shift, coefficients[sites]))
-    return Motion(x, *jax.device_put(tuple(maps)))
-
-
-@jax.jit
-def _shift_and_gradients(
-    problem: Problem, x: jax.Array, draws: jax.Array, center: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The shift (D, p), and gradients at draws (n, D): in the latents (n, D), in `x` (n, p)."""
+def shift(problem: Problem, x: jax.Array, center: jax.Array) -> jax.Array:
+    """How the mode of the quadratic model about `center` (D,) follows `x` (p,): (D, p)."""
 
     def density(x: jax.Array, u: jax.Array) -> jax.Array:
         return problem.log_joint_unconstrained(problem.constrain(x), u)
 
     _, push = jax.linearize(jax.grad(density, argnums=1), x, center)
     mixed = jax.vmap(lambda v: push(v, jnp.zeros_like(center)))(jnp.eye(x.size, dtype=x.dtype)).T
-    shift = _solve(jax.vmap(lambda v: -push(jnp.zeros_like(x), v), 1, 1), mixed)
-    scores, slopes = jax.lax.map(
-        lambda u: jax.grad(density, argnums=(0, 1))(x, u), draws, batch_size=64
-    )
-    return shift, slopes, scores
+    return _solve(jax.vmap(lambda v: -push(jnp.zeros_like(x), v), 1, 1), mixed)
+
+
+def still(x: jax.Array, center: jax.Array | np.ndarray) -> Motion:
+    """Latents that do not move from where they are, for parameters `x` (p,); `center` (D,)."""
+    zeros = np.zeros((center.size, x.size), x.dtype)
+    return Motion(x, *jax.device_put((center.astype(x.dtype), zeros, zeros)))
 
 
 def _solve(multiply: Callable[[jax.Array], jax.Array], columns: jax.Array) -> jax.Array:
@@ -118,8 +89,3 @@ def _solve(multiply: Callable[[jax.Array], jax.Array], columns: jax.Array) -> ja
     return jax.lax.while_loop(
         lambda carry: jnp.any(going(carry[1])) & (carry[-1] < MAX_ITERATIONS), body, start
     )[0]
-
-
-def _lowers(scores: np.ndarray, added: np.ndarray) -> np.ndarray:
-    """Which columns (p,) of `scores` (n, p) vary less with `added` (n, p)."""
-    return np.var(scores + added, axis=0) < np.var(scores, axis=0)  # False where NaN

@@ -1,7 +1,7 @@
 """Numerical maximisers on an unconstrained vector; neither ever returns a lower objective."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,15 +38,19 @@ def hessian(gradient: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Arr
     return from_differences(jax.lax.map(gradient, points), width)
 
 
-def difference_points(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Where gradients are taken around `x` (p,), (2p, p), and how far off it, (p,)."""
-    width = jnp.finfo(x.dtype).eps ** (1 / 3) * (1 + jnp.abs(x))
-    return jnp.concatenate([x + jnp.diag(width), x - jnp.diag(width)]), width
+def difference_points(x: Any) -> tuple[Any, Any]:
+    """Where gradients are taken around `x` (p,), (2p, p), and how far off it, (p,).
+
+    Takes arrays of JAX or NumPy.
+    """
+    xnp = np if isinstance(x, np.ndarray) else jnp
+    width = (float(jnp.finfo(x.dtype).eps) ** (1 / 3) * (1 + abs(x))).astype(x.dtype)
+    return xnp.concatenate([x + xnp.diag(width), x - xnp.diag(width)]), width
 
 
-def from_differences(found: jax.Array, width: jax.Array) -> jax.Array:
-    """The Hessian (p, p) from gradients at `difference_points`, (2p, p)."""
-    ahead, behind = jnp.split(found, 2)
+def from_differences(found: Any, width: Any) -> Any:
+    """The Hessian (p, p) from gradients at `difference_points`, (2p, p), of JAX or NumPy."""
+    ahead, behind = found.reshape(2, -1, found.shape[-1])
     matrix = (ahead - behind) / (2 * width[:, None])
     return (matrix + matrix.T) / 2
 

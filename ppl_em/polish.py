@@ -15,22 +15,14 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ppl_em.constrained import hold, moved
-from ppl_em.e_step.base import StochasticEStep
+from ppl_em.em_step import Sampler
+from ppl_em.evaluation import curvature_of_score, find_motion, known_blocks, score_moments
 from ppl_em.health import Health, examine
 from ppl_em.information import MAX_SE_NOISE, Information
-from ppl_em.motion import find_motion
 from ppl_em.problem import Problem
 from ppl_em.sampled_information import sampled_information
-from ppl_em.scores import (
-    Components,
-    ScoreMoments,
-    curvature_of_score,
-    find,
-    louis_information,
-    score_moments,
-)
+from ppl_em.scores import Components, ScoreMoments, find, louis_information
 from ppl_em.stopping import Stopping
-from ppl_em.updates import expectation
 
 SE_NOISE = 0.04
 """Relative Monte Carlo error that standard errors may have, unless `mcse_fraction` is larger."""
@@ -67,7 +59,7 @@ class Polish:
 
     `x` (p,) are the parameters after the Newton step, which sick chains do not make; `information`
     belongs to where the draws were taken, `mcse_x` (p, p) is the Monte Carlo covariance of `x`,
-    `state` the fresh sampler's.
+    `state` the fresh sampler's, `draws_shape` that of one E-step's draws, (chain, draw, D).
     """
 
     x: jax.Array
@@ -77,6 +69,11 @@ class Polish:
     health: Health
     components: Components
     state: Any
+    draws_shape: tuple[int, ...]
+
+    def known_blocks(self, problem: Problem, x: jax.Array) -> Any:
+        """Blocks of latents and the log-joint at `x` (p,) by block, see `evaluation.py`."""
+        return known_blocks(problem, x, self.components, self.draws_shape)
 
 
 class _Round:
@@ -84,7 +81,7 @@ class _Round:
 
     def __init__(
         self,
-        sampler: StochasticEStep,
+        sampler: Sampler,
         problem: Problem,
         x: jax.Array,
         state: Any,
@@ -95,24 +92,25 @@ class _Round:
         self.stats: list[dict[str, np.ndarray]] = []
         self.kept: list[np.ndarray] = []
         # The chains come from other parameters: what they do first does not count.
-        posterior, self.state, _ = expectation(sampler, problem, x, state)
+        posterior, self.state, _ = sampler.draw(problem, x, state)
+        self.shape = posterior.draws.shape
         self.components = components or find(problem, x, posterior)
-        self.motion = find_motion(problem, x, posterior)
+        self.motion = find_motion(problem, x, posterior, self.components)
 
     def extend(self, target: int, bar: tqdm, deadline: float) -> None:
         """E-steps until there are `target`."""
         while len(self.rows) < target:
             if len(self.rows) >= FIRST_LOOK and time.monotonic() > deadline:
                 return
-            posterior, self.state, info = expectation(
-                self.sampler, self.problem, self.x, self.state
-            )
+            posterior, self.state, info = self.sampler.draw(self.problem, self.x, self.state)
             self.rows.append(score_moments(self.problem, posterior, self.components, self.motion))
             self.stats.append(jax.device_get(posterior.stats))
             if len(self.kept) < FIRST_LOOK and posterior.draws.size * FIRST_LOOK < MAX_KEPT:
                 self.kept.append(np.asarray(posterior.draws))
             self.size = posterior.weights.size
-            bar.set_postfix_str(f"confirming on {self.draws} draws, {self.sampler.describe(info)}")
+            bar.set_postfix_str(
+                f"confirming on {self.draws} draws, {self.sampler.e_step.describe(info)}"
+            )
             bar.update(0)
 
     @property
@@ -143,10 +141,9 @@ class _Round:
         length = np.sqrt(step @ information.matrix @ step)
         if length > 1 or not self.kept:
             return step * min(1.0, 3.0 / max(length, 1e-300))
-        draws = np.concatenate(self.kept).reshape(-1, self.kept[0].shape[-1])
         for _ in range(2):
-            beyond, largest = jax.device_get(
-                curvature_of_score(self.problem, self.motion, step.astype(self.x.dtype), draws)
+            beyond, largest = curvature_of_score(
+                self.problem, self.motion, self.components, step, self.kept
             )
             if not (np.all(np.isfinite(beyond)) and largest < EVEN):
                 break
@@ -155,7 +152,7 @@ class _Round:
 
 
 def polish(
-    sampler: StochasticEStep,
+    sampler: Sampler,
     problem: Problem,
     x: jax.Array,
     state: Any,
@@ -199,7 +196,9 @@ def polish(
             error, new_x = np.full_like(error, np.nan), x
         else:
             new_x = _moved(problem, x, here.newton_step(information), information)
-    return Polish(new_x, information, error, verdict, health, here.components, here.state)
+    return Polish(
+        new_x, information, error, verdict, health, here.components, here.state, here.shape
+    )
 
 
 def _moved(problem: Problem, x: jax.Array, step: np.ndarray, information: Information) -> jax.Array:

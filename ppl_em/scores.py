@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em import optimize
 from ppl_em.information import Information, checked
 from ppl_em.motion import Motion, log_joint
 from ppl_em.posterior import WeightedDraws
@@ -25,21 +24,14 @@ from ppl_em.terms import owners, terms
 MAX_PARAMS = 64
 """With more parameters scores are not computed by component: each costs a pass of the model."""
 
-MAX_NUMBERS = 4_000_000
-"""Scores of terms held at once, at most."""
-
 NUM_BATCHES = 10
 """Batches of each chain, for errors of means; and parts of the draws in the jackknife."""
-
-
-DIFFERENCE = 0.05
-"""Part of a Newton step over which scores are differenced."""
 
 
 class Components(NamedTuple):
     """The component of every term of the log-joint, (E,), and their number; None for one.
 
-    `labels` (D,) are the components of the latents; None for one.
+    `labels` (D,) are the components of the latents; None if they were not found.
     """
 
     owner: jax.Array | None
@@ -67,7 +59,9 @@ def find(problem: Problem, x: jax.Array, posterior: WeightedDraws) -> Components
         return Components(None, 1)
     points = np.asarray(posterior.draws)[:, -1]
     labels = find_components(problem, x, points[:3], jax.random.key(0))
-    owner = owners(problem, x, points[0], labels) if labels.max() > 0 else None
+    if labels.max() == 0:
+        return Components(None, 1, labels)
+    owner = owners(problem, x, points[0], labels)
     if owner is None:
         return Components(None, 1)
     return Components(jax.device_put(owner), int(labels.max()) + 1, labels)
@@ -88,49 +82,16 @@ def pieces(
     return sums.at[-1].add(jnp.sum(log_scale))
 
 
-def score_moments(
-    problem: Problem, posterior: WeightedDraws, components: Components, motion: Motion
-) -> ScoreMoments:
-    """Complete-data scores and Hessian over equally weighted draws at `motion.start`."""
-    return jax.device_get(
-        _moments(components.number, problem, posterior.draws, components.owner, motion)
-    )
+def by_component(
+    number: int, owner: jax.Array | None, problem: Problem, motion: Motion, u: jax.Array
+) -> jax.Array:
+    """Scores at `motion.start` of every component, (G + 1, p); (1, p) of all if there is but one.
 
-
-@partial(jax.jit, static_argnums=0)
-def _moments(
-    number: int,
-    problem: Problem,
-    draws: jax.Array,
-    owner: jax.Array | None,
-    motion: Motion,
-) -> ScoreMoments:
-    x = motion.start
-
-    def by_component(u: jax.Array) -> jax.Array:
-        if owner is None:
-            return jax.grad(log_joint, argnums=2)(problem, motion, x, u)[None]
-        return jax.jacfwd(partial(pieces, number, owner, problem, motion))(x, u)
-
-    def add(sums: tuple, some: jax.Array) -> tuple:
-        scores = jax.vmap(by_component)(some)
-        outer = jnp.einsum("ngi,ngj->ij", scores, scores)
-        return (sums[0] + scores.sum(axis=0), sums[1] + outer), scores.sum(axis=1)
-
-    def q_function(x: jax.Array) -> jax.Array:
-        return jnp.mean(jax.vmap(lambda u: log_joint(problem, motion, x, u))(flat))
-
-    chains, length, size = draws.shape
-    flat = draws.reshape(-1, size)
-    total = chains * length
-    at_once = MAX_NUMBERS // ((1 if owner is None else owner.size) * (x.size + 1))
-    side = max(d for d in range(1, total + 1) if total % d == 0 and d <= max(at_once, 1))
-    rows = 1 if owner is None else number + 1
-    zeros = (jnp.zeros((rows, x.size), x.dtype), jnp.zeros((x.size, x.size), x.dtype))
-    scores: jax.Array
-    (means, outer), scores = jax.lax.scan(add, zeros, flat.reshape(-1, side, size))
-    hessian = optimize.hessian(jax.grad(q_function), x)
-    return ScoreMoments(scores.reshape(chains, length, -1), means / total, outer / total, hessian)
+    Latents `u` are (D,).
+    """
+    if owner is None:
+        return jax.grad(log_joint, argnums=2)(problem, motion, motion.start, u)[None]
+    return jax.jacfwd(partial(pieces, number, owner, problem, motion))(motion.start, u)
 
 
 def louis_information(
@@ -177,29 +138,3 @@ def _replicates(moments: Sequence[ScoreMoments]) -> np.ndarray:
         for group in range(count)
     ]
     return np.array([np.linalg.pinv(_louis_matrix(steps)) for steps in rest if steps])
-
-
-@jax.jit
-def curvature_of_score(
-    problem: Problem, motion: Motion, step: jax.Array, draws: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """What a Newton step leaves out: the score after `step` (p,), beyond the linear prediction.
-
-    Draws (n, D) at `motion.start` are reweighted to where the step leads. The same draws make the
-    prediction, so their noise cancels to the first order. Returns the difference (p,) and the
-    largest weight in units of the mean.
-    """
-    x = motion.start
-
-    def score(share: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def one(u: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return jax.value_and_grad(log_joint, argnums=2)(problem, motion, x + share * step, u)
-
-        return jax.lax.map(one, draws, batch_size=64)
-
-    # The derivative along the step is a difference: its errors are of the third order.
-    log_joints, scores = jax.lax.map(score, jnp.array([0.0, -DIFFERENCE, DIFFERENCE, 1.0]))
-    weights = jax.nn.softmax(log_joints - log_joints[0], axis=1)
-    here, backward, forward, there = jnp.einsum("sn,sni->si", weights, scores)
-    slope = (forward - backward) / (2 * DIFFERENCE)
-    return there - here - slope, jnp.max(weights) * len(draws)

@@ -9,6 +9,7 @@ import numpy as np
 
 from ppl_em.e_step import EStep
 from ppl_em.ends import AtBounds
+from ppl_em.m_step import MStep
 from ppl_em.polish import Polish
 from ppl_em.problem import Problem
 from ppl_em.stopping import Status, Step, Stopping, observed_rate, verdict
@@ -49,7 +50,7 @@ class Outcome(NamedTuple):
     """What the loop hands to the result; everything belongs to `x` (p,), the last good point.
 
     `e_step` is the one that it ended with, which may be finer than the first; `at` says which
-    parameters are at a bound, if some are.
+    parameters are at a bound, if some are; `m_step` is the last M-step's configuration.
     """
 
     x: jax.Array
@@ -61,6 +62,7 @@ class Outcome(NamedTuple):
     begin: float
     compile_seconds: float
     at: AtBounds | None = None
+    m_step: MStep | None = None
 
 
 @dataclass

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.e_step import EStep, expectation
+from ppl_em.e_step import expectation
 from ppl_em.expectations import closed_form
 from ppl_em.feasibility import (
     barrier,
@@ -24,7 +24,7 @@ from ppl_em.params import Params
 from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Problem
 
-__all__ = ["Maximized", "draws_at", "expectation", "maximization"]
+__all__ = ["Maximized", "checked", "expectation", "maximization", "traced_maximization"]
 
 logger = logging.getLogger("ppl_em")
 
@@ -63,7 +63,12 @@ def maximization(
     """
     if isinstance(m_step, HostMStep):
         return _on_host(m_step, problem, x, x_before, posterior, state)
-    out = _maximization(cast(TracedMStep, m_step), problem, x, x_before, posterior, state)
+    traced = cast(TracedMStep, m_step)
+    return checked(traced, traced_maximization(traced, problem, x, x_before, posterior, state))
+
+
+def checked(m_step: TracedMStep, out: Maximized) -> Maximized:
+    """The same; with a warning if values of a `ClosedForm` were not used."""
     if isinstance(m_step, ClosedForm) and not float(out.fall) <= 0:
         logger.warning(
             "Option `m_step`: the values of ClosedForm lower Q by %.3g and are not used in this "
@@ -74,7 +79,7 @@ def maximization(
 
 
 @jax.jit(static_argnums=0)
-def _maximization(
+def traced_maximization(
     m_step: TracedMStep,
     problem: Problem,
     x: jax.Array,
@@ -82,6 +87,7 @@ def _maximization(
     posterior: Posterior,
     state: Any,
 ) -> Maximized:
+    """`maximization` as compiled, to be part of larger programs."""
     weights = _barrier_weights(problem, posterior, x)
     start, start_value = _grown(problem, posterior, x, weights)
 
@@ -223,16 +229,3 @@ def _mean_and_error(values: jax.Array, weights: jax.Array) -> jax.Array:
     count = chains * batches
     error = jnp.sqrt(jnp.sum(by_batch(weights * (values - mean)) ** 2) * count / (count - 1))
     return jnp.stack([mean, error])
-
-
-def draws_at(
-    sampler: EStep, problem: Problem, x: jax.Array, state: Any, num_steps: int
-) -> tuple[WeightedDraws, Any]:
-    """Equally weighted draws of `num_steps` E-steps at `x` (p,), and the state after them."""
-    parts: list[WeightedDraws] = []
-    for _ in range(num_steps):
-        posterior, state, _ = expectation(sampler, problem, x, state)
-        parts.append(posterior)
-    each = [jax.device_get((part.draws, part.stats)) for part in parts]
-    joined = jax.tree.map(lambda *some: np.concatenate(some, axis=1), *each)
-    return WeightedDraws.equal(*jax.device_put(joined)), state

@@ -176,9 +176,13 @@ ALLOWED = {  # module or package: all that it may import from ppl_em
         "trail",
         "validation",
     ),
+    "motion": ("problem",),
+    "evaluation": ("motion", "optimize", "posterior", "problem", "scores"),
+    "em_step": ("e_step", "m_step", "posterior", "problem", "updates"),
     "climb": (
         "constrained",
         "e_step",
+        "em_step",
         "evidence",
         "health",
         "identifiability",

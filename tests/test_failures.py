@@ -7,7 +7,7 @@ import pytest
 from test_errors import Y, groups
 
 import ppl_em.deterministic
-import ppl_em.monte_carlo
+import ppl_em.em_step
 from ppl_em import EM, ModelError, Status, Stopping
 from ppl_em.information import Information
 
@@ -16,15 +16,18 @@ SLOW = Stopping(gap=0.0)
 
 def interfere(monkeypatch, count, change):
     """Replace what the M-step returns on its `count`-th call by `change(what it returned)`."""
-    original, calls = ppl_em.deterministic.maximization, []
+    calls = []
 
-    def maximization(*args):
-        calls.append(None)
-        out = original(*args)
-        return change(out) if len(calls) == count else out
+    def changed(original):
+        def maximization(*args):
+            calls.append(None)
+            out = original(*args)
+            return change(out) if len(calls) == count else out
 
-    for module in (ppl_em.deterministic, ppl_em.monte_carlo):
-        monkeypatch.setattr(module, "maximization", maximization)
+        return maximization
+
+    for module, name in ((ppl_em.deterministic, "maximization"), (ppl_em.em_step, "checked")):
+        monkeypatch.setattr(module, name, changed(getattr(module, name)))
 
 
 @pytest.fixture(scope="module")

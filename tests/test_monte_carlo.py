@@ -16,10 +16,10 @@ from toy_models import logit_normal, logit_normal_log_likelihood, normal_normal
 from ppl_em import EM, Status, Stopping
 from ppl_em.e_step import NUTS, expectation
 from ppl_em.e_step.saem import BURN, DECAY, MEMORY, SAEM
+from ppl_em.evaluation import curvature_of_score, find_motion, score_moments
 from ppl_em.health import complaint, examine
 from ppl_em.inspection import build_problem
-from ppl_em.motion import find_motion
-from ppl_em.scores import Components, curvature_of_score, find, louis_information, score_moments
+from ppl_em.scores import Components, find, louis_information
 from ppl_em.stopping import Step, has_settled, verdict
 
 CONFIG = NUTS(num_warmup=150)
@@ -69,7 +69,8 @@ def information(drawn, components, motion):
 @pytest.mark.long
 def test_moving_latents_leave_the_score_and_take_its_noise(drawn):
     problem, x, posteriors, exact = drawn
-    components, motion = find(problem, x, posteriors[0]), find_motion(problem, x, posteriors[0])
+    components = find(problem, x, posteriors[0])
+    motion = find_motion(problem, x, posteriors[0], components)
     assert components.number == 10
     still = motion._replace(shift=0 * motion.shift, stretch=0 * motion.stretch)
     score = jax.grad(exact)(x)
@@ -86,7 +87,7 @@ def test_moving_latents_leave_the_score_and_take_its_noise(drawn):
 
 def test_components_take_noise_from_the_information(drawn):
     problem, x, posteriors, exact = drawn
-    motion = find_motion(problem, x, posteriors[0])
+    motion = find_motion(problem, x, posteriors[0], Components(None, 1))
     still = motion._replace(shift=0 * motion.shift, stretch=0 * motion.stretch)
     found, noise = {}, {}
     for components in (find(problem, x, posteriors[0]), Components(None, 1)):
@@ -101,10 +102,10 @@ def test_components_take_noise_from_the_information(drawn):
 def test_the_score_after_a_step(drawn):
     """Reweighted draws tell how the score bends; the exact one is differenced beside them."""
     problem, x, posteriors, exact = drawn
-    motion = find_motion(problem, x, posteriors[0])
-    step = jnp.array([0.05, -0.3])
+    motion = find_motion(problem, x, posteriors[0], Components(None, 1))
+    step = np.array([0.05, -0.3])
     found = [
-        curvature_of_score(problem, motion, step, p.draws.reshape(-1, problem.num_latents))
+        curvature_of_score(problem, motion, Components(None, 1), step, [p.draws])
         for p in posteriors
     ]
     beyond, largest = (np.array(values) for values in zip(*found, strict=True))

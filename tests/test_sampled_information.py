@@ -17,19 +17,14 @@ import ppl_em.finishing
 import ppl_em.polish
 from ppl_em import EM, Status, Stopping, optimize
 from ppl_em.e_step import NUTS, expectation
+from ppl_em.evaluation import find_motion, score_moments
 from ppl_em.information import constrained_covariance
 from ppl_em.inspection import build_problem
-from ppl_em.motion import Motion, find_motion
+from ppl_em.motion import still
 from ppl_em.posterior import WeightedDraws
 from ppl_em.proposals import Proposal
 from ppl_em.sampled_information import METHOD, sampled_information
-from ppl_em.scores import find, louis_information, score_moments
-
-
-def still(x, size):
-    """Latents that stay where they are."""
-    nothing = jnp.zeros((size, x.size))
-    return Motion(x, jnp.zeros(size), nothing, nothing)
+from ppl_em.scores import find, louis_information
 
 
 def at(toy, params, draws, follow):
@@ -38,8 +33,8 @@ def at(toy, params, draws, follow):
         jax.random.key(SEED), toy.model, (), toy.data, init_params=jax.tree.map(jnp.asarray, params)
     )
     x, posterior = problem.unconstrain(start), WeightedDraws.equal(jnp.asarray(draws))
-    motion = find_motion(problem, x, posterior) if follow else still(x, draws.shape[-1])
     components = find(problem, x, posterior)
+    motion = find_motion(problem, x, posterior, components) if follow else still(x, draws[0, 0])
     return problem, x, sampled_information(problem, x, draws, components, motion)
 
 
@@ -146,7 +141,7 @@ def test_two_hundred_draws_are_enough(optimized):
             posterior, state, _ = expectation(config, problem, at, state)
             posteriors.append(posterior)
         components = find(problem, at, posteriors[0])
-        motion = find_motion(problem, at, posteriors[0])
+        motion = find_motion(problem, at, posteriors[0], components)
         moments = [score_moments(problem, some, components, motion) for some in posteriors]
         failed += not louis_information(problem, at, moments).precise
         draws = np.concatenate([np.asarray(some.draws) for some in posteriors], axis=1)
@@ -231,7 +226,7 @@ def test_withheld(model, args, draws, reason):
     problem, params = build_problem(jax.random.key(SEED), model, args, {})
     x, some = problem.unconstrain(params), draws(np.random.default_rng(SEED))
     components = find(problem, x, WeightedDraws.equal(jnp.asarray(some)))
-    found = sampled_information(problem, x, some, components, still(x, some.shape[-1]))
+    found = sampled_information(problem, x, some, components, still(x, some[0, 0]))
     assert not found.precise and not found.usable
     assert reason in found.problem_text
     assert np.all(np.isnan(found.covariance))

@@ -10,6 +10,7 @@ from conftest import SEED
 from small_models import POSITIVE
 
 import ppl_em.deterministic
+import ppl_em.em_step
 import ppl_em.monte_carlo
 import ppl_em.updates
 from ppl_em import EM, Stopping
@@ -62,20 +63,24 @@ def never_settled(monkeypatch):
 @pytest.mark.parametrize("name", SLOW)
 def test_traces_do_not_grow_with_steps(name, models, monkeypatch):
     model, counts = models[name], []
-    original = ppl_em.deterministic.maximization
 
-    def counted(*args):
-        out = original(*args)
-        counts.append(model.calls)
-        return out
+    def count_calls(place, function):
+        original = getattr(place, function)
 
-    for module in (ppl_em.deterministic, ppl_em.monte_carlo):
-        monkeypatch.setattr(module, "maximization", counted)
-    compiled = ppl_em.updates._maximization._cache_size()
+        def counted(*args):
+            out = original(*args)
+            counts.append(model.calls)
+            return out
+
+        monkeypatch.setattr(place, function, counted)
+
+    count_calls(ppl_em.deterministic, "maximization")
+    count_calls(ppl_em.em_step.Sampler, "em_step")
+    compiled = ppl_em.updates.traced_maximization._cache_size()
     long = run(model, name)
     assert long.num_steps == 50 and len(counts) == 51
     assert set(counts) == {counts[0]}, "the model was traced again after the first step"
-    more = ppl_em.updates._maximization._cache_size() - compiled
+    more = ppl_em.updates.traced_maximization._cache_size() - compiled
     assert more <= 1, "the M-step was compiled more than once"
 
     fresh = Counted()

@@ -104,12 +104,28 @@ class NUTS:
 
     def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> NUTSState:
         """Warm the chains up at `params`, in steps of `num_samples` transitions."""
-        key_jitter, rng_key = jax.random.split(rng_key)
-        state = _start(self, problem, key_jitter, rng_key)
-        x = problem.unconstrain(params)
-        for _ in range(self._warm_up):
+        state, x = self.cold(rng_key, problem), problem.unconstrain(params)
+        for _ in range(self.num_warmup_steps):
             state = expectation(self, problem, x, state)[1]
         return state
+
+    def cold(self, rng_key: jax.Array, problem: Problem) -> NUTSState:
+        """Chains about the problem's own start, masses of one; the warm-up is still to come."""
+        start = np.asarray(problem.start)
+        shape, dtype = (self.num_chains, start.size), start.dtype
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(rng_key)).astype(np.uint32))
+        mass = np.eye(shape[1], dtype=dtype) if self.dense_mass else np.ones(shape[1], dtype)
+        u, sizes, masses, target, age, warm = jax.device_put(
+            (
+                (start + 0.1 * rng.normal(size=shape)).astype(dtype),
+                np.ones(self.num_chains, dtype),
+                np.broadcast_to(mass, (self.num_chains, *mass.shape)),
+                np.asarray(self.target_accept_prob, dtype),
+                np.zeros((), int),
+                np.asarray(self.num_warmup_steps),
+            )
+        )
+        return NUTSState(u, sizes, masses, rng_key, target, age, warm)
 
     def step(
         self, problem: Problem, params: Params, state: NUTSState
@@ -198,8 +214,8 @@ class NUTS:
         return f"accept {float(info.accept_prob):.2f}, divergences {int(info.divergences)}"
 
     @property
-    def _warm_up(self) -> int:
-        """Steps of the warm-up."""
+    def num_warmup_steps(self) -> int:
+        """E-steps of the warm-up."""
         return -(-self.num_warmup // self.num_samples)
 
     def _kernel(self, problem: Problem, params: Params):
@@ -230,23 +246,6 @@ def _each_chain(num_latents: int) -> Callable[[Callable], Callable]:
     if num_latents <= SIDE_BY_SIDE or jax.default_backend() != "cpu":
         return jax.vmap
     return lambda transition: partial(jax.lax.map, transition)
-
-
-@jax.jit(static_argnums=0)
-def _start(config: NUTS, problem: Problem, key_jitter: jax.Array, rng_key: jax.Array) -> NUTSState:
-    """Chains about the problem's own start, masses of one."""
-    shape = (config.num_chains, problem.num_latents)
-    dtype = problem.start.dtype
-    mass = jnp.eye(shape[1], dtype=dtype) if config.dense_mass else jnp.ones(shape[1], dtype)
-    return NUTSState(
-        problem.start + 0.1 * jax.random.normal(key_jitter, shape, dtype),
-        jnp.ones(config.num_chains, dtype),
-        jnp.broadcast_to(mass, (config.num_chains, *mass.shape)),
-        rng_key,
-        jnp.asarray(config.target_accept_prob, dtype),
-        jnp.zeros((), int),
-        jnp.asarray(config._warm_up),
-    )
 
 
 def _inverse_mass(draws: jax.Array, before: jax.Array) -> jax.Array:
