@@ -1,6 +1,7 @@
 """One EM step by draws, compiled as one program that can also do its E-step alone."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import jax
@@ -45,7 +46,7 @@ class Sampler:
         """An E-step at `x` (p,)."""
         if self._traced is None:
             return expectation(self.e_step, problem, x, state)
-        m_state = self._traced.init(x)
+        m_state = _unused(self._traced, x.size, x.dtype)
         return _em_step(self.e_step, self._traced, problem, x, x, state, m_state, np.False_)[:3]
 
     def em_step(
@@ -85,6 +86,12 @@ class Sampler:
         if self.m_step is None or isinstance(self.m_step, HostMStep):
             return None
         return cast(TracedMStep, self.m_step)
+
+
+@lru_cache(maxsize=16)
+def _unused(m_step: TracedMStep, size: int, dtype: np.dtype) -> Any:
+    """An M-step's state where none is made."""
+    return m_step.init(cast(jax.Array, np.zeros(size, dtype)))
 
 
 @jax.jit(static_argnums=(0, 1))
