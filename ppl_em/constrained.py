@@ -84,7 +84,7 @@ def moved(
     problem: Problem, x: jax.Array, step: np.ndarray, information: Information
 ) -> jax.Array | None:
     """`x` (p,) after a step (p,) along the constraints that `hold` holds there; None if outside."""
-    new_x = x + jnp.asarray(step, x.dtype)
+    new_x = jax.device_put(np.asarray(x) + step.astype(x.dtype))
     if not problem.spec.restrictions:
         return new_x
     _, side, prices = _priced(problem, x, information)

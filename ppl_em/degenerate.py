@@ -88,7 +88,7 @@ def unbounded(problem: Problem, x: jax.Array, posterior: Posterior, suspected: n
 
 def _has_gone_far(problem: Problem, away: np.ndarray) -> np.ndarray:
     """Coordinates of bounded parameters that are far from their start, (p,)."""
-    parts = problem.spec.space.unravel(jnp.asarray(away))
+    parts = problem.spec.space.unravel(away)
     far = {
         site.name: jax.tree.map(
             lambda v, site=site: (np.abs(v) > FAR) & (site.constraint not in ON_THE_LINE),

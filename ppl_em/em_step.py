@@ -46,8 +46,9 @@ class Sampler:
         """An E-step at `x` (p,)."""
         if self._traced is None:
             return expectation(self.e_step, problem, x, state)
-        m_state = _unused(self._traced, x.size, x.dtype)
-        return _em_step(self.e_step, self._traced, problem, x, x, state, m_state, np.False_)[:3]
+        traced = self._traced
+        m_state = _unused(traced, x.size, x.dtype)  # type: ignore[arg-type]
+        return _em_step(self.e_step, traced, problem, x, x, state, m_state, np.False_)[:3]
 
     def em_step(
         self, problem: Problem, x: jax.Array, x_before: jax.Array, state: Any, m_state: Any

@@ -27,23 +27,23 @@ SIDE_BY_SIDE = 1_000_000
 """Terms at draws that are evaluated side by side, at most."""
 
 NUM_PLACES = 4
-"""Parameters for which log-joints and scores are returned draw by draw."""
+"""Parameters for which scores are returned draw by draw."""
 
 DIFFERENCE = 0.05
 """Part of a Newton step over which scores are differenced."""
 
 
 class Task(IntEnum):
-    """What is done beside log-joints and gradients at given parameters."""
+    """What is done. Gradients at given parameters come with all but the last."""
 
-    NOTHING = 0
+    GRADIENTS = 0
     SHIFT = 1
     SCORES = 2
     PIECES = 3
 
 
 class Asked(NamedTuple):
-    """A task, and parameters `places` (m, p) of which the first `number` matter."""
+    """A task, parameters `places` (m, p), and the number of those for gradients, from the first."""
 
     task: Any
     places: Any
@@ -53,13 +53,12 @@ class Asked(NamedTuple):
 class Evaluated(NamedTuple):
     """What was found over n draws; zeros where nothing was asked.
 
-    At the first places `log_joints` (4, n) and `scores` (4, n, p), at all of them `gradients`
-    (m, p), the mean scores; `slopes` (n, D), gradients in the latents at the last. By task `shift`
-    (D, p); `score` (n, p), `means` (G + 1, p) and `outer` (p, p) as in `ScoreMoments`; `parts`
-    (n, G + 1), the log-joint by component.
+    At the first four places `scores` (4, n, p), at all of them their means, `gradients` (m, p).
+    Shifts of the latents, `shift` (D, p), with the gradients in them, `slopes` (n, D). By component
+    `score` (n, p), `means` (G + 1, p) and `outer` (p, p) as in `ScoreMoments`. At the first place
+    `parts` (n, G + 1), the log-joint by component; (n, 1) if there is but one.
     """
 
-    log_joints: jax.Array
     scores: jax.Array
     gradients: jax.Array
     slopes: jax.Array
@@ -88,14 +87,13 @@ def evaluate(
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), found)
 
     def at_place(index: jax.Array, found: Evaluated) -> Evaluated:
-        function = jax.value_and_grad(partial(log_joint, problem, motion), argnums=(0, 1))
-        values, (scores, slopes) = of_all(partial(function, asked.places[index]), flat)
+        # No values: without them much of the model need not be evaluated.
+        function = jax.grad(partial(log_joint, problem, motion))
+        scores = of_all(partial(function, asked.places[index]), flat)
         place = jnp.minimum(index, NUM_PLACES - 1)
         return found._replace(
-            log_joints=found.log_joints.at[place].set(values),
             scores=found.scores.at[place].set(scores),
             gradients=found.gradients.at[index].set(jnp.mean(scores, axis=0)),
-            slopes=slopes,
         )
 
     def with_scores(found: Evaluated) -> Evaluated:
@@ -112,14 +110,17 @@ def evaluate(
 
     def with_parts(found: Evaluated) -> Evaluated:
         def one(u: jax.Array) -> jax.Array:
+            x = asked.places[0]
             if owner is None:
-                return log_joint(problem, motion, motion.start, u)[None]
-            return pieces(number, owner, problem, motion, motion.start, u)
+                return log_joint(problem, motion, x, u)[None]
+            return pieces(number, owner, problem, motion, x, u)
 
         return found._replace(parts=of_all(one, flat))
 
     def with_shift(found: Evaluated) -> Evaluated:
-        return found._replace(shift=shift(problem, motion.start, motion.center))
+        function = jax.grad(partial(log_joint, problem, motion, motion.start))
+        slopes = of_all(function, flat)
+        return found._replace(slopes=slopes, shift=shift(problem, motion.start, motion.center))
 
     found = _nothing(1 if owner is None else number + 1, flat, asked.places)
     found = jax.lax.fori_loop(0, asked.number, at_place, found)
@@ -136,24 +137,23 @@ def _in_parts(flat: jax.Array, most: int) -> jax.Array:
 def _nothing(rows: int, flat: jax.Array, places: jax.Array) -> Evaluated:
     """Zeros, for `rows` components and draws `flat` (n, D)."""
     (m, p), (count, size) = places.shape, flat.shape
-    shapes = [(NUM_PLACES, count), (NUM_PLACES, count, p), (m, p), (count, size), (size, p)]
+    shapes = [(NUM_PLACES, count, p), (m, p), (count, size), (size, p)]
     shapes += [(count, p), (rows, p), (p, p), (count, rows)]
     return Evaluated(*(jnp.zeros(shape, places.dtype) for shape in shapes))
 
 
 def _evaluated(
-    task: Task,
     problem: Problem,
     motion: Motion,
     components: Components,
     draws: Any,
-    places: Sequence[np.ndarray] | np.ndarray = (),
+    task: Task,
+    places: Sequence[np.ndarray] | np.ndarray,
 ) -> Evaluated:
     x = np.asarray(motion.start)
     rows = np.zeros((max(2 * x.size, NUM_PLACES), x.size), x.dtype)
-    if len(places):
-        rows[: len(places)] = places
-    asked = Asked(np.asarray(int(task)), rows, np.asarray(len(places)))
+    rows[: len(places)] = places
+    asked = Asked(np.asarray(int(task)), rows, np.asarray(len(places) * (task is not Task.PIECES)))
     return evaluate(components.number, problem, motion, components.owner, draws, asked)
 
 
@@ -169,7 +169,7 @@ def find_motion(
     draws = np.asarray(posterior.draws).reshape(-1, posterior.draws.shape[-1])
     center = draws.mean(axis=0)
     motion = still(x, center)
-    found = _evaluated(Task.SHIFT, problem, motion, components, posterior.draws, [np.asarray(x)])
+    found = _evaluated(problem, motion, components, posterior.draws, Task.SHIFT, [np.asarray(x)])
     shift, slopes, scores = jax.device_get((found.shift, found.slopes, found.scores))
     scores = scores[0]
     shift = np.where(_lowers(scores, slopes @ shift), shift, 0.0)
@@ -199,7 +199,7 @@ def score_moments(
 ) -> ScoreMoments:
     """Complete-data scores and Hessian over equally weighted draws at `motion.start`."""
     places, width = difference_points(np.asarray(motion.start))
-    found = _evaluated(Task.SCORES, problem, motion, components, posterior.draws, places)
+    found = _evaluated(problem, motion, components, posterior.draws, Task.SCORES, places)
     means, outer, score, gradients = jax.device_get(
         (found.means, found.outer, found.score, found.gradients)
     )
@@ -224,14 +224,18 @@ def curvature_of_score(
     # The derivative along the step is a difference: its errors are of the third order.
     shares = np.array([0.0, -DIFFERENCE, DIFFERENCE, 1.0])
     places = np.asarray(motion.start) + shares[:, None] * step
-    found = [_evaluated(Task.NOTHING, problem, motion, components, some, places) for some in draws]
-    log_joints = np.concatenate([np.asarray(part.log_joints) for part in found], axis=1)
-    scores = np.concatenate([np.asarray(part.scores) for part in found], axis=1)
+    ratios, scores = [], []
+    for some in draws:
+        evaluated = partial(_evaluated, problem, motion, components, some)
+        parts = np.array([evaluated(Task.PIECES, [place]).parts for place in places], float)
+        ratios.append((parts - parts[0]).sum(axis=2))
+        scores.append(np.asarray(evaluated(Task.GRADIENTS, places).scores, float))
     with np.errstate(invalid="ignore"):  # what is not finite stays so
-        ratios = log_joints - log_joints[0]
-        weights = np.exp(ratios - ratios.max(axis=1, keepdims=True))
+        weights = np.concatenate(ratios, axis=1)
+        weights = np.exp(weights - weights.max(axis=1, keepdims=True))
         weights /= weights.sum(axis=1, keepdims=True)
-    here, backward, forward, there = np.einsum("sn,sni->si", weights, scores)
+    moved = np.concatenate(scores, axis=1)
+    here, backward, forward, there = np.einsum("sn,sni->si", weights, moved)
     slope = (forward - backward) / (2 * DIFFERENCE)
     return there - here - slope, float(np.max(weights) * weights.shape[1])
 
@@ -252,10 +256,10 @@ def known_blocks(
         size, count = shape[0] * shape[1], len(points)
         points = points[np.minimum(np.arange(-(-count // size) * size), count - 1)]
         found = [
-            np.asarray(_evaluated(Task.PIECES, problem, motion, components, some).parts, float)
+            _evaluated(problem, motion, components, some, Task.PIECES, [np.asarray(x)]).parts
             for some in points.reshape(-1, *shape)
         ]
-        return np.concatenate(found)[:count]
+        return np.concatenate(found)[:count].astype(float)
 
     motion = still(x, np.zeros(shape[2]))
     return components.labels, by_block

@@ -153,10 +153,16 @@ class ParamSpace:
         """Rebuild the free parameters from the unconstrained vector `x`, shape (p,)."""
         return _constrain(self, x)
 
-    def unravel(self, x: jax.Array) -> Params:
-        """Split the unconstrained vector `x`, shape (p,), into unconstrained values by site."""
-        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self._prototype())
-        return ravel_pytree(zeros)[1](x)
+    def unravel(self, x: Any) -> Params:
+        """Split the unconstrained vector `x`, shape (p,), into unconstrained values by site.
+
+        Takes arrays of JAX or NumPy.
+        """
+        leaves, treedef = jax.tree.flatten(self._prototype())
+        ends = np.cumsum([int(np.prod(leaf.shape)) for leaf in leaves])
+        parts = (np if isinstance(x, np.ndarray) else jnp).split(x, ends[:-1])
+        shaped = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+        return jax.tree.unflatten(treedef, shaped)
 
     @property
     def size(self) -> int:
