@@ -72,15 +72,15 @@ def probe(rng_key: jax.Array, problem: Problem, values: Params) -> Problem:
 
 
 def _first_look(problem: Problem, x: jax.Array, points: np.ndarray) -> tuple[Problem, Look]:
-    """What is at `points` (n, D), by the program that serves later looks if they come for sure.
+    """What is at `points` (n, D), by the program that E-steps will use to look at the latents.
 
-    The problem comes back without `by_term` if there are no such derivatives.
+    The problem comes back without `by_term` if the model has no derivatives of that kind.
     """
-    if problem.spec.by_term and points.size:
+    if points.size:
         try:
             return problem, look(problem, x, points, np.zeros_like(points))
         except Exception as error:
-            logger.info("no second derivatives yet: %s", str(error).split("\n")[0])
+            logger.info("looked at without second derivatives: %s", str(error).split("\n")[0])
     spec = dataclasses.replace(problem.spec, by_term=False)
     return dataclasses.replace(problem, spec=spec), look(problem, x, points)
 
