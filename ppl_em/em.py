@@ -194,6 +194,7 @@ def run_plan(
     begin = time.monotonic()
     narrower, functional = split_option(em.constraints)
     first, more = split_starts(init_params)
+    chosen = e_steps.from_flag(em.e_step)
     key_build, key_resolve, key_init, key_finish = jax.random.split(as_key(rng_key), 4)
     problem, params = build_problem(
         key_build,
@@ -204,6 +205,7 @@ def run_plan(
         fixed=em.fixed,
         constraints=narrower,
         init_params=first,
+        by_term=getattr(chosen, "stochastic", False),
     )
     problem, params = restrict(problem, params, functional)
     if not (problem.spec.latents or problem.spec.discrete):
@@ -211,7 +213,6 @@ def run_plan(
             "The model has no latent sites: this is plain maximum likelihood, for which EM "
             "has nothing to do beyond one M-step."
         )
-    chosen = e_steps.from_flag(em.e_step)
     starts = all_starts(key_init, problem, params, more, em.num_restarts)
     if noise_of(chosen) is not None:
         starts = [_nudged(key_resolve, problem, start) for start in starts]

@@ -24,10 +24,11 @@ from ppl_em.checks import (
     param_constraint,
 )
 from ppl_em.params import Params, ParamSpace
-from ppl_em.probing import density_and_gradients, probe
+from ppl_em.probing import probe
 from ppl_em.problem import DiscreteSite, LatentSite, Problem, ProblemSpec
 from ppl_em.static import Static, content_key
 from ppl_em.subsampling import Plate, Whole
+from ppl_em.terms import density_and_gradients
 from ppl_em.trial import run_model
 from ppl_em.validation import ModelError, check_call, check_mapping, site_error
 
@@ -44,6 +45,7 @@ def build_problem(
     fixed: Params | None = None,
     constraints: dict[str, constraints.Constraint] | None = None,
     init_params: Params | None = None,
+    by_term: bool = False,
 ) -> tuple[Problem, Params]:
     """Classify the sites of `model` on its data, and check that EM can fit it.
 
@@ -55,6 +57,8 @@ def build_problem(
         A NumPyro model and its arguments.
     map_sites, fixed, constraints, init_params
         As in `ppl_em.EM` and `EM.run`.
+    by_term
+        Whether the fit will tell the terms of the log-joint apart, as Monte Carlo EM does.
 
     Returns
     -------
@@ -103,9 +107,10 @@ def build_problem(
         tuple(k for k, s in trace.items() if s["type"] == "sample" and s["is_observed"]),
         min([f.dim for f in frames if f.dim is not None], default=0) - 1,
         factors=tuple(k for k, s in trace.items() if is_factor(s)),
+        by_term=by_term,
     )
     parts = [_unconstrained_start(continuous[site.name]) for site in sites]
-    u = jnp.concatenate(parts) if parts else jnp.zeros((0,))
+    u = jax.device_put(np.concatenate(parts)) if parts else jnp.zeros((0,))
     problem = _with_arguments(spec, args, kwargs, fixed, values, u)
     if any("_scan_current_index" in site["infer"] for site in trace.values() if "infer" in site):
         problem = _side_by_side(problem, values)
@@ -243,9 +248,9 @@ def site_dims(site: Site, shape: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _unconstrained_start(site: Site) -> jax.Array:
+def _unconstrained_start(site: Site) -> np.ndarray:
     value = jnp.asarray(site["value"], jnp.result_type(float))
-    return jnp.ravel(biject_to(site["fn"].support).inv(value))
+    return np.ravel(biject_to(site["fn"].support).inv(value))
 
 
 def _with_arguments(

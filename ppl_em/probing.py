@@ -13,6 +13,7 @@ from numpyro.infer.util import compute_log_probs
 from ppl_em.params import Params
 from ppl_em.problem import Problem
 from ppl_em.static import Static
+from ppl_em.terms import Look, density, density_and_gradients, look
 from ppl_em.validation import ModelError, site_error
 
 logger = logging.getLogger("ppl_em")
@@ -25,26 +26,10 @@ STRIDES = (-4.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0)
 """Steps on the unconstrained scale after which a parameter without a gradient may show."""
 
 
-def _density(problem: Problem, x: jax.Array, u: jax.Array) -> jax.Array:
-    params = problem.constrain(x)
-    return problem.log_joint(params, problem.constrain_latents(params, u))
+DISTANCES = (0.0, 0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
+"""Scales on which points are drawn around the start of the latents."""
 
-
-def density_and_gradients(problem: Problem, x: jax.Array, u: jax.Array) -> tuple:
-    """The log-joint at `x` (p,) and `u` (D,), and its gradients in both."""
-    return jax.value_and_grad(_density, argnums=(1, 2))(problem, x, u)
-
-
-_density_at = jax.jit(_density)
-
-
-@jax.jit
-def _density_nearby(rng_key: jax.Array, problem: Problem, x: jax.Array) -> tuple:
-    """Points at growing distances of the start, (8, D), and log-joint and gradients there."""
-    noise = jax.random.normal(rng_key, (8, *problem.start.shape), problem.start.dtype)
-    scales = jnp.asarray([0.0, 0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0])[:, None]
-    points = problem.start + scales * noise
-    return points, *jax.vmap(lambda u: density_and_gradients(problem, x, u))(points)
+_density_at = jax.jit(density)
 
 
 def probe(rng_key: jax.Array, problem: Problem, values: Params) -> Problem:
@@ -60,21 +45,20 @@ def probe(rng_key: jax.Array, problem: Problem, values: Params) -> Problem:
         if not bool(jnp.isfinite(_density_at(problem, x, u))):
             raise _not_finite(problem, values, u)
         return problem
-    key_latents, key_params = jax.random.split(rng_key)
-    points, density, (by_param, by_latent) = jax.device_get(
-        _density_nearby(key_latents, problem, x)
-    )
-    good = (
-        np.isfinite(density) & np.all(np.isfinite(by_param), 1) & np.all(np.isfinite(by_latent), 1)
-    )
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(rng_key)).astype(np.uint32))
+    noise = rng.normal(size=(len(DISTANCES), u.size))
+    points = (np.asarray(u) + np.array(DISTANCES)[:, None] * noise).astype(u.dtype)
+    problem, seen = _first_look(problem, x, points)
+    good = np.isfinite(seen.density)
+    good &= np.all(np.isfinite(seen.by_param), 1) & np.all(np.isfinite(seen.by_latent), 1)
     if not good.any():
         raise _not_finite(problem, values, points[0])
-    by_param, by_latent = by_param[good], by_latent[good]
+    by_param, by_latent = seen.by_param[good], seen.by_latent[good]
     unused = np.all(by_param == 0, axis=0)
     if unused.any():  # the start may be a stationary point
-        elsewhere = x + 0.1 * jax.random.normal(key_params, x.shape, x.dtype)
-        slopes = _density_nearby(key_latents, problem, elsewhere)[2][0]
-        unused &= np.all(np.asarray(slopes) == 0, axis=0)
+        away = 0.1 * rng.normal(size=x.shape)
+        elsewhere = jax.device_put((np.asarray(x) + away).astype(x.dtype))
+        unused &= np.all(_first_look(problem, elsewhere, points)[1].by_param == 0, axis=0)
         rough = _responds(problem, x, points[int(np.argmax(good))], unused)
         _refuse_unused(problem, unused & ~rough)
         problem = _with_rough(problem, rough)
@@ -85,6 +69,20 @@ def probe(rng_key: jax.Array, problem: Problem, values: Params) -> Problem:
         spec = dataclasses.replace(spec, idle=Static(idle))
     start = jax.device_put(points[int(np.argmax(good))])
     return dataclasses.replace(problem, start=start, spec=spec)
+
+
+def _first_look(problem: Problem, x: jax.Array, points: np.ndarray) -> tuple[Problem, Look]:
+    """What is at `points` (n, D), by the program that E-steps will use to look at the latents.
+
+    The problem comes back without `by_term` if the model has no derivatives of that kind.
+    """
+    if points.size:
+        try:
+            return problem, look(problem, x, points, np.zeros_like(points))
+        except Exception as error:
+            logger.info("looked at without second derivatives: %s", str(error).split("\n")[0])
+    spec = dataclasses.replace(problem.spec, by_term=False)
+    return dataclasses.replace(problem, spec=spec), look(problem, x, points)
 
 
 def _responds(problem: Problem, x: jax.Array, u: jax.Array, unused: np.ndarray) -> np.ndarray:

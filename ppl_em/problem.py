@@ -69,7 +69,8 @@ class ProblemSpec:
     `scans` says whether steps of a `scan` are evaluated side by side, see `scans.py`; `idle` marks
     coordinates that touch nothing, shape (D,); `rough` names parameters to which the log-joint
     responds without a gradient; `restrictions` are constraints on functions of the parameters;
-    `factors` are the observed `numpyro.factor` sites.
+    `factors` are the observed `numpyro.factor` sites; `by_term` says whether the terms of the
+    log-joint will be told apart, see `terms.look`.
     """
 
     model: Callable
@@ -84,6 +85,7 @@ class ProblemSpec:
     rough: tuple[str, ...] = ()
     restrictions: tuple[Restriction, ...] = ()
     factors: tuple[str, ...] = ()
+    by_term: bool = False
 
 
 @jax.tree_util.register_dataclass

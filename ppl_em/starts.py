@@ -9,8 +9,8 @@ from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 
 from ppl_em.params import Params, as_value, check_start, check_value
-from ppl_em.probing import density_and_gradients
 from ppl_em.problem import Problem
+from ppl_em.terms import density_and_gradients
 from ppl_em.validation import ModelError, check_known, check_mapping
 
 SPREAD = 1.0

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.problem import Problem
@@ -16,7 +15,7 @@ class Blocks:
     """A partition of the D latent coordinates into G independent blocks of d coordinates.
 
     `index.value` has shape (G, d) and holds positions in `u`. The pieces of a matrix are its
-    blocks, (G, d, d).
+    blocks, (G, d, d). All methods take arrays of NumPy too, and then compile nothing.
     """
 
     index: Static
@@ -68,11 +67,11 @@ class Blocks:
 
     def unpack(self, products: jax.Array) -> jax.Array:
         """The blocks (G, d, d), from products with the colors, (d, D)."""
-        return jnp.moveaxis(self.split(products), 0, -1)
+        return self.split(products).transpose(1, 2, 0)
 
     def multiply(self, pieces: jax.Array, vector: jax.Array) -> jax.Array:
         """The matrix with blocks (G, d, d) times a vector, (D,)."""
-        return self.join(jnp.einsum("gij,gj->gi", pieces, self.split(vector)))
+        return self.join((pieces @ self.split(vector)[..., None])[..., 0])
 
     def screen(self, rng: np.random.Generator) -> Screen:
         """A block couples with itself."""

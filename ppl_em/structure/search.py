@@ -1,14 +1,14 @@
 """Choose the cheapest structure that the numbers confirm."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
 from ppl_em.problem import Problem
 from ppl_em.static import Static
-from ppl_em.structure.base import Structure, hessian_product, restrict, tolerance
+from ppl_em.structure.base import Structure, tolerance
 from ppl_em.structure.blocks import Blocks
 from ppl_em.structure.candidates import (
     arrow_candidates,
@@ -16,9 +16,7 @@ from ppl_em.structure.candidates import (
     chain_candidates,
     coordinates,
 )
-
-AT_ONCE = 8
-"""Hessian products evaluated side by side; one compiled program serves every candidate."""
+from ppl_em.terms import look
 
 S = TypeVar("S", bound=Structure)
 
@@ -80,7 +78,7 @@ def _cheapest(
     able = sorted((c for c in proposed if c.cost < dense.cost), key=lambda c: c.cost)
     if not able:
         return dense
-    probe = _Probe.around(problem, x, u, Static(index), rng_key, spreads)
+    probe = _Probe.around(problem, x, u, index, rng_key, spreads)
     for candidate in _screened(able, probe):
         if _relative_error(candidate, probe) < tolerance(u.dtype):
             return candidate
@@ -94,7 +92,7 @@ class _Probe(NamedTuple):
     x: np.ndarray
     u: jax.Array
     points: np.ndarray
-    coordinates: Static
+    coordinates: np.ndarray
     rng: np.random.Generator
 
     @classmethod
@@ -103,53 +101,32 @@ class _Probe(NamedTuple):
         problem: Problem,
         x: jax.Array,
         u: jax.Array,
-        index: Static,
+        index: np.ndarray,
         rng_key: jax.Array,
         spreads: tuple[float, ...],
     ) -> "_Probe":
         rng = np.random.default_rng(np.asarray(jax.random.key_data(rng_key)).astype(np.uint32))
         away = np.array(spreads)[:, None] * rng.normal(size=(len(spreads), x.size))
-        start = np.asarray(u)[index.value]
+        start = np.asarray(u)[index]
         near = 0.3 * rng.normal(size=(len(spreads), start.size))
         points = (start + near).astype(u.dtype)
         return cls(problem, np.asarray(x) + away.astype(x.dtype), u, points, index, rng)
 
     def products(self, place: int, directions: np.ndarray) -> np.ndarray:
         """Hessian products at one of the points with `directions`, (n, d) to (n, d)."""
-        found = []
-        for start in range(0, len(directions), AT_ONCE):
-            rows = np.zeros((AT_ONCE, directions.shape[1]))
-            some = directions[start : start + AT_ONCE]
-            rows[: len(some)] = some
-            result = _products(
-                self.coordinates,
-                self.problem,
-                self.x[place],
-                self.u,
-                self.points[place],
-                rows.astype(self.u.dtype),
-            )
-            found.append(np.asarray(result)[: len(some)])
-        return np.concatenate(found)
+        points = np.tile(np.asarray(self.u), (len(directions), 1))
+        points[:, self.coordinates] = self.points[place]
+        along = np.zeros_like(points)
+        along[:, self.coordinates] = directions
+        found = look(self.problem, self.x[place], points, along)
+        return np.asarray(found.products)[:, self.coordinates]
 
 
-@jax.jit(static_argnums=0)
-def _products(
-    index: Static,
-    problem: Problem,
-    x: jax.Array,
-    u: jax.Array,
-    point: jax.Array,
-    directions: jax.Array,
-) -> jax.Array:
-    params = problem.constrain(x)
-    density = restrict(lambda u: problem.log_joint_unconstrained(params, u), u, index.value)
-    return jax.vmap(lambda direction: hessian_product(density, point, direction))(directions)
-
-
-@jax.jit(static_argnums=0)
-def _multiply(structure: Structure, products: jax.Array, vector: jax.Array) -> jax.Array:
+def _multiply(structure: Structure, products: Any, vector: Any) -> Any:
     return structure.multiply(structure.unpack(products), vector)
+
+
+_multiply_compiled = jax.jit(_multiply, static_argnums=0)
 
 
 def _screened(candidates: Sequence[S], probe: _Probe) -> list[S]:
@@ -181,7 +158,8 @@ def _relative_error(structure: Structure, probe: _Probe) -> float:
         direction = scale * probe.rng.normal(size=colors.size)
         full = scale * probe.products(place, direction[None])[0]
         vector = direction.astype(probe.u.dtype)
-        within = scale * np.asarray(_multiply(structure, products, vector))
+        multiply = _multiply if isinstance(structure, Blocks) else _multiply_compiled
+        within = scale * np.asarray(multiply(structure, products, vector))
         gap = np.max(np.abs(full - within)) / (np.max(np.abs(full)) + 1e-30)
         errors.append(gap if np.isfinite(gap) else np.inf)
     return float(np.max(errors))
