@@ -208,7 +208,7 @@ def _arrive(
         return None
     x, state, value = settled
     bounds = np.where(held, np.where(sides < 0, limits[:, 0], limits[:, 1]), np.nan)
-    labels = flat_labels(ground.problem.spec.space.unravel(x))
+    labels = flat_labels(ground.problem.spec.space.unravel(np.asarray(x)))
     found = {}
     for place in np.flatnonzero(held).tolist():
         side = int(sides[place])

@@ -96,7 +96,7 @@ def rough_coordinates(problem: Problem, information: Information) -> np.ndarray:
     size = problem.spec.space.size
     if not problem.spec.rough:
         return np.zeros(size, bool)
-    numbers = problem.spec.space.unravel(jnp.arange(size, dtype=jnp.result_type(float)))
+    numbers = problem.spec.space.unravel(np.arange(size))
     leaves = [leaf for name in problem.spec.rough for leaf in jax.tree.leaves(numbers[name])]
     named = np.isin(np.arange(size), np.concatenate([np.ravel(leaf) for leaf in leaves]))
     return named & np.all(information.matrix == 0, axis=0) & (information.gradient == 0)

@@ -76,7 +76,7 @@ def unbounded(problem: Problem, x: jax.Array, posterior: Posterior, suspected: n
         direction[i] = np.sign(slope[i])
         first, second = np.diff(_q_along(problem, posterior, x, jnp.asarray(direction)))
         if np.isfinite(first + second) and first > REACH[0] * STEEP and second > 0.8 * first:
-            label = flat_labels(problem.spec.space.unravel(x))[i]
+            label = flat_labels(problem.spec.space.unravel(np.asarray(x)))[i]
             value = jax.tree.leaves(_value(problem, x, label))
             goes = f" ({value[0]:.2g})" if value else ""
             return (

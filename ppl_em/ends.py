@@ -96,7 +96,7 @@ def within_reach(space: ParamSpace, params: Params, errors: np.ndarray) -> dict[
     """
     values = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
     known = dict(zip(flat_labels(params), zip(values, errors, strict=True), strict=True))
-    labels = flat_labels(space.unravel(jnp.zeros(space.size)))
+    labels = flat_labels(space.unravel(np.zeros(space.size)))
     found = {}
     for label, bounds in zip(labels, ends(space), strict=True):
         for bound in bounds[np.isfinite(bounds)]:

@@ -126,7 +126,7 @@ def bounds(problem: Problem, barriers: bool = False) -> tuple[np.ndarray, np.nda
     if not rows:
         return None
     space = problem.spec.space
-    numbers = space.unravel(jnp.arange(space.size))
+    numbers = space.unravel(np.arange(space.size))
     lower, upper = np.full(space.size, -np.inf), np.full(space.size, np.inf)
     sites = {site.name: site for site in space.sites}
     for row in rows:

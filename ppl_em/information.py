@@ -269,7 +269,7 @@ def trouble(
     values, vectors = np.linalg.eigh(basis.T @ matrix @ basis)
     if values[0] > max(1e-10 * abs(values[-1]), 1e-10):
         return ""
-    labels = flat_labels(problem.spec.space.unravel(x))
+    labels = flat_labels(problem.spec.space.unravel(np.asarray(x)))
     weights = np.abs(basis @ vectors[:, 0])
     names = [labels[i] for i in np.argsort(-weights) if weights[i] > 0.3][:4]
     return (

@@ -143,7 +143,7 @@ class Landscape:
     def _value(self, x: jax.Array, place: int) -> float:
         """The parameter that coordinate `place` of `x` (p,) alone belongs to, on its own scale."""
         space = self.problem.spec.space
-        values, marks = space.constrain(x), space.unravel(jnp.arange(x.size) == place)
+        values, marks = space.constrain(x), space.unravel(np.arange(x.size) == place)
         for name, mark in marks.items():
             if np.any(ravel_pytree(mark)[0]):
                 pairs = zip(jax.tree.leaves(values[name]), jax.tree.leaves(mark), strict=True)

@@ -103,7 +103,7 @@ def _slope_at(problem: Problem, x: jax.Array, u: jax.Array) -> jax.Array:
 
 def _with_rough(problem: Problem, rough: np.ndarray) -> Problem:
     """The problem with the names of the parameters that have such coordinates, (p,)."""
-    flags = problem.spec.space.unravel(jnp.asarray(rough, jnp.result_type(float)))
+    flags = problem.spec.space.unravel(rough)
     names = [n for n, tree in flags.items() if any(np.any(v) for v in jax.tree.leaves(tree))]
     if not names:
         return problem
@@ -113,7 +113,7 @@ def _with_rough(problem: Problem, rough: np.ndarray) -> Problem:
 
 def _refuse_unused(problem: Problem, unused: np.ndarray) -> None:
     space = problem.spec.space
-    flags = space.unravel(jnp.asarray(unused, jnp.result_type(float)))
+    flags = space.unravel(unused)
     for name in space.names:
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(flags[name])]
         if leaves and all(np.all(leaf == 1) for leaf in leaves):
