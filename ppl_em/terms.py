@@ -25,8 +25,8 @@ from ppl_em import summation
 from ppl_em.params import Params
 from ppl_em.problem import Problem
 
-AT_ONCE = 8
-"""Points that are looked at side by side."""
+AT_ONCE = 4
+"""Points that are looked at side by side; more would be idle when one or two are asked for."""
 
 
 class Look(NamedTuple):
