@@ -25,8 +25,11 @@ from ppl_em import summation
 from ppl_em.params import Params
 from ppl_em.problem import Problem
 
-AT_ONCE = 8
-"""Points that are looked at side by side."""
+AT_ONCE = 4
+"""Points that are looked at side by side; more would be idle when one or two are asked for."""
+
+WIDE = 10_000
+"""Number of latents above which points are looked at one by one: none is idle then."""
 
 
 class Look(NamedTuple):
@@ -75,8 +78,8 @@ def look(
     idle = np.zeros(points.shape[1], bool) if problem.spec.idle is None else problem.spec.idle.value
     plain = replace(problem, spec=replace(problem.spec, idle=None, rough=(), restrictions=()))
     active = [np.where(idle, 0, a) for a in (points, directions) if a is not None]
-    size = len(points)
-    rows = np.minimum(np.arange(-(-size // AT_ONCE) * AT_ONCE), size - 1).reshape(-1, AT_ONCE)
+    size, side = len(points), AT_ONCE if points.shape[1] <= WIDE else 1
+    rows = np.minimum(np.arange(-(-size // side) * side), size - 1).reshape(-1, side)
     chunks = [jax.device_get(_look(plain, x, *(a[some] for a in active))) for some in rows]
     found: Look = jax.tree.map(lambda *parts: np.concatenate(parts)[:size], *chunks)
     if directions is not None and idle.any():
@@ -90,10 +93,10 @@ def look(
 def _look(
     problem: Problem, x: jax.Array, points: jax.Array, directions: jax.Array | None = None
 ) -> Look:
-    """At `AT_ONCE` points of a problem that does not know its idle coordinates."""
+    """At a few points of a problem that does not know its idle coordinates."""
     if directions is None:
         value, (by_param, by_latent) = jax.vmap(partial(density_and_gradients, problem, x))(points)
-        none = jnp.zeros((AT_ONCE, 0))
+        none = jnp.zeros((len(points), 0))
         return Look(value, by_param, by_latent, none, none)
     return jax.vmap(partial(_look_along, problem, x))(points, directions)
 
