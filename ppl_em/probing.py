@@ -13,7 +13,7 @@ from numpyro.infer.util import compute_log_probs
 from ppl_em.params import Params
 from ppl_em.problem import Problem
 from ppl_em.static import Static
-from ppl_em.terms import Look, density, density_and_gradients, look
+from ppl_em.terms import WIDE, Look, density, density_and_gradients, look
 from ppl_em.validation import ModelError, site_error
 
 logger = logging.getLogger("ppl_em")
@@ -76,6 +76,8 @@ def _first_look(problem: Problem, x: jax.Array, points: np.ndarray) -> tuple[Pro
 
     The problem comes back without `by_term` if the model has no derivatives of that kind.
     """
+    if points.shape[1] > WIDE:
+        return problem, look(problem, x, points)
     if points.size:
         try:
             return problem, look(problem, x, points, np.zeros_like(points))

@@ -29,7 +29,8 @@ AT_ONCE = 4
 """Points that are looked at side by side; more would be idle when one or two are asked for."""
 
 WIDE = 10_000
-"""Number of latents above which points are looked at one by one: none is idle then."""
+"""Number of latents above which points are looked at one by one, and for no more than is asked:
+another small program costs less there."""
 
 
 class Look(NamedTuple):
@@ -99,6 +100,22 @@ def _look(
         none = jnp.zeros((len(points), 0))
         return Look(value, by_param, by_latent, none, none)
     return jax.vmap(partial(_look_along, problem, x))(points, directions)
+
+
+def hessian_products(
+    problem: Problem, x: jax.Array, points: np.ndarray, directions: np.ndarray
+) -> np.ndarray:
+    """The `products` of a look alone, (n, D)."""
+    if points.shape[1] <= WIDE:
+        return np.asarray(look(problem, x, points, directions).products)
+    rows = zip(points, directions, strict=True)
+    return np.stack([np.asarray(_product(problem, x, *row)) for row in rows])
+
+
+@jax.jit
+def _product(problem: Problem, x: jax.Array, u: jax.Array, direction: jax.Array) -> jax.Array:
+    whole = partial(problem.log_joint_unconstrained, problem.constrain(x))
+    return jax.jvp(jax.grad(whole), (u,), (direction,))[1]
 
 
 def _look_along(problem: Problem, x: jax.Array, u: jax.Array, direction: jax.Array) -> Look:

@@ -16,7 +16,7 @@ from ppl_em.structure.candidates import (
     chain_candidates,
     coordinates,
 )
-from ppl_em.terms import look
+from ppl_em.terms import hessian_products
 
 S = TypeVar("S", bound=Structure)
 
@@ -118,8 +118,8 @@ class _Probe(NamedTuple):
         points[:, self.coordinates] = self.points[place]
         along = np.zeros_like(points)
         along[:, self.coordinates] = directions
-        found = look(self.problem, self.x[place], points, along)
-        return np.asarray(found.products)[:, self.coordinates]
+        found = hessian_products(self.problem, self.x[place], points, along)
+        return found[:, self.coordinates]
 
 
 def _multiply(structure: Structure, products: Any, vector: Any) -> Any:
