@@ -1,5 +1,6 @@
 """Shared set-up: double precision, a persistent compilation cache, the models folder."""
 
+import gc
 import importlib.metadata
 import importlib.util
 import json
@@ -13,7 +14,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 if importlib.metadata.version("jaxlib") < "0.11":  # later versions refuse the flag
     # Half of the compiler's time here goes to an emitter that can be left out.
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+    os.environ.setdefault(
+        "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    )
+# Every operation is compiled with the call stack it came from, which is deep under pytest.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 import jax
 import numpyro
@@ -21,9 +26,13 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
+# Tracing allocates much that lives on: collect seldom, and not what the imports left.
+gc.freeze()
+gc.set_threshold(100_000, 20, 20)
+
 numpyro.enable_x64()
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 SEED = int(os.environ.get("PPL_EM_TEST_SEED", "0"))

@@ -5,12 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import SEED
-from hypothesis import Phase, given, seed, settings
-from random_models import Spec, build, configurations, data, log_joints, sites, specs
+from hypothesis import Phase, example, given, seed, settings
+from random_models import Node, Spec, build, configurations, data, log_joints, sites, specs
 
 from ppl_em import summation
 from ppl_em.e_step.enumeration import Enumeration
 from ppl_em.inspection import build_problem
+
+TOP = Node((), 2, (), True, False, True, False)
+LEAF = Node(("a",), 2, (0,), True, False, False, True)
+FULL = Spec((TOP, LEAF), 3, False, False, True, True, True, 3)
+"""A chain whose transitions follow a site outside, which has a leaf in a plate."""
 
 THETA, OTHER = jnp.array([0.4, -0.7]), jnp.array([-0.2, 0.9])
 
@@ -19,11 +24,7 @@ def close(a, b, scale=1.0):
     np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * scale)
 
 
-@pytest.mark.slow
-@seed(SEED)
-@settings(max_examples=20, deadline=None, database=None, phases=[Phase.generate])
-@given(specs())
-def test_sums_equal_full_enumeration(spec: Spec):
+def check(spec: Spec) -> None:
     y = data(spec)
     problem, _ = build_problem(jax.random.key(0), build(spec), (y,), {})
     ours, brute = jax.device_get((_ours(problem), _brute(spec, y)))
@@ -45,6 +46,26 @@ def test_sums_equal_full_enumeration(spec: Spec):
         if unique:
             chosen = np.reshape(np.argmax(ours["best"][name], -1), shape)
             np.testing.assert_array_equal(chosen, table[name][top])
+
+
+CHOICES = {"deadline": None, "database": None, "phases": [Phase.explicit, Phase.generate]}
+
+
+@pytest.mark.slow
+@seed(SEED)
+@settings(max_examples=10, **CHOICES)
+@example(FULL)
+@given(specs())
+def test_sums_equal_full_enumeration(spec: Spec):
+    check(spec)
+
+
+@pytest.mark.long
+@seed(SEED)
+@settings(max_examples=40, **CHOICES)
+@given(specs())
+def test_sums_of_more_models_equal_full_enumeration(spec: Spec):
+    check(spec)
 
 
 @jax.jit
@@ -91,7 +112,8 @@ def _brute(spec: Spec, y: jax.Array) -> dict:
 @pytest.mark.long
 def test_draws_have_the_exact_probabilities():
     """Frequencies of whole configurations within 5 standard errors of their probabilities."""
-    spec = next(s for s in _examples() if s.steps and s.nodes and len(configurations(s)["s"]) < 300)
+    spec = FULL
+    assert len(configurations(spec)["s"]) < 300
     y = data(spec)
     problem, _ = build_problem(jax.random.key(0), build(spec), (y,), {})
     factors = problem.log_factors({"theta": THETA}, {})
@@ -111,11 +133,3 @@ def test_draws_have_the_exact_probabilities():
     error = np.sqrt(weights * (1 - weights) / count) + 1 / count
     assert np.max(np.abs(frequency - weights) / error) < 5
     assert frequency[weights == 0].sum() == 0
-
-
-def _examples():
-    from random_models import Node
-
-    top = Node((), 2, (), True, False, True, False)
-    leaf = Node(("a",), 2, (0,), True, False, False, True)
-    yield Spec((top, leaf), 3, False, False, True, True, True, 3)

@@ -51,12 +51,12 @@ M_STEPS = {
     "slsqp": m_steps.Scipy("SLSQP"),
     "simplex": m_steps.Scipy("Nelder-Mead"),
 }
-ALWAYS = ("newton", "lbfgs", "gem")
+KINDS_OF_E_STEPS = ("enumeration", "gaussian", "laplace", "nuts")
 PAIRS = [  # every E-step with the first M-steps, the others with one E-step of each kind
-    (e, m)
+    pytest.param(e, m, marks=[pytest.mark.long] * (m != "newton" and e not in KINDS_OF_E_STEPS))
     for e in E_STEPS
     for m in M_STEPS
-    if m in ALWAYS or e in ("enumeration", "gaussian", "laplace", "nuts")
+    if m in ("newton", "lbfgs", "gem") or e in KINDS_OF_E_STEPS
 ]
 GENERALIZED = ("gem", "gradient")
 

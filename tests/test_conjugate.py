@@ -24,7 +24,7 @@ from ppl_em.static import Static
 
 def table(cases: dict[str, Case]) -> list:
     """Names for `parametrize`; those whose kind others show already are marked slow."""
-    costly = {"mixed", "multinomial", "frailty", "imputed"}
+    costly = {"mixed", "multinomial", "frailty", "imputed", "student", "waiting"}
     return [pytest.param(n, marks=[pytest.mark.long] * (n in costly)) for n in cases]
 
 
@@ -300,7 +300,12 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+REPEATED = ("coupled", "curve")  # the words of "coupled_weakly" and of "normal_gamma"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.long] * (n in REPEATED)) for n in REFUSED]
+)
 def test_refusals(name, rng_key):
     model, words = REFUSED[name]
     problem, params = build_problem(rng_key, model, (ROWS,), {})

@@ -19,8 +19,9 @@ from ppl_em.problem import Problem
 
 def table(cases: dict[str, Case]) -> list:
     """Names for `parametrize`; the costlier ones are marked slow."""
-    costly = {"latent_class", "slope", "missing"}
-    return [pytest.param(n, marks=[pytest.mark.slow] * (n in costly)) for n in cases]
+    marks = {"latent_class": [pytest.mark.slow], "missing": [pytest.mark.slow]}
+    marks["slope"] = [pytest.mark.long]  # blocks of two: `test_evidence` and sleepstudy have them
+    return [pytest.param(n, marks=marks.get(n, [])) for n in cases]
 
 
 class Setting(NamedTuple):

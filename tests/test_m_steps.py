@@ -41,7 +41,7 @@ ONE_STEP = {"newton": Newton(max_steps=1), "gradient": Gradient()}
 REFERENCES = [
     pytest.param("linkage", "newton"),
     pytest.param("pump", "gradient"),
-    pytest.param("faithful", "newton", marks=SLOW),
+    pytest.param("faithful", "newton", marks=LONG),
     pytest.param("faithful", "gradient", marks=SLOW),
     pytest.param("linkage", "gradient", marks=LONG),
     pytest.param("pump", "newton", marks=LONG),

@@ -109,7 +109,7 @@ def test_simulated_data_enter_the_model(module):
     assert any(site["type"] == "sample" and site["is_observed"] for site in sites.values())
 
 
-def test_log_joint_is_finite_at_the_initial_parameters(module):
+def test_log_joint_is_finite_at_the_initial_parameters(module, name):
     data = module.load()
     sites = initial_trace(module, data)
     start = {
@@ -117,7 +117,12 @@ def test_log_joint_is_finite_at_the_initial_parameters(module):
         for key, site in sites.items()
         if site["type"] in ("param", "sample") and not site.get("is_observed", False)
     }
-    value, _ = log_density(module.model, (), data, start)
+
+    def log_joint(start):
+        return log_density(module.model, (), data, start)[0]
+
+    # theoph takes its initial values from the data by NumPy, even where they are not needed.
+    value = log_joint(start) if name == "theoph" else jax.jit(log_joint)(start)
     assert jnp.isfinite(value)
 
 

@@ -51,7 +51,7 @@ def setting(name: str) -> Setting:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.long] if n == "proportions" else []) for n in CASES],
+    [pytest.param(n, marks=[pytest.mark.long] * (n in ("proportions", "absences"))) for n in CASES],
 )
 def test_log_likelihood(name):
     s = setting(name)

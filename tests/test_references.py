@@ -1,6 +1,7 @@
 """Reference answers on real data, computed by independent software (see tests/reference)."""
 
 import json
+from functools import cache
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ def flat(tree: dict) -> np.ndarray:
     return np.asarray(ravel_pytree(tree)[0])
 
 
+@cache
 def fit(name: str, flag: str, seed: int = SEED, **options) -> tuple[EMResult, dict]:
     entry = catalog.find(name)
     result = EM(entry.model, e_step=flag, **options).run(
@@ -38,13 +40,13 @@ EXACT = [
     "pump",
     "sleepstudy",
     "zero_inflated",
-    pytest.param("earthquakes:stationary", marks=pytest.mark.slow),
+    pytest.param("earthquakes:stationary", marks=pytest.mark.long),
     "nile",
     "poisson_mixture",
     pytest.param("latent_class", marks=pytest.mark.long),
     pytest.param("airquality", marks=pytest.mark.slow),
     pytest.param("airquality:every_column", marks=pytest.mark.long),
-    pytest.param("kidney", marks=pytest.mark.slow),
+    pytest.param("kidney", marks=pytest.mark.long),
 ]
 
 
@@ -140,8 +142,13 @@ def test_linkage_digits():
     np.testing.assert_allclose(result.history["pi"][:4], printed, atol=2e-9)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["seeds", "pump"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("seeds", marks=pytest.mark.slow),
+        pytest.param("pump", marks=pytest.mark.long),
+    ],
+)
 def test_monte_carlo_within_its_errors(name, optimized):
     """At least 9 of 10 seeds within 0.1 standard error, and within 15 % on standard errors."""
     near, likelihood, spread = 0, 0, 0
@@ -160,10 +167,16 @@ def test_monte_carlo_within_its_errors(name, optimized):
 QUADRATURE = [
     "seeds",
     pytest.param("pump", marks=pytest.mark.slow),
-    pytest.param("epil", marks=pytest.mark.slow),
     *[
         pytest.param(name, marks=pytest.mark.long)
-        for name in ("kidney", "kidney:lognormal", "lsat", "lsat:two_parameter", "sleepstudy")
+        for name in (
+            "epil",
+            "kidney",
+            "kidney:lognormal",
+            "lsat",
+            "lsat:two_parameter",
+            "sleepstudy",
+        )
     ],
     *[
         pytest.param(name, marks=pytest.mark.long)
