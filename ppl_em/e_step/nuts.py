@@ -113,11 +113,11 @@ class NUTS:
         """Chains about the problem's own start, masses of one; the warm-up is still to come."""
         start = np.asarray(problem.start)
         shape, dtype = (self.num_chains, start.size), start.dtype
-        rng = np.random.default_rng(np.asarray(jax.random.key_data(rng_key)).astype(np.uint32))
+        key_jitter, rng_key = _two_keys(rng_key)
         mass = np.eye(shape[1], dtype=dtype) if self.dense_mass else np.ones(shape[1], dtype)
-        u, sizes, masses, target, age, warm = jax.device_put(
+        u = _about(problem.start, key_jitter, self.num_chains)
+        sizes, masses, target, age, warm = jax.device_put(
             (
-                (start + 0.1 * rng.normal(size=shape)).astype(dtype),
                 np.ones(self.num_chains, dtype),
                 np.broadcast_to(mass, (self.num_chains, *mass.shape)),
                 np.asarray(self.target_accept_prob, dtype),
@@ -246,6 +246,18 @@ def _each_chain(num_latents: int) -> Callable[[Callable], Callable]:
     if num_latents <= SIDE_BY_SIDE or jax.default_backend() != "cpu":
         return jax.vmap
     return lambda transition: partial(jax.lax.map, transition)
+
+
+@jax.jit
+def _two_keys(rng_key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    first, second = jax.random.split(rng_key)
+    return first, second
+
+
+@jax.jit(static_argnums=2)
+def _about(start: jax.Array, rng_key: jax.Array, num_chains: int) -> jax.Array:
+    """Points about `start` (D,), (chain, D)."""
+    return start + 0.1 * jax.random.normal(rng_key, (num_chains, start.size), start.dtype)
 
 
 def _inverse_mass(draws: jax.Array, before: jax.Array) -> jax.Array:
