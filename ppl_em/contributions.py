@@ -75,15 +75,12 @@ def targets(
 
 
 def by_component(log_joints: Callable[[np.ndarray], np.ndarray], center: np.ndarray) -> Target:
-    """A target from the log-joint by component: points (n, D) to (n, G + 1), of none last.
-
-    With (n, 1) there is but one component.
-    """
+    """A target from the log-joint by component: points (n, D) to (n, G + 1), of none last."""
 
     def target(points: np.ndarray) -> tuple[np.ndarray, float]:
         found = log_joints(np.concatenate([points, center[None]]))
         change = found - found[-1]
-        return _added_up(change[:, : max(1, change.shape[1] - 1)], found.sum(axis=1))
+        return _added_up(change[:, :-1], found.sum(axis=1))
 
     return target
 

@@ -55,12 +55,9 @@ class Sampler:
     ) -> tuple[Any, Any, Maximized]:
         """The E-step's next state and info, and the outcome of the M-step; all x are (p,)."""
         if self._traced is None:
+            m_step = cast(MStep, self.m_step)
             posterior, state, info = expectation(self.e_step, problem, x, state)
-            return (
-                state,
-                info,
-                maximization(cast(MStep, self.m_step), problem, x, x_before, posterior, m_state),
-            )
+            return state, info, maximization(m_step, problem, x, x_before, posterior, m_state)
         traced = self._traced
         found = _em_step(self.e_step, traced, problem, x, x_before, state, m_state, np.True_)
         return found[1], found[2], checked(traced, found[3])

@@ -56,7 +56,7 @@ class Evaluated(NamedTuple):
     At the first four places `scores` (4, n, p), at all of them their means, `gradients` (m, p).
     Shifts of the latents, `shift` (D, p), with the gradients in them, `slopes` (n, D). By component
     `score` (n, p), `means` (G + 1, p) and `outer` (p, p) as in `ScoreMoments`. At the first place
-    `parts` (n, G + 1), the log-joint by component; (n, 1) if there is but one.
+    `parts` (n, G + 1), the log-joint by component and that of none.
     """
 
     scores: jax.Array
@@ -109,20 +109,15 @@ def evaluate(
         return found._replace(score=score, means=means / len(flat), outer=outer / len(flat))
 
     def with_parts(found: Evaluated) -> Evaluated:
-        def one(u: jax.Array) -> jax.Array:
-            x = asked.places[0]
-            if owner is None:
-                return log_joint(problem, motion, x, u)[None]
-            return pieces(number, owner, problem, motion, x, u)
-
-        return found._replace(parts=of_all(one, flat))
+        function = partial(pieces, number, owner, problem, motion, asked.places[0])
+        return found._replace(parts=of_all(function, flat))
 
     def with_shift(found: Evaluated) -> Evaluated:
         function = jax.grad(partial(log_joint, problem, motion, motion.start))
         slopes = of_all(function, flat)
         return found._replace(slopes=slopes, shift=shift(problem, motion.start, motion.center))
 
-    found = _nothing(1 if owner is None else number + 1, flat, asked.places)
+    found = _nothing(number + 1, flat, asked.places)
     found = jax.lax.fori_loop(0, asked.number, at_place, found)
     return jax.lax.switch(asked.task, (lambda f: f, with_shift, with_scores, with_parts), found)
 
@@ -135,7 +130,7 @@ def _in_parts(flat: jax.Array, most: int) -> jax.Array:
 
 
 def _nothing(rows: int, flat: jax.Array, places: jax.Array) -> Evaluated:
-    """Zeros, for `rows` components and draws `flat` (n, D)."""
+    """Zeros, for `rows` scores by component and draws `flat` (n, D)."""
     (m, p), (count, size) = places.shape, flat.shape
     shapes = [(NUM_PLACES, count, p), (m, p), (count, size), (size, p)]
     shapes += [(count, p), (rows, p), (p, p), (count, rows)]
@@ -245,9 +240,8 @@ def known_blocks(
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]] | None:
     """Blocks of latents, (D,), and a function of points (n, D): the log-joint at `x` by block.
 
-    Its values are (n, G + 1) with what belongs to none last, or (n, 1) if there is but one block.
-    `shape` is that of draws, (chain, draw, D), for which the program was compiled. None if the
-    components are not known.
+    Its values are (n, G + 1), with what belongs to none last. `shape` is that of draws,
+    (chain, draw, D), for which the program was compiled. None if the components are not known.
     """
     if components is None or components.labels is None:
         return None

@@ -21,7 +21,7 @@ import numpy as np
 from ppl_em import optimize
 from ppl_em.contributions import NotAdditive, targets
 from ppl_em.information import Information, checked
-from ppl_em.motion import Motion, log_joint
+from ppl_em.motion import Motion
 from ppl_em.pareto import pareto_khat
 from ppl_em.problem import Problem
 from ppl_em.proposals import Proposals
@@ -153,10 +153,7 @@ def _derivatives(
     relative to what blocks are at the center (D,).
     """
 
-    def by_block(x: jax.Array, u: jax.Array) -> jax.Array:  # the last belongs to none
-        if owner is None:
-            return jnp.stack([log_joint(problem, motion, x, u), jnp.zeros((), x.dtype)])
-        return pieces(number, owner, problem, motion, x, u)
+    by_block = partial(pieces, number, owner, problem, motion)
 
     def log_likelihoods(x: jax.Array) -> jax.Array:
         def weights(u: jax.Array, subtracted: jax.Array) -> jax.Array:

@@ -42,7 +42,7 @@ class Components(NamedTuple):
 class ScoreMoments(NamedTuple):
     """Moments over the draws of one Monte Carlo E-step.
 
-    `scores` (chain, draw, p) are complete-data scores, `means` (G, p) their means by component,
+    `scores` (chain, draw, p) are complete-data scores, `means` (G + 1, p) their means by component,
     `outer` (p, p) the sum over components of mean outer products, `hessian` (p, p) the mean
     complete-data Hessian.
     """
@@ -69,13 +69,18 @@ def find(problem: Problem, x: jax.Array, posterior: WeightedDraws) -> Components
 
 def pieces(
     number: int,
-    owner: jax.Array,
+    owner: jax.Array | None,
     problem: Problem,
     motion: Motion,
     x: jax.Array,
     u: jax.Array,
 ) -> jax.Array:
-    """`log_joint` of the moved latents by component, (G + 1,); last is what belongs to none."""
+    """`log_joint` of the moved latents `u` (D,) by component, (G + 1,); last what is of none.
+
+    Without an `owner` all of it belongs to one.
+    """
+    if owner is None:
+        return jnp.stack([log_joint(problem, motion, x, u), jnp.zeros((), x.dtype)])
     moved, log_scale = motion.at(x, u)
     values = terms(problem, problem.constrain(x), moved)
     sums = jax.ops.segment_sum(values, owner, num_segments=number + 1)
@@ -85,12 +90,10 @@ def pieces(
 def by_component(
     number: int, owner: jax.Array | None, problem: Problem, motion: Motion, u: jax.Array
 ) -> jax.Array:
-    """Scores at `motion.start` of every component, (G + 1, p); (1, p) of all if there is but one.
-
-    Latents `u` are (D,).
-    """
-    if owner is None:
-        return jax.grad(log_joint, argnums=2)(problem, motion, motion.start, u)[None]
+    """Scores of `pieces` at `motion.start`, (G + 1, p)."""
+    if owner is None:  # one backward pass instead of p forward ones
+        score = jax.grad(log_joint, argnums=2)(problem, motion, motion.start, u)
+        return jnp.stack([score, jnp.zeros_like(score)])
     return jax.jacfwd(partial(pieces, number, owner, problem, motion))(motion.start, u)
 
 

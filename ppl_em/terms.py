@@ -102,22 +102,6 @@ def _look(
     return jax.vmap(partial(_look_along, problem, x))(points, directions)
 
 
-def hessian_products(
-    problem: Problem, x: jax.Array, points: np.ndarray, directions: np.ndarray
-) -> np.ndarray:
-    """The `products` of a look alone, (n, D)."""
-    if points.shape[1] <= WIDE:
-        return np.asarray(look(problem, x, points, directions).products)
-    rows = zip(points, directions, strict=True)
-    return np.stack([np.asarray(_product(problem, x, *row)) for row in rows])
-
-
-@jax.jit
-def _product(problem: Problem, x: jax.Array, u: jax.Array, direction: jax.Array) -> jax.Array:
-    whole = partial(problem.log_joint_unconstrained, problem.constrain(x))
-    return jax.jvp(jax.grad(whole), (u,), (direction,))[1]
-
-
 def _look_along(problem: Problem, x: jax.Array, u: jax.Array, direction: jax.Array) -> Look:
     def along(function: Callable) -> tuple:
         return jax.jvp(function, (u,), (direction,))

@@ -23,7 +23,7 @@ from ppl_em.static import Static
 
 
 def table(cases: dict[str, Case]) -> list:
-    """Names for `parametrize`; those whose kind others show already are marked slow."""
+    """Names for `parametrize`; those whose kind others show already are marked long."""
     costly = {"mixed", "multinomial", "frailty", "imputed", "student", "waiting"}
     return [pytest.param(n, marks=[pytest.mark.long] * (n in costly)) for n in cases]
 

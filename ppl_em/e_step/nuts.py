@@ -113,9 +113,8 @@ class NUTS:
         """Chains about the problem's own start, masses of one; the warm-up is still to come."""
         start = np.asarray(problem.start)
         shape, dtype = (self.num_chains, start.size), start.dtype
-        key_jitter, rng_key = _two_keys(rng_key)
         mass = np.eye(shape[1], dtype=dtype) if self.dense_mass else np.ones(shape[1], dtype)
-        u = _about(problem.start, key_jitter, self.num_chains)
+        u, rng_key = _about(problem.start, rng_key, self.num_chains)
         sizes, masses, target, age, warm = jax.device_put(
             (
                 np.ones(self.num_chains, dtype),
@@ -248,16 +247,12 @@ def _each_chain(num_latents: int) -> Callable[[Callable], Callable]:
     return lambda transition: partial(jax.lax.map, transition)
 
 
-@jax.jit
-def _two_keys(rng_key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    first, second = jax.random.split(rng_key)
-    return first, second
-
-
 @jax.jit(static_argnums=2)
-def _about(start: jax.Array, rng_key: jax.Array, num_chains: int) -> jax.Array:
-    """Points about `start` (D,), (chain, D)."""
-    return start + 0.1 * jax.random.normal(rng_key, (num_chains, start.size), start.dtype)
+def _about(start: jax.Array, rng_key: jax.Array, num_chains: int) -> tuple[jax.Array, jax.Array]:
+    """Points about `start` (D,), (chain, D), and another key."""
+    key_jitter, rng_key = jax.random.split(rng_key)
+    jitter = jax.random.normal(key_jitter, (num_chains, start.size), start.dtype)
+    return start + 0.1 * jitter, rng_key
 
 
 def _inverse_mass(draws: jax.Array, before: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ppl_em.problem import Problem
 from ppl_em.static import Static
-from ppl_em.structure.base import Structure, tolerance
+from ppl_em.structure.base import Structure, hessian_product, tolerance
 from ppl_em.structure.blocks import Blocks
 from ppl_em.structure.candidates import (
     arrow_candidates,
@@ -16,7 +16,7 @@ from ppl_em.structure.candidates import (
     chain_candidates,
     coordinates,
 )
-from ppl_em.terms import hessian_products
+from ppl_em.terms import WIDE, look
 
 S = TypeVar("S", bound=Structure)
 
@@ -118,8 +118,18 @@ class _Probe(NamedTuple):
         points[:, self.coordinates] = self.points[place]
         along = np.zeros_like(points)
         along[:, self.coordinates] = directions
-        found = hessian_products(self.problem, self.x[place], points, along)
+        if along.shape[1] <= WIDE:
+            found = np.asarray(look(self.problem, self.x[place], points, along).products)
+        else:
+            rows = zip(points, along, strict=True)
+            found = np.stack([_product(self.problem, self.x[place], *row) for row in rows])
         return found[:, self.coordinates]
+
+
+@jax.jit
+def _product(problem: Problem, x: jax.Array, u: jax.Array, direction: jax.Array) -> jax.Array:
+    params = problem.constrain(x)
+    return hessian_product(lambda u: problem.log_joint_unconstrained(params, u), u, direction)
 
 
 def _multiply(structure: Structure, products: Any, vector: Any) -> Any:
