@@ -2,7 +2,7 @@
 
 from ppl_em import e_step, m_step
 from ppl_em.algorithms import AlgorithmComparison, compare_algorithms
-from ppl_em.audit import Audit
+from ppl_em.audited import Audit
 from ppl_em.compare import Comparison, compare_e_steps
 from ppl_em.direct import Direct
 from ppl_em.em import EM
@@ -10,7 +10,8 @@ from ppl_em.likelihood import LogLikelihood
 from ppl_em.optima import Optimum, Restarts
 from ppl_em.restrictions import Constraint
 from ppl_em.result import EMResult
-from ppl_em.stopping import Status, Stopping
+from ppl_em.status import Status
+from ppl_em.stopping import Stopping
 from ppl_em.storage import load
 from ppl_em.validation import ModelError
 

@@ -23,7 +23,8 @@ from ppl_em.home_stretch import take_newton_steps
 from ppl_em.information import is_large, marginal_information
 from ppl_em.m_step import NEEDS, Region, Scipy, for_problem
 from ppl_em.problem import Problem
-from ppl_em.stopping import Status, Step, rounding
+from ppl_em.status import Status
+from ppl_em.stopping import Step, rounding
 from ppl_em.trail import Limits, Trail
 from ppl_em.validation import ModelError
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from ppl_em.audit import Audit
+from ppl_em.audited import Audit
 from ppl_em.e_step import EStep, from_flag
 from ppl_em.em import EM
 from ppl_em.plots_compare import plot_comparison

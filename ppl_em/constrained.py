@@ -20,7 +20,7 @@ from ppl_em.feasibility import all_conditions, curvature, nearest_feasible
 from ppl_em.information import Information, flat_and_jacobian, holding
 from ppl_em.params import flat_labels
 from ppl_em.problem import Problem
-from ppl_em.uncertainty import ActiveConstraint
+from ppl_em.restrictions import ActiveConstraint
 
 SIDES = {-1: "lower", 1: "upper", 2: "equal"}
 

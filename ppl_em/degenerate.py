@@ -16,7 +16,7 @@ from ppl_em.params import flat_labels
 from ppl_em.posterior import Posterior
 from ppl_em.problem import Problem
 from ppl_em.result import EMResult
-from ppl_em.stopping import Status
+from ppl_em.status import Status
 
 STEEP = 0.1
 """Slope of Q, in nats per unit, from which a coordinate is suspected: Q ought to be at its top."""

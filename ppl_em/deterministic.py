@@ -18,9 +18,8 @@ from ppl_em.feasibility import nearest_feasible
 from ppl_em.home_stretch import is_due, take_newton_steps
 from ppl_em.m_step import MStep
 from ppl_em.problem import Problem
+from ppl_em.status import CONVERGED, Status
 from ppl_em.stopping import (
-    CONVERGED,
-    Status,
     Step,
     has_converged,
     has_decreased,

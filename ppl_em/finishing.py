@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from ppl_em import arviz, evidence
-from ppl_em.audit import Audit, audit
+from ppl_em.audit import audit
+from ppl_em.audited import Audit
 from ppl_em.constrained import active_constraints
 from ppl_em.e_step import DeterministicEStep, EStep, StochasticEStep
 from ppl_em.e_step.enumeration import Enumeration

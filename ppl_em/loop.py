@@ -17,7 +17,7 @@ from ppl_em.monte_carlo import monte_carlo
 from ppl_em.params import Params
 from ppl_em.polish import Polish
 from ppl_em.problem import Problem
-from ppl_em.stopping import CONVERGED, Status
+from ppl_em.status import CONVERGED, Status
 from ppl_em.trail import Limits, Outcome, Plan, Trail
 
 

@@ -13,7 +13,8 @@ from ppl_em.health import complaint
 from ppl_em.polish import Polish, Verdict, draws_needed, polish
 from ppl_em.problem import Problem
 from ppl_em.scores import Components
-from ppl_em.stopping import Status, Step, has_settled
+from ppl_em.status import Status
+from ppl_em.stopping import Step, has_settled
 from ppl_em.trail import Limits, Trail
 
 logger = logging.getLogger("ppl_em")

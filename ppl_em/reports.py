@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ppl_em import catalog
-from ppl_em.audit import Audit
+from ppl_em.audited import Audit
 from ppl_em.compare import Comparison
 from ppl_em.params import flat_labels
 from ppl_em.result import EMResult

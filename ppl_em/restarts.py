@@ -18,7 +18,7 @@ from ppl_em.optima import NO_OPTIMUM, Fit, Optimum, Restarts, clusters
 from ppl_em.params import Params
 from ppl_em.problem import Problem
 from ppl_em.result import EMResult
-from ppl_em.stopping import Status
+from ppl_em.status import Status
 from ppl_em.trail import Limits
 from ppl_em.updates import expectation
 from ppl_em.validation import ModelError

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -174,3 +174,33 @@ def _resolved(name: str, constraint: Constraint, space: ParamSpace, params: Para
 
 def _refused(name: str, fact: str, remedy: str) -> ModelError:
     return ModelError(f"Constraint '{name}': {fact}. {remedy}.")
+
+
+class ActiveConstraint(NamedTuple):
+    """A constraint that the result is on the bound of.
+
+    Attributes
+    ----------
+    name
+        Of the constraint, with an index if its function has several values.
+    value
+        Of its function at the result.
+    bound
+        What holds it.
+    side
+        `"lower"`, `"upper"`, or `"equal"`.
+    multiplier
+        Log-likelihood that is gained per unit by which the bound is relaxed, 0 if it costs
+        nothing; for an equation the derivative of the largest log-likelihood in the value
+        that is asked for, of either sign.
+    """
+
+    name: str
+    value: float
+    bound: float
+    side: str
+    multiplier: float
+
+    def __str__(self) -> str:
+        sign = {"lower": ">=", "upper": "<=", "equal": "="}[self.side]
+        return f"{self.name} {sign} {self.bound:.6g}, multiplier {self.multiplier:.6g}"

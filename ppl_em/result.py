@@ -14,14 +14,15 @@ from scipy.special import ndtri
 from ppl_em.ends import Boundary
 from ppl_em.likelihood import LogLikelihood
 from ppl_em.params import Params, flat_labels
-from ppl_em.stopping import CONVERGED, Status
-from ppl_em.uncertainty import ActiveConstraint, Uncertainty, interval
+from ppl_em.restrictions import ActiveConstraint
+from ppl_em.status import CONVERGED, Status
+from ppl_em.uncertainty import Uncertainty, interval
 
 if TYPE_CHECKING:
     import pandas
     import xarray
 
-    from ppl_em.audit import Audit
+    from ppl_em.audited import Audit
     from ppl_em.e_step import EStep
     from ppl_em.optima import Restarts
 

@@ -1,65 +1,10 @@
-"""When to stop: the status of a run, and the rules that decide it, functions of the history."""
+"""When to stop: tolerances, and the rules that decide it, functions of the history."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, NamedTuple
 
 import numpy as np
-
-
-class Status(Enum):
-    """How a run ended; the value is the sentence shown to the user."""
-
-    CONVERGED = "Converged: the estimated remaining gain in log-likelihood is below the tolerance."
-    BOUNDARY = (
-        "Converged, at a boundary of the parameters that `result.boundary` names: the "
-        "log-likelihood is highest there, and falls towards the inside."
-    )
-    MAX_STEPS = (
-        "Not converged: the step budget is spent. Raise `max_steps`, or continue from "
-        "`init_params=result.params`."
-    )
-    MAX_SECONDS = (
-        "Not converged: the time budget is spent. Raise `Stopping(max_seconds=...)`, or continue "
-        "from `init_params=result.params`."
-    )
-    DECREASED = (
-        "Stopped: a step lowered the objective beyond rounding. The last good parameters are "
-        "returned; try another E-step, or float64 (`numpyro.enable_x64()`)."
-    )
-    NON_FINITE = (
-        "Stopped: a step gave a value that is not finite. The last good parameters are returned; "
-        "constrain the parameters with `constraints`, or start elsewhere with `init_params`."
-    )
-    STALLED = (
-        "Stopped: the M-step could not raise Q, although its gradient is not zero. Try the other "
-        "`m_step`, float64 (`numpyro.enable_x64()`), or another start with `init_params`."
-    )
-    NOISE_LIMITED = (
-        "Not converged: Monte Carlo noise hides whether the maximum is reached. Allow more draws "
-        "(`Stopping(max_draws=...)`) or a larger error (`Stopping(mcse_fraction=...)`)."
-    )
-    UNHEALTHY = (
-        "Not converged: the chains of the E-step are not to be believed (divergences, low energy, "
-        "or chains that disagree), which the log details. Reparameterise the latents, or raise "
-        "`NUTS(target_accept_prob=...)`."
-    )
-    SINGULAR = (
-        "Stopped: the likelihood is flat, or not concave, in some direction, which "
-        "`standard_errors()` names. A parameter is at a boundary or not identified: fix it with "
-        "`fixed`, or constrain it."
-    )
-    DEGENERATE = (
-        "Stopped at a degenerate optimum: the likelihood has no bound there, which "
-        "`result.degeneracy` details. Keep scales away from 0 with `constraints`, a prior on them "
-        "(`map_sites`) or a penalty (`numpyro.factor`), or try other starts with `num_restarts`."
-    )
-    INTERRUPTED = "Interrupted by the user. The last good parameters are returned."
-
-
-CONVERGED = (Status.CONVERGED, Status.BOUNDARY)
-"""Ends of a run at a maximum."""
 
 
 @dataclass(frozen=True)

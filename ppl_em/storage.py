@@ -13,9 +13,10 @@ from ppl_em.ends import Boundary
 from ppl_em.likelihood import LogLikelihood
 from ppl_em.optima import Optimum, Restarts
 from ppl_em.params import Params
+from ppl_em.restrictions import ActiveConstraint
 from ppl_em.result import EMResult
-from ppl_em.stopping import Status
-from ppl_em.uncertainty import ActiveConstraint, Uncertainty
+from ppl_em.status import Status
+from ppl_em.uncertainty import Uncertainty
 from ppl_em.validation import ModelError
 
 if TYPE_CHECKING:

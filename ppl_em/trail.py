@@ -12,7 +12,8 @@ from ppl_em.ends import AtBounds
 from ppl_em.m_step import MStep
 from ppl_em.polish import Polish
 from ppl_em.problem import Problem
-from ppl_em.stopping import Status, Step, Stopping, observed_rate, verdict
+from ppl_em.status import Status
+from ppl_em.stopping import Step, Stopping, observed_rate, verdict
 
 logger = logging.getLogger("ppl_em")
 

@@ -22,7 +22,8 @@ from ppl_em.e_step import Quadrature
 from ppl_em.e_step.refinement import Rule
 from ppl_em.ends import AtBounds, ends, within_reach
 from ppl_em.inspection import build_problem
-from ppl_em.stopping import Status, Stopping
+from ppl_em.status import Status
+from ppl_em.stopping import Stopping
 
 SCALE = 3e-8
 """Error of log-likelihoods at a bound: they are computed a little way inside."""

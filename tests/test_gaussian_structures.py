@@ -20,7 +20,7 @@ from ppl_em.posterior import Product
 from ppl_em.posterior.chain import complement
 from ppl_em.problem import Problem
 from ppl_em.static import Static
-from ppl_em.stopping import Status
+from ppl_em.status import Status
 from ppl_em.structure import Arrow, Blocks, Chain
 
 

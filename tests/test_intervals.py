@@ -93,7 +93,7 @@ def test_float32_is_warned_of_where_it_is_too_coarse(caplog):
 def test_doubt_about_sick_chains():
     from ppl_em.likelihood import LogLikelihood
     from ppl_em.result import EMResult
-    from ppl_em.stopping import Status
+    from ppl_em.status import Status
 
     def result(status: Status, kind: str) -> EMResult:
         value = LogLikelihood(-1.0, kind)

@@ -15,7 +15,7 @@ from ppl_em import EM, EMResult, Stopping, catalog
 from ppl_em.e_step import NUTS
 from ppl_em.inspection import build_problem
 from ppl_em.m_step import Newton
-from ppl_em.stopping import Status
+from ppl_em.status import Status
 from ppl_em.updates import expectation, maximization
 
 TOYS = {"normal_normal": normal_normal, "logit_normal": logit_normal}
