@@ -13,7 +13,8 @@ import numpy as np
 import numpyro
 from jax.flatten_util import ravel_pytree
 
-from ppl_em import EM, catalog
+from ppl_em import EM
+from ppl_em.cli import catalog
 
 CASES = [
     ("linkage", "exact"),

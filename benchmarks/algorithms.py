@@ -24,7 +24,8 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
-from ppl_em import EM, catalog, compare_algorithms
+from ppl_em import EM, compare_algorithms
+from ppl_em.cli import catalog
 from ppl_em.e_step import Quadrature
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))

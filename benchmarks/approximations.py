@@ -30,7 +30,8 @@ from jax.flatten_util import ravel_pytree
 from mcem_peers import R_FITS
 from numpyro.distributions import constraints
 
-from ppl_em import EM, EMResult, catalog
+from ppl_em import EM, EMResult
+from ppl_em.cli import catalog
 
 REAL = ("seeds", "epil", "lsat", "kidney:lognormal", "theoph", "wine_ordinal", "crossed")
 ROWS = 10

@@ -23,7 +23,8 @@ import numpyro
 from jax.flatten_util import ravel_pytree
 from tqdm.auto import tqdm
 
-from ppl_em import EM, EMResult, catalog
+from ppl_em import EM, EMResult
+from ppl_em.cli import catalog
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 

@@ -30,11 +30,12 @@ from mcem_peers import R_FITS, FullBayes, hand_written
 from tqdm.auto import tqdm
 
 import ppl_em
-from ppl_em import EM, Stopping, catalog
-from ppl_em.e_step import NUTS
-from ppl_em.inspection import build_problem
+from ppl_em import EM, Stopping
+from ppl_em.algorithms.maximization import maximization
+from ppl_em.cli import catalog
+from ppl_em.e_step import NUTS, expectation
 from ppl_em.m_step import Newton
-from ppl_em.updates import expectation, maximization
+from ppl_em.problem import build_problem
 
 DRAWS, STEPS, REPEATS = 200, 5, 3
 PROBLEMS = ("seeds", "epil", "crossed")

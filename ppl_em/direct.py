@@ -6,14 +6,12 @@ from typing import Any
 
 import jax
 
-from ppl_em.ascent import METHODS
+from ppl_em.algorithms import METHODS, Plan, Stopping
 from ppl_em.e_step import EStep
 from ppl_em.em import EM, run_plan
 from ppl_em.params import Params
 from ppl_em.result import EMResult
-from ppl_em.stopping import Stopping
-from ppl_em.trail import Plan
-from ppl_em.validation import check_choice
+from ppl_em.util import check_choice
 
 SAME = ("e_step", "map_sites", "fixed", "constraints", "max_steps", "stopping", "num_restarts")
 """Options that mean the same as those of `EM`."""

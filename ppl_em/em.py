@@ -11,24 +11,15 @@ from tqdm.auto import tqdm
 
 from ppl_em import e_step as e_steps
 from ppl_em import m_step as m_steps
-from ppl_em.acceleration import check_acceleration
-from ppl_em.degenerate import judged
-from ppl_em.e_step import EStep, noise_of
-from ppl_em.e_step.svi import StochasticGuide
-from ppl_em.feasibility import brought_inside, needs, restrict
-from ppl_em.finishing import make_result
-from ppl_em.inspection import build_problem
-from ppl_em.loop import run_loop
+from ppl_em.algorithms import Limits, Plan, Stopping, check_acceleration, run_loop
+from ppl_em.e_step import EStep, StochasticGuide, noise_of
+from ppl_em.fit import all_starts, judged, run_restarts, split_starts
+from ppl_em.fit.make_result import make_result
 from ppl_em.m_step import MStep
-from ppl_em.params import Params
-from ppl_em.problem import Problem
-from ppl_em.restarts import run_restarts
-from ppl_em.restrictions import split_option
+from ppl_em.params import Params, split_option
+from ppl_em.problem import Problem, brought_inside, build_problem, needs, restrict
 from ppl_em.result import EMResult
-from ppl_em.starts import all_starts, split_starts
-from ppl_em.stopping import Stopping
-from ppl_em.trail import Limits, Plan
-from ppl_em.validation import ModelError, as_key, check_choice, check_option_names
+from ppl_em.util import ModelError, as_key, check_choice, check_option_names
 
 logger = logging.getLogger("ppl_em")
 

@@ -13,10 +13,11 @@ from conftest import SEED, load_model
 from numpyro.distributions import constraints
 from toy_models import logit_normal, normal_normal, two_latents
 
-from ppl_em import EM, Constraint, Direct, ModelError, Status, Stopping, cli, compare_algorithms
-from ppl_em.acceleration import Anderson, Squarem
+from ppl_em import EM, Constraint, Direct, ModelError, Status, Stopping, compare_algorithms
+from ppl_em.algorithms import rounding
+from ppl_em.algorithms.acceleration import Anderson, Squarem
+from ppl_em.cli import commands as cli
 from ppl_em.e_step import MeanField
-from ppl_em.stopping import rounding
 
 nile = load_model("nile")
 NAMES = ("em", "gem", "squarem", "anderson", "direct", "lbfgs", "newton", "hybrid", "default")

@@ -30,7 +30,8 @@ def module_name(path: pathlib.Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
-MODULES = {module_name(path): tree for path, tree in TREES.items()}
+PATHS = {module_name(path): path for path in FILES}
+MODULES = {name: TREES[path] for name, path in PATHS.items()}
 
 
 def imported(node: ast.AST) -> list[str]:
@@ -46,16 +47,18 @@ def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
-def imports(tree: ast.AST, late: bool | None = None, inside: bool = False) -> set[str]:
-    """All imports outside `TYPE_CHECKING`; only those in functions if `late`, or outside."""
+def imports(
+    tree: ast.AST, late: bool | None = None, inside: bool = False, typing: bool = False
+) -> set[str]:
+    """All imports, those under `TYPE_CHECKING` if `typing`; only those in functions if `late`."""
     found: set[str] = set()
     for node in ast.iter_child_nodes(tree):
-        if is_type_checking(node):
+        if is_type_checking(node) and not typing:
             continue
         if late is None or late == inside:
             found.update(imported(node))
         function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        found |= imports(node, late, inside or function)
+        found |= imports(node, late, inside or function, typing)
     return found
 
 
@@ -68,14 +71,34 @@ def resolve(name: str) -> str | None:
     return name if name.startswith("ppl_em") else None
 
 
+LAYERS = (  # each imports only from lines above it; within a line nothing imports its neighbor
+    ("util",),
+    ("optimize", "stats", "params", "discrete"),
+    ("problem", "m_step"),
+    ("structure",),
+    ("posterior",),
+    ("e_step",),
+    ("likelihood", "result"),
+    ("algorithms",),
+    ("fit",),
+    ("em",),
+    ("direct",),
+    ("compare",),
+    ("cli",),
+    ("", "__main__"),
+)
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+
+
+def room(module: str) -> str:
+    """The folder or front door that a module belongs to; empty for the package itself."""
+    return module.split(".")[1] if "." in module else ""
+
+
 GRAPH = {
-    name: {m for m in map(resolve, imports(tree)) if m and m not in (name, "ppl_em")}
+    name: {m for m in map(resolve, imports(tree, typing=True)) if m and m != name}
     for name, tree in MODULES.items()
 }
-
-
-def within(module: str, *packages: str) -> bool:
-    return any(module == f"ppl_em.{p}" or module.startswith(f"ppl_em.{p}.") for p in packages)
 
 
 def test_there_are_no_circles():
@@ -84,216 +107,49 @@ def test_there_are_no_circles():
     list(graphlib.TopologicalSorter(inner).static_order())
 
 
-ALLOWED = {  # module or package: all that it may import from ppl_em
-    "static": (),
-    "validation": (),
-    "likelihood": (),
-    "optimize": (),
-    "stopping": (),
-    "params": ("static", "validation"),
-    "ends": ("params",),
-    "landscape": ("e_step", "ends", "information", "problem", "stopping"),
-    "boundary": ("e_step", "ends", "landscape", "params", "problem", "stopping", "trail"),
-    "arguments": ("static",),
-    "elimination": ("validation",),
-    "chains": ("elimination",),
-    "scans": ("validation",),
-    "tabulate": ("validation", "elimination", "scans"),
-    "factors": ("elimination", "tabulate"),
-    "summation": ("validation", "elimination", "chains", "tabulate", "factors"),
-    "condense": ("elimination", "tabulate", "factors", "problem"),
-    "restrictions": ("static", "validation", "params"),
-    "problem": (
-        "static",
-        "validation",
-        "params",
-        "arguments",
-        "factors",
-        "restrictions",
-        "summation",
-    ),
-    "feasibility": ("active_set", "params", "problem", "restrictions", "validation"),
-    "uncertainty": (),
-    "expectations": ("m_step", "params", "posterior", "problem", "summation", "validation"),
-    "constrained": (
-        "active_set",
-        "feasibility",
-        "information",
-        "params",
-        "problem",
-        "uncertainty",
-    ),
-    "states": ("static", "elimination", "factors"),
-    "condense_steps": (
-        "params",
-        "elimination",
-        "tabulate",
-        "factors",
-        "problem",
-        "condense",
-    ),
-    "subsampling": ("validation",),
-    "batches": ("factors", "params", "problem", "subsampling", "summation", "validation"),
-    "initial": (),
-    "trial": ("checks", "initial", "params", "subsampling"),
-    "structure": ("static", "problem", "terms"),
-    "pareto": (),
-    "bridge": ("pareto",),
-    "proposals": (),
-    "terms": ("params", "summation", "problem"),
-    "contributions": ("problem", "terms"),
-    "evidence": (
-        "likelihood",
-        "problem",
-        "structure",
-        "posterior",
-        "pareto",
-        "bridge",
-        "proposals",
-        "contributions",
-    ),
-    "sampled_information": (
-        "contributions",
-        "information",
-        "motion",
-        "optimize",
-        "pareto",
-        "problem",
-        "proposals",
-        "scores",
-    ),
-    "acceleration": ("validation",),
-    "ascent": (
-        "boundary",
-        "e_step",
-        "feasibility",
-        "home_stretch",
-        "host",
-        "information",
-        "m_step",
-        "problem",
-        "stopping",
-        "trail",
-        "validation",
-    ),
-    "motion": ("problem",),
-    "evaluation": ("motion", "optimize", "posterior", "problem", "scores"),
-    "em_step": ("e_step", "m_step", "posterior", "problem", "updates"),
-    "climb": (
-        "constrained",
-        "e_step",
-        "em_step",
-        "evidence",
-        "health",
-        "identifiability",
-        "information",
-        "likelihood",
-        "polish",
-        "problem",
-        "scores",
-        "stopping",
-        "updates",
-    ),
-    "plots_compare": ("params",),
-    "compare": (
-        "audit",
-        "e_step",
-        "em",
-        "plots_compare",
-        "result",
-        "validation",
-    ),
-    "audit": (
-        "climb",
-        "e_step",
-        "identifiability",
-        "information",
-        "likelihood",
-        "params",
-        "problem",
-        "validation",
-    ),
-    "posterior": (
-        "static",
-        "validation",
-        "params",
-        "problem",
-        "factors",
-        "condense_steps",
-        "states",
-        "structure",
-        "terms",
-        "subsampling",
-        "batches",
-    ),
-    "active_set": (),
-    "search": ("active_set",),
-    "host": ("active_set", "search"),
-    "m_step": ("optimize", "host", "active_set", "validation"),
-    "penalties": ("params", "problem"),
-    "starts": ("params", "problem", "terms", "validation"),
-    "alignment": ("params", "problem"),
-    "optima": ("params",),
-    "degenerate": ("params", "posterior", "problem", "result", "stopping"),
-    "restarts": (
-        "alignment",
-        "finishing",
-        "optima",
-        "params",
-        "problem",
-        "result",
-        "stopping",
-        "trail",
-        "updates",
-        "validation",
-    ),
-    "e_step": (
-        "static",
-        "validation",
-        "params",
-        "problem",
-        "elimination",
-        "factors",
-        "scans",
-        "summation",
-        "condense",
-        "condense_steps",
-        "states",
-        "structure",
-        "optimize",
-        "likelihood",
-        "posterior",
-        "terms",
-        "subsampling",
-        "batches",
-    ),
-}
-FORBIDDEN = {  # module: never imported by these
-    "cli": lambda importer: not within(importer, "__main__"),
-    "plots": lambda importer: not within(importer, "cli", "result"),
-    "plots_compare": lambda importer: not within(importer, "compare"),
-    "algorithms": lambda importer: not within(importer, "cli") and importer != "ppl_em",
-    "compare": lambda importer: not within(importer, "cli", "reports") and importer != "ppl_em",
-    "reports": lambda importer: not within(importer, "cli"),
-    "em": lambda importer: (
-        not within(importer, "cli", "compare", "algorithms", "direct") and importer != "ppl_em"
-    ),
-}
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_only_from_above(module):
+    own = room(module)
+    for target in GRAPH[module]:
+        there = room(target)
+        assert there == own or RANK[there] < RANK[own], f"{module} imports {target}"
 
 
-@pytest.mark.parametrize("package", ALLOWED)
-def test_imports_only_from_its_left(package):
-    for module, targets in GRAPH.items():
-        if within(module, package):
-            outside = {m for m in targets if not within(m, package, *ALLOWED[package])}
-            assert not outside, f"{module} imports {sorted(outside)}"
+@pytest.mark.parametrize("module", MODULES)
+def test_folders_are_entered_by_their_face(module):
+    """From elsewhere by the face; inside a folder by the file. A face has no name of a file."""
+    own = room(module)
+    for node in ast.walk(TREES[PATHS[module]]):
+        for name in imported(node):
+            target = resolve(name)
+            if target is None or target == module or module == "ppl_em":
+                continue
+            there, symbol = room(target), name.rpartition(".")[2]
+            if there == own:
+                assert target != f"ppl_em.{own}" or module == target, f"{module}: own face"
+            elif target.count(".") > 1 and target != name:
+                files = {path.stem for path in (ROOT / there).rglob("*.py")}
+                assert symbol in files or symbol.startswith("_"), f"{module}: {name}"
 
 
-@pytest.mark.parametrize("target", FORBIDDEN)
-def test_the_edge_is_not_imported(target):
-    for module, targets in GRAPH.items():
-        if FORBIDDEN[target](module):
-            assert not any(within(m, target) for m in targets), module
+def test_faces_have_no_name_of_a_file():
+    for path in ROOT.glob("*/__init__.py"):
+        files = {p.stem for p in path.parent.iterdir()}
+        names = {
+            alias.asname or alias.name
+            for n in TREES[path].body
+            if isinstance(n, ast.ImportFrom)
+            for alias in n.names
+        }
+        assert not names & files, path
+
+
+MAX_FILES = 25
+
+
+def test_folders_are_small():
+    for path in [ROOT, *(p for p in ROOT.rglob("*") if p.is_dir())]:
+        assert len(list(path.glob("*.py"))) <= MAX_FILES, path
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -17,13 +17,15 @@ from numpyro.distributions import constraints
 from scipy import stats
 
 import ppl_em
-from ppl_em import EM, EMResult, catalog, cli
+from ppl_em import EM, EMResult
+from ppl_em.algorithms import Stopping
+from ppl_em.cli import catalog
+from ppl_em.cli import commands as cli
 from ppl_em.e_step import Quadrature
-from ppl_em.e_step.refinement import Rule
-from ppl_em.ends import AtBounds, ends, within_reach
-from ppl_em.inspection import build_problem
-from ppl_em.status import Status
-from ppl_em.stopping import Stopping
+from ppl_em.e_step.quadrature_refinement import Rule
+from ppl_em.params import AtBounds, ends, within_reach
+from ppl_em.problem import build_problem
+from ppl_em.result import Status
 
 SCALE = 3e-8
 """Error of log-likelihoods at a bound: they are computed a little way inside."""

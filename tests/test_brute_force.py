@@ -8,9 +8,9 @@ from conftest import SEED
 from hypothesis import Phase, example, given, seed, settings
 from random_models import Node, Spec, build, configurations, data, log_joints, sites, specs
 
-from ppl_em import summation
-from ppl_em.e_step.enumeration import Enumeration
-from ppl_em.inspection import build_problem
+from ppl_em.discrete import marginalization
+from ppl_em.e_step import Enumeration
+from ppl_em.problem import build_problem
 
 TOP = Node((), 2, (), True, False, True, False)
 LEAF = Node(("a",), 2, (0,), True, False, False, True)
@@ -85,13 +85,13 @@ def _ours(problem) -> dict:
     return {
         "log_z": log_z,
         "objective": info.objective,
-        "parallel": summation.log_normalizer(factors, "sum_parallel"),
+        "parallel": marginalization.log_normalizer(factors, "sum_parallel"),
         "q": value,
         "q_gradient": gradient,
         "q_score": jax.grad(q_function)(THETA),
         "score": score,
-        "probs": summation.site_probs(factors),
-        "best": summation.most_probable(factors),
+        "probs": marginalization.site_probs(factors),
+        "best": marginalization.most_probable(factors),
     }
 
 
@@ -120,7 +120,7 @@ def test_draws_have_the_exact_probabilities():
     weights = np.asarray(jax.nn.softmax(log_joints(spec, THETA, y)))
     count = 10_000
     keys = jax.random.split(jax.random.key(SEED), count)
-    draws = jax.vmap(lambda key: summation.sample(factors, key))(keys)
+    draws = jax.vmap(lambda key: marginalization.sample(factors, key))(keys)
     table = configurations(spec)
     code, codes, base = np.zeros(count, int), np.zeros(len(weights), int), 1
     for name, (size, _) in sites(spec).items():

@@ -5,8 +5,8 @@ import logging
 import numpy as np
 import pytest
 
-from ppl_em import catalog
-from ppl_em.validation import ModelError
+from ppl_em.cli import catalog
+from ppl_em.util import ModelError
 
 
 def test_a_file_holds_several_models_with_their_own_references():

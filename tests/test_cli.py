@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT, load_reference
 
-from ppl_em import cli
+from ppl_em.cli import commands as cli
 
 MODEL = '''
 import numpyro, jax.numpy as jnp, numpyro.distributions as dist

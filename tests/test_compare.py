@@ -13,7 +13,8 @@ from conftest import SEED, load_model
 from small_models import POSITIVE
 from toy_models import two_latents
 
-from ppl_em import EM, ModelError, cli, compare_e_steps
+from ppl_em import EM, ModelError, compare_e_steps
+from ppl_em.cli import commands as cli
 from ppl_em.e_step import Exact, MeanField
 
 MODEL = '''

@@ -12,11 +12,10 @@ from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 
 from ppl_em import EM
-from ppl_em.condense import condense
-from ppl_em.condense_steps import condense_steps
-from ppl_em.e_step import Exact
-from ppl_em.e_step.enumeration import Enumeration
-from ppl_em.inspection import build_problem
+from ppl_em.e_step import Enumeration, Exact
+from ppl_em.problem import build_problem
+from ppl_em.structure.condense_rows import condense
+from ppl_em.structure.condense_steps import condense_steps
 
 RNG = np.random.default_rng(5)
 PLANE = jnp.asarray(RNG.normal(size=(300, 2)) + 3 * RNG.integers(2, size=(300, 1)))

@@ -18,10 +18,9 @@ from numpyro.infer.util import log_density
 
 from ppl_em import EM, ModelError
 from ppl_em import e_step as e_steps
-from ppl_em.inspection import build_problem
-from ppl_em.latents import LatentPosterior
-from ppl_em.problem import Problem
-from ppl_em.updates import expectation
+from ppl_em.e_step import expectation
+from ppl_em.problem import Problem, build_problem
+from ppl_em.result import LatentPosterior
 
 QUICK = ("regressions",)
 

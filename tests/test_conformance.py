@@ -16,10 +16,10 @@ from small_models import CASES
 
 from ppl_em import e_step as e_steps
 from ppl_em import m_step as m_steps
-from ppl_em.inspection import build_problem
-from ppl_em.likelihood import KINDS
-from ppl_em.problem import Problem
-from ppl_em.updates import expectation, maximization
+from ppl_em.algorithms.maximization import maximization
+from ppl_em.e_step import expectation
+from ppl_em.posterior.log_likelihood import KINDS
+from ppl_em.problem import Problem, build_problem
 
 E_STEPS = {  # name: (model, configuration, the engine it resolves to)
     "enumeration": ("mixture", e_steps.Exact(), "Enumeration"),

@@ -14,12 +14,11 @@ from conjugate_models import CONJUGATE, Case, log_beta, positive
 from jax.scipy.special import digamma
 
 from ppl_em import e_step as e_steps
-from ppl_em.e_step.recognition import NotExactError
-from ppl_em.inspection import build_problem
-from ppl_em.latents import LatentPosterior
+from ppl_em.e_step.exact.find_parts import NotExactError
 from ppl_em.posterior import LogGamma, LogitBeta, Product
-from ppl_em.problem import Problem
-from ppl_em.static import Static
+from ppl_em.problem import Problem, build_problem
+from ppl_em.result import LatentPosterior
+from ppl_em.util import Static
 
 
 def table(cases: dict[str, Case]) -> list:

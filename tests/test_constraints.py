@@ -12,7 +12,7 @@ from scipy.optimize import NonlinearConstraint, minimize
 from small_models import CASES
 
 from ppl_em import EM, Constraint, EMResult, ModelError, load, m_step
-from ppl_em.cli import as_json
+from ppl_em.cli.report import as_json
 
 INTERCEPT = CASES["intercept"]
 NAMES = ("mu", "sigma", "tau")

@@ -17,11 +17,12 @@ from small_models import POSITIVE, Case, intercept, intercept_law
 
 from ppl_em import EM, EMResult, Stopping
 from ppl_em import e_step as e_steps
-from ppl_em.information import Information
-from ppl_em.inspection import build_problem
+from ppl_em.algorithms import rounding
+from ppl_em.algorithms.maximization import maximization
+from ppl_em.e_step import expectation
+from ppl_em.likelihood import Information
 from ppl_em.m_step import Newton
-from ppl_em.stopping import rounding
-from ppl_em.updates import expectation, maximization
+from ppl_em.problem import build_problem
 
 _rng = np.random.default_rng(30)
 GROUP = np.repeat(np.arange(10), 4)

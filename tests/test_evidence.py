@@ -15,15 +15,14 @@ from scipy import stats
 from scipy.special import gammaln
 
 from ppl_em import LogLikelihood
-from ppl_em.bridge import bridge, importance
 from ppl_em.e_step import NUTS
-from ppl_em.evidence import importance_sampled
-from ppl_em.inspection import build_problem
-from ppl_em.pareto import pareto_khat
+from ppl_em.likelihood.evidence import importance_sampled
 from ppl_em.posterior import WeightedDraws
-from ppl_em.proposals import Proposal
+from ppl_em.problem import build_problem, owners
+from ppl_em.stats import importance, pareto_khat
+from ppl_em.stats.bridge import bridge
+from ppl_em.stats.proposals import Proposal
 from ppl_em.structure import find_components
-from ppl_em.terms import owners
 
 
 @pytest.mark.parametrize("scale", [1.2, 1.5, 3.0])
@@ -319,6 +318,6 @@ def test_wrong_components_are_noticed(monkeypatch):
     case = small_models.GAUSSIAN["crossed"]
     problem, params = build_problem(jax.random.key(SEED), case.model, case.args, {})
     x = problem.unconstrain(params)
-    monkeypatch.setattr("ppl_em.evidence.find_components", lambda *_: np.arange(7) // 3)
+    monkeypatch.setattr("ppl_em.likelihood.evidence.find_components", lambda *_: np.arange(7) // 3)
     found = importance_sampled(jax.random.key(SEED), problem, x, exact_draws(problem, x, 4), 2000)
     assert abs(found.value - float(case.log_likelihood(params))) < 4 * found.mcse < 0.2

@@ -10,8 +10,8 @@ from conftest import SEED, load_model
 
 import ppl_em
 from ppl_em import EM
+from ppl_em.algorithms import Stopping
 from ppl_em.e_step import NUTS
-from ppl_em.stopping import Stopping
 
 
 @pytest.fixture(scope="module")

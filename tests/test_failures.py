@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from test_errors import Y, groups
 
-import ppl_em.deterministic
-import ppl_em.em_step
 from ppl_em import EM, ModelError, Status, Stopping
-from ppl_em.information import Information
+from ppl_em.algorithms import deterministic, sampler
+from ppl_em.likelihood import Information
 
 SLOW = Stopping(gap=0.0)
 
@@ -26,7 +25,10 @@ def interfere(monkeypatch, count, change):
 
         return maximization
 
-    for module, name in ((ppl_em.deterministic, "maximization"), (ppl_em.em_step, "checked")):
+    for module, name in (
+        (deterministic, "maximization"),
+        (sampler, "checked"),
+    ):
         monkeypatch.setattr(module, name, changed(getattr(module, name)))
 
 

@@ -14,14 +14,12 @@ from gaussian_models import CASES, Case, outside
 
 from ppl_em import EM
 from ppl_em import e_step as e_steps
-from ppl_em.inspection import build_problem
-from ppl_em.latents import LatentPosterior
 from ppl_em.posterior import Product
-from ppl_em.posterior.chain import complement
-from ppl_em.problem import Problem
-from ppl_em.static import Static
-from ppl_em.status import Status
+from ppl_em.posterior.gaussian_chain import complement
+from ppl_em.problem import Problem, build_problem
+from ppl_em.result import LatentPosterior, Status
 from ppl_em.structure import Arrow, Blocks, Chain
+from ppl_em.util import Static
 
 
 def table(quick: tuple[str, ...]) -> list:

@@ -11,8 +11,8 @@ from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 
 from ppl_em import EM, Stopping, m_step
-from ppl_em.growth import grow
-from ppl_em.inspection import build_problem
+from ppl_em.m_step import grow
+from ppl_em.problem import build_problem
 
 RNG = np.random.default_rng(SEED + 3)
 POINTS = jnp.asarray(RNG.normal(size=40) + np.array([0.0, 3.0, 6.0])[RNG.integers(3, size=40)])

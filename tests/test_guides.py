@@ -15,10 +15,10 @@ from numpyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoN
 from small_models import POSITIVE
 
 from ppl_em import EM
-from ppl_em.e_step import MeanField, importance
-from ppl_em.e_step.smoothing import smooth
-from ppl_em.pareto import pareto_khat
-from ppl_em.validation import ModelError
+from ppl_em.e_step import MeanField
+from ppl_em.e_step.variational import psis
+from ppl_em.stats import pareto_khat, smooth
+from ppl_em.util import ModelError
 
 two_latents = load_model("two_latents")
 local_level = load_model("local_level")
@@ -90,7 +90,7 @@ def test_weights_take_the_bias_away(weighted):
 
 
 def test_blocks_with_a_bad_k_hat_stay_variational(monkeypatch, caplog, plain):
-    monkeypatch.setattr(importance, "MAX_KHAT", -np.inf)
+    monkeypatch.setattr(psis, "MAX_KHAT", -np.inf)
     with caplog.at_level(logging.WARNING, logger="ppl_em"):
         result = fit(two_latents.model, Y, correct="psis", num_draws=256, max_steps=100)
     assert result.log_likelihood.kind == "lower_bound"

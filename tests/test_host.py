@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 
-from ppl_em.active_set import Conditions
-from ppl_em.host import DERIVATIVE_FREE, METHODS, SECOND_ORDER, TAKES_CONDITIONS, maximize
+from ppl_em.optimize import (
+    DERIVATIVE_FREE,
+    METHODS,
+    SECOND_ORDER,
+    TAKES_CONDITIONS,
+    Conditions,
+    maximize,
+)
 
 
 def rosenbrock(x):

@@ -11,10 +11,9 @@ from conftest import SEED
 from small_models import CASES, DISCRETE, GAUSSIAN, Case
 
 from ppl_em import e_step as e_steps
-from ppl_em.inspection import build_problem
-from ppl_em.latents import LatentPosterior
 from ppl_em.posterior import Posterior
-from ppl_em.problem import Problem
+from ppl_em.problem import Problem, build_problem
+from ppl_em.result import LatentPosterior
 
 
 def table(cases: dict[str, Case]) -> list:

@@ -10,9 +10,9 @@ from numpyro.distributions import constraints
 from scipy.special import expit, logit
 
 from ppl_em import EM
-from ppl_em.inspection import build_problem
 from ppl_em.params import flat_bounds
-from ppl_em.uncertainty import interval
+from ppl_em.problem import build_problem
+from ppl_em.result.uncertainty import interval
 
 HALF = 0.9
 
@@ -80,7 +80,7 @@ def test_a_fit_keeps_its_intervals_on_disk(tmp_path):
 
 def test_float32_is_warned_of_where_it_is_too_coarse(caplog):
     from ppl_em.e_step import NUTS, Exact
-    from ppl_em.finishing import _warn_of_float32
+    from ppl_em.fit.make_result import _warn_of_float32
 
     with caplog.at_level("WARNING", "ppl_em"):
         _warn_of_float32(Exact(), -2e5, np.float64)
@@ -91,9 +91,8 @@ def test_float32_is_warned_of_where_it_is_too_coarse(caplog):
 
 
 def test_doubt_about_sick_chains():
-    from ppl_em.likelihood import LogLikelihood
-    from ppl_em.result import EMResult
-    from ppl_em.status import Status
+    from ppl_em.posterior import LogLikelihood
+    from ppl_em.result import EMResult, Status
 
     def result(status: Status, kind: str) -> EMResult:
         value = LogLikelihood(-1.0, kind)

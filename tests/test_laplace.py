@@ -16,11 +16,10 @@ from numpyro.distributions import constraints
 
 from ppl_em import EM, ModelError, Status
 from ppl_em.e_step import Exact, Laplace, expectation
-from ppl_em.e_step.modes import find_mode
-from ppl_em.inspection import build_problem
-from ppl_em.problem import Problem
-from ppl_em.static import Static
+from ppl_em.e_step.mode import find_mode
+from ppl_em.problem import Problem, build_problem
 from ppl_em.structure import Arrow, Blocks, Chain
+from ppl_em.util import Static
 
 EVERY = {**CASES, **STRUCTURED}
 

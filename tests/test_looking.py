@@ -12,9 +12,9 @@ from conftest import SEED
 from numpyro.distributions import constraints
 
 from ppl_em.e_step import Laplace
-from ppl_em.inspection import build_problem
+from ppl_em.problem import build_problem, density_and_gradients, look, owners
+from ppl_em.problem.terms import terms
 from ppl_em.structure import find_blocks
-from ppl_em.terms import density_and_gradients, look, owners, terms
 
 Y = np.array([0.3, -1.2, 2.0, 0.1, 0.7])
 

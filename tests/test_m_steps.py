@@ -14,7 +14,8 @@ from numpyro.distributions import constraints
 from scipy.stats import nbinom
 from small_models import CASES
 
-from ppl_em import EM, ModelError, catalog
+from ppl_em import EM, ModelError
+from ppl_em.cli import catalog
 from ppl_em.m_step import LBFGS, ClosedForm, Gradient, Newton, Scipy
 
 KEY = jax.random.key(SEED)

@@ -14,7 +14,7 @@ from scipy.special import digamma, gammaln
 from small_models import POSITIVE
 
 from ppl_em import EM
-from ppl_em.updates import expectation
+from ppl_em.e_step import expectation
 
 pump = load_model("pump")
 

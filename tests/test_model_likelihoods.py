@@ -9,7 +9,7 @@ from numpyro import handlers
 from numpyro.infer.util import log_density
 from scipy import special, stats
 
-from ppl_em import catalog
+from ppl_em.cli import catalog
 
 # How the flat names of tests/reference fit together into the parameter sites of each model.
 

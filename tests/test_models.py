@@ -12,7 +12,7 @@ import pytest
 from numpyro import handlers
 from numpyro.infer.util import log_density
 
-from ppl_em import catalog
+from ppl_em.cli import catalog
 
 TESTS = Path(__file__).resolve().parent
 NAMES = [

@@ -14,13 +14,20 @@ from jax.flatten_util import ravel_pytree
 from toy_models import logit_normal, logit_normal_log_likelihood, normal_normal
 
 from ppl_em import EM, Status, Stopping
+from ppl_em.algorithms import complaint
+from ppl_em.algorithms.chain_health import examine
+from ppl_em.algorithms.stopping import Step, has_settled, verdict
 from ppl_em.e_step import NUTS, expectation
 from ppl_em.e_step.saem import BURN, DECAY, MEMORY, SAEM
-from ppl_em.evaluation import curvature_of_score, find_motion, score_moments
-from ppl_em.health import complaint, examine
-from ppl_em.inspection import build_problem
-from ppl_em.scores import Components, find, louis_information
-from ppl_em.stopping import Step, has_settled, verdict
+from ppl_em.likelihood import (
+    Components,
+    curvature_of_score,
+    find,
+    find_motion,
+    louis_information,
+    score_moments,
+)
+from ppl_em.problem import build_problem
 
 CONFIG = NUTS(num_warmup=150)
 

@@ -11,12 +11,13 @@ from conftest import SEED
 from jax.flatten_util import ravel_pytree
 from toy_models import Toy, logit_normal, logit_normal_log_likelihood, normal_normal
 
-from ppl_em import EM, EMResult, Stopping, catalog
-from ppl_em.e_step import NUTS
-from ppl_em.inspection import build_problem
+from ppl_em import EM, EMResult, Stopping
+from ppl_em.algorithms.maximization import maximization
+from ppl_em.cli import catalog
+from ppl_em.e_step import NUTS, expectation
 from ppl_em.m_step import Newton
-from ppl_em.status import Status
-from ppl_em.updates import expectation, maximization
+from ppl_em.problem import build_problem
+from ppl_em.result import Status
 
 TOYS = {"normal_normal": normal_normal, "logit_normal": logit_normal}
 

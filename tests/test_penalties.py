@@ -14,7 +14,8 @@ from numpyro.distributions import constraints
 from scipy.optimize import minimize_scalar
 
 import ppl_em
-from ppl_em import EM, cli
+from ppl_em import EM
+from ppl_em.cli import commands as cli
 
 Y = np.random.default_rng(11).normal(size=30) * 1.5
 RATE = 3.0

@@ -16,13 +16,13 @@ from conftest import SEED
 from effects_models import CASES
 from small_models import GAUSSIAN
 
-from ppl_em import EM, ModelError, catalog
+from ppl_em import EM, ModelError
+from ppl_em.cli import catalog
 from ppl_em.e_step import Laplace, Quadrature, expectation
-from ppl_em.e_step.refinement import MANY
-from ppl_em.information import marginal_information
-from ppl_em.inspection import build_problem
-from ppl_em.latents import LatentPosterior
-from ppl_em.problem import Problem
+from ppl_em.e_step.quadrature_refinement import MANY
+from ppl_em.likelihood import marginal_information
+from ppl_em.problem import Problem, build_problem
+from ppl_em.result import LatentPosterior
 
 
 class Setting(NamedTuple):

@@ -16,7 +16,7 @@ from numpyro import handlers
 from numpyro.infer.util import log_density
 from scipy import special, stats
 
-from ppl_em import catalog
+from ppl_em.cli import catalog
 
 
 class Effects(NamedTuple):

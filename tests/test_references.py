@@ -9,9 +9,10 @@ import pytest
 from conftest import ROOT, SEED, load_model, load_reference
 from jax.flatten_util import ravel_pytree
 
-from ppl_em import EM, EMResult, catalog
-from ppl_em.likelihood import LogLikelihood
-from ppl_em.validation import ModelError
+from ppl_em import EM, EMResult
+from ppl_em.cli import catalog
+from ppl_em.posterior import LogLikelihood
+from ppl_em.util import ModelError
 
 
 def flat(tree: dict) -> np.ndarray:

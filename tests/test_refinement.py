@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ppl_em.e_step.refinement import AT_FIRST, WITNESS, Rule, choose, ladder
+from ppl_em.e_step.quadrature_refinement import AT_FIRST, WITNESS, Rule, choose, ladder
 
 LINE = ladder(1, 30_000)
 

@@ -15,10 +15,11 @@ from numpyro.distributions import constraints
 from scipy.special import logsumexp
 
 import ppl_em.em
-from ppl_em import EM, ModelError, Status, Stopping, cli
-from ppl_em.alignment import exchangeable, nearest, permuted
-from ppl_em.inspection import build_problem
-from ppl_em.starts import all_starts
+from ppl_em import EM, ModelError, Status, Stopping
+from ppl_em.cli import commands as cli
+from ppl_em.fit import all_starts
+from ppl_em.problem import build_problem
+from ppl_em.structure import exchangeable, nearest, permuted
 
 KEY = jax.random.key(SEED)
 

@@ -13,18 +13,23 @@ from jax.flatten_util import ravel_pytree
 from numpyro.distributions import constraints
 from toy_models import logit_normal, logit_normal_log_likelihood, normal_normal
 
-import ppl_em.finishing
-import ppl_em.polish
+import ppl_em.algorithms.confirmation
+import ppl_em.fit.make_result
 from ppl_em import EM, Status, Stopping, optimize
 from ppl_em.e_step import NUTS, expectation
-from ppl_em.evaluation import find_motion, score_moments
-from ppl_em.information import constrained_covariance
-from ppl_em.inspection import build_problem
-from ppl_em.motion import still
+from ppl_em.likelihood import (
+    constrained_covariance,
+    find,
+    find_motion,
+    louis_information,
+    sampled_information,
+    score_moments,
+)
+from ppl_em.likelihood.importance_information import METHOD
+from ppl_em.likelihood.transport import still
 from ppl_em.posterior import WeightedDraws
-from ppl_em.proposals import Proposal
-from ppl_em.sampled_information import METHOD, sampled_information
-from ppl_em.scores import find, louis_information
+from ppl_em.problem import build_problem
+from ppl_em.stats.proposals import Proposal
 
 
 def at(toy, params, draws, follow):
@@ -260,7 +265,7 @@ def test_it_stands_in_exactly_where_louis_is_not_good_enough(monkeypatch, how, h
         found = sampled_information(*args)
         return replace(found, problem_text="its weights have a Pareto k-hat") if heavy else found
 
-    for module in (ppl_em.polish, ppl_em.finishing):
+    for module in (ppl_em.algorithms.confirmation, ppl_em.fit.make_result):
         monkeypatch.setattr(module, "louis_information", spoiled(how))
         monkeypatch.setattr(module, "sampled_information", sampled)
     result = EM(toy.model, NUTS(num_warmup=100), stopping=Stopping(max_draws=2000)).run(

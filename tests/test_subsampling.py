@@ -14,14 +14,13 @@ from numpyro.contrib.control_flow import scan
 from numpyro.infer.autoguide import AutoDiagonalNormal, AutoIAFNormal, AutoLowRankMultivariateNormal
 from small_models import POSITIVE
 
-from ppl_em import EM, batches
-from ppl_em.e_step import NUTS, MeanField
-from ppl_em.e_step.guides import find_law
-from ppl_em.e_step.svi import StochasticGuide
-from ppl_em.inspection import build_problem
-from ppl_em.posterior.guided import AutoLaw
-from ppl_em.subsampling import Whole
-from ppl_em.validation import ModelError
+from ppl_em import EM
+from ppl_em.e_step import NUTS, MeanField, StochasticGuide
+from ppl_em.e_step.variational.guides import find_law
+from ppl_em.posterior import AutoLaw
+from ppl_em.problem import build_problem, minibatches
+from ppl_em.problem.subsampling import Whole
+from ppl_em.util import ModelError
 
 RNG = np.random.default_rng(12)
 Y = 2.0 * RNG.normal(size=8)
@@ -243,7 +242,7 @@ def gradients(model, y, guide: Any, count: int) -> Drawn:
     phi = e_step.init(jax.random.key(SEED), problem, params).phi
 
     def in_batch(phi, key):
-        indices = batches.draw_rows(key, problem)
+        indices = minibatches.draw_rows(key, problem)
         return law.batch_bound(problem, params, phi, jax.random.fold_in(key, 1), indices)
 
     def on_all(phi, key):
@@ -286,7 +285,7 @@ def test_gradients_from_batches_are_unbiased(model, guide):
 def test_every_row_is_drawn_as_often(batch, rng_key):
     size = 8 if batch < 8 else 21
     problem, _ = problem_of(intercepts, np.resize(Y, size), batch)
-    rows = jax.vmap(lambda key: batches.draw_rows(key, problem)["rows"])
+    rows = jax.vmap(lambda key: minibatches.draw_rows(key, problem)["rows"])
     drawn = np.asarray(rows(jax.random.split(rng_key, 4000)))
     assert drawn.shape == (4000, batch) and drawn.min() == 0 and drawn.max() == size - 1
     counts = np.bincount(drawn.ravel(), minlength=size) / 4000
@@ -302,8 +301,8 @@ def test_the_average_over_all_batches_is_the_log_joint():
     @jax.jit
     def of_row(row):
         indices = {name: row[None] for name in ("rows", "others")}
-        places = batches.coordinates(problem, indices).places
-        return batches.log_joint_unconstrained(problem, params, u[places], indices)
+        places = minibatches.coordinates(problem, indices).places
+        return minibatches.log_joint_unconstrained(problem, params, u[places], indices)
 
     average = np.mean([of_row(row) for row in jnp.arange(8)])
     np.testing.assert_allclose(average, problem.log_joint_unconstrained(params, u), rtol=1e-12)
@@ -353,7 +352,7 @@ def test_a_gradient_costs_the_rows_of_its_batch(rng_key):
         problem, params = build_problem(rng_key, effects, data, {})
 
         def bound(phi, problem, key):
-            return law.batch_bound(problem, params, phi, key, batches.draw_rows(key, problem))
+            return law.batch_bound(problem, params, phi, key, minibatches.draw_rows(key, problem))
 
         gradient = jax.jit(jax.grad(bound)).lower(phi, problem, rng_key)
         return gradient.compile().cost_analysis()["flops"]

@@ -9,13 +9,13 @@ import pytest
 from conftest import SEED
 from small_models import POSITIVE
 
-import ppl_em.deterministic
-import ppl_em.em_step
-import ppl_em.monte_carlo
-import ppl_em.updates
+import ppl_em.algorithms.deterministic
+import ppl_em.algorithms.maximization
+import ppl_em.algorithms.monte_carlo
+import ppl_em.algorithms.sampler
 from ppl_em import EM, Stopping
 from ppl_em.e_step import NUTS, Exact, MeanField
-from ppl_em.inspection import build_problem
+from ppl_em.problem import build_problem
 
 NOISE = np.random.default_rng(40).normal(size=(2, 30))
 Y, OTHER = 1.05 * NOISE / NOISE.std(axis=1, keepdims=True)  # little signal: EM is slow
@@ -56,7 +56,7 @@ def models():
 @pytest.fixture
 def never_settled(monkeypatch):
     """Monte Carlo runs go on as long as `max_steps` lets them."""
-    monkeypatch.setattr(ppl_em.monte_carlo, "has_settled", lambda *args: False)
+    monkeypatch.setattr(ppl_em.algorithms.monte_carlo, "has_settled", lambda *args: False)
 
 
 @pytest.mark.usefixtures("never_settled")
@@ -74,11 +74,11 @@ def test_traces_do_not_grow_with_steps(name, models, monkeypatch):
 
         monkeypatch.setattr(place, function, counted)
 
-    count_calls(ppl_em.deterministic, "maximization")
-    count_calls(ppl_em.em_step.Sampler, "em_step")
-    program = ppl_em.updates.traced_maximization
+    count_calls(ppl_em.algorithms.deterministic, "maximization")
+    count_calls(ppl_em.algorithms.sampler.Sampler, "em_step")
+    program = ppl_em.algorithms.maximization.traced_maximization
     if name == "nuts":
-        program = ppl_em.em_step._em_step
+        program = ppl_em.algorithms.sampler._em_step
     compiled = program._cache_size()
     long = run(model, name)
     assert long.num_steps == 50 and len(counts) == 51

@@ -9,12 +9,14 @@ from ppl_em.e_step.base import (
     expectation,
     noise_of,
 )
-from ppl_em.e_step.exact import Exact
+from ppl_em.e_step.exact.enumeration import Enumeration
+from ppl_em.e_step.exact.exact import Exact
 from ppl_em.e_step.laplace import Laplace
-from ppl_em.e_step.mean_field import MeanField
-from ppl_em.e_step.nuts import NUTS
+from ppl_em.e_step.nuts import NUTS, ebfmi
 from ppl_em.e_step.quadrature import Quadrature
-from ppl_em.validation import check_choice, check_configuration
+from ppl_em.e_step.variational.mean_field import MeanField
+from ppl_em.e_step.variational.svi import StochasticGuide
+from ppl_em.util import check_choice, check_configuration
 
 FLAGS: dict[str, type] = {
     "auto": Auto,
@@ -42,11 +44,14 @@ __all__ = [
     "Auto",
     "DeterministicEStep",
     "EStep",
+    "Enumeration",
     "Exact",
     "Laplace",
     "MeanField",
     "Quadrature",
     "StochasticEStep",
+    "StochasticGuide",
+    "ebfmi",
     "expectation",
     "from_flag",
     "noise_of",

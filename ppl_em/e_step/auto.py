@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import jax
 
 from ppl_em.e_step.base import EStep
-from ppl_em.e_step.exact import Exact
+from ppl_em.e_step.exact.exact import Exact
+from ppl_em.e_step.exact.find_parts import NotExactError
 from ppl_em.e_step.nuts import NUTS
-from ppl_em.e_step.recognition import NotExactError
 from ppl_em.params import Params
 from ppl_em.problem import Problem
 

@@ -6,12 +6,12 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ppl_em.e_step.modes import Mode, find_mode, first_mode
+from ppl_em.e_step.mode import Mode, find_mode, first_mode
 from ppl_em.params import Params
 from ppl_em.posterior import LaplaceApproximation, half_trace
 from ppl_em.problem import Problem
 from ppl_em.structure import Blocks, Density, Structure, find_structure
-from ppl_em.validation import ModelError
+from ppl_em.util import ModelError
 
 
 class LaplaceState(NamedTuple):

@@ -15,7 +15,7 @@ from ppl_em.e_step.saem import SAEM, SHARE
 from ppl_em.params import Params
 from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import Problem
-from ppl_em.validation import check_choice
+from ppl_em.util import check_choice
 
 REFIT = 4
 """Masses are estimated anew after so many EM steps, and after each doubling of their number."""

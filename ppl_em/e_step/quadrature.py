@@ -7,23 +7,25 @@ from typing import ClassVar, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import logsumexp
 
-from ppl_em.e_step.modes import Mode, find_mode, first_mode, law_near, mode_of
-from ppl_em.e_step.refinement import HERMITE, MANY, ROUGH, Rule, choose, ladder
+from ppl_em.e_step.mode import Mode, find_mode, first_mode, law_near, mode_of
+from ppl_em.e_step.quadrature_refinement import HERMITE, MANY, ROUGH, Rule, choose, ladder, value_on
 from ppl_em.params import Params
-from ppl_em.posterior import Gaussian, Nodes
-from ppl_em.posterior.quadrature import block_sums
-from ppl_em.posterior.rules import Placed, Span, find_span, gauss_hermite, sinh_trapezoid
-from ppl_em.problem import Problem
+from ppl_em.posterior import (
+    Gaussian,
+    Nodes,
+    Placed,
+    Span,
+    block_sums,
+    find_span,
+    gauss_hermite,
+    sinh_trapezoid,
+)
+from ppl_em.problem import Problem, owners
 from ppl_em.structure import Blocks, Density, find_blocks
-from ppl_em.terms import owners
-from ppl_em.validation import ModelError
+from ppl_em.util import ModelError
 
 logger = logging.getLogger("ppl_em")
-
-CHUNK = 16
-"""Nodes per call while their number is chosen: programs are compiled for this number alone."""
 
 NOTABLE = 1e-4
 """Change of the log-likelihood on the last refinement that is worth a warning."""
@@ -200,7 +202,7 @@ class Quadrature:
         def value(rule: Rule) -> float:
             span = _find_span(problem, params, law, state.owner) if rule.sinh else None
             placed = _placed(law, span, rule.size)
-            values[rule] = _value(problem, params, law, state.owner, placed)
+            values[rule] = value_on(problem, params, law, state.owner, placed)
             return values[rule]
 
         def allowed(value: float) -> float:
@@ -282,18 +284,3 @@ def _find_span(problem: Problem, params: Params, law: Gaussian, owner: jax.Array
         return block_sums(problem, params, law, owner, offsets)[:, :-1]
 
     return find_span(law, log_density)
-
-
-def _value(
-    problem: Problem, params: Params, law: Gaussian, owner: jax.Array, placed: Placed
-) -> float:
-    """The log-likelihood on these nodes; one program for any number of them."""
-    offsets, logs = np.asarray(placed.offsets), np.asarray(placed.log_weights)
-    count = len(offsets)
-    places = np.minimum(np.arange(-(-count // CHUNK) * CHUNK), count - 1).reshape(-1, CHUNK)
-    parts = [_sums(problem, params, law, owner, jnp.asarray(offsets[part])) for part in places]
-    sums = np.concatenate([np.asarray(part) for part in parts])[:count]
-    return float(np.sum(logsumexp(sums[:, :-1] + logs, axis=0)) + sums[0, -1])
-
-
-_sums = jax.jit(block_sums)

@@ -9,7 +9,8 @@ from ppl_em.m_step.gradient import Gradient
 from ppl_em.m_step.lbfgs import LBFGS
 from ppl_em.m_step.newton import Newton
 from ppl_em.m_step.scipy import Scipy
-from ppl_em.validation import ModelError, check_choice, check_configuration
+from ppl_em.m_step.simplex import grow, simplex_sites
+from ppl_em.util import ModelError, check_choice, check_configuration
 
 FLAGS: dict[str, type] = {
     "auto": Auto,
@@ -76,4 +77,6 @@ __all__ = [
     "TracedMStep",
     "for_problem",
     "from_flag",
+    "grow",
+    "simplex_sites",
 ]

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from ppl_em.active_set import Conditions
-from ppl_em.optimize import Maximum, Objective
+from ppl_em.optimize import Conditions, Maximum, Objective
 
 NEEDS = {
     "bounds": "bounds on single parameters",

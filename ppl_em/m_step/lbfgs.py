@@ -5,9 +5,8 @@ from typing import ClassVar
 
 import jax
 
-from ppl_em import optimize
 from ppl_em.m_step.base import MStepInfo, report
-from ppl_em.optimize import Objective
+from ppl_em.optimize import Objective, lbfgs
 
 
 @dataclass(frozen=True)
@@ -42,5 +41,5 @@ class LBFGS:
         self, objective: Objective, x: jax.Array, state: tuple
     ) -> tuple[jax.Array, tuple, MStepInfo]:
         """Raise the objective from `x` (p,)."""
-        maximum = optimize.lbfgs(objective, x, self.max_steps, self.tol, self.memory)
+        maximum = lbfgs(objective, x, self.max_steps, self.tol, self.memory)
         return maximum.x, state, report(maximum)

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 import jax
 
-from ppl_em import optimize
 from ppl_em.m_step.base import MStepInfo, report
 from ppl_em.optimize import Curvature, Objective, no_curvature
+from ppl_em.optimize.newton import newton
 
 
 @dataclass(frozen=True)
@@ -46,5 +46,5 @@ class Newton:
         self, objective: Objective, x: jax.Array, state: Curvature
     ) -> tuple[jax.Array, Curvature, MStepInfo]:
         """Raise the objective from `x` (p,)."""
-        maximum, state = optimize.newton(objective, x, state, self.max_steps, self.tol)
+        maximum, state = newton(objective, x, state, self.max_steps, self.tol)
         return maximum.x, state, report(maximum)

@@ -8,18 +8,18 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from ppl_em.active_set import is_feasible
-from ppl_em.host import (
+from ppl_em.m_step.base import MStepInfo, Region
+from ppl_em.optimize import (
     DERIVATIVE_FREE,
     METHODS,
     SECOND_ORDER,
     TAKES_BOUNDS,
     TAKES_CONDITIONS,
     HostMaximum,
+    is_feasible,
     maximize,
 )
-from ppl_em.m_step.base import MStepInfo, Region
-from ppl_em.validation import ModelError, check_choice
+from ppl_em.util import ModelError, check_choice
 
 WIDE, FINE = 1.0, 1e-3
 """Largest and smallest edges of a first simplex, on the unconstrained scale."""

@@ -1,23 +1,29 @@
 """What an E-step returns: the latents given the data at one value of the parameters."""
 
-from ppl_em.posterior.arrow import GaussianArrow
-from ppl_em.posterior.base import Posterior
-from ppl_em.posterior.block_draws import BlockDraws, TermLayout
-from ppl_em.posterior.chain import GaussianChain
+from ppl_em.posterior.base import Posterior, constrain_draws
+from ppl_em.posterior.block_draws import BlockDraws, Proposal, TermLayout, draw_mixing, roots
 from ppl_em.posterior.conjugate import LogGamma, LogitBeta
 from ppl_em.posterior.draws import WeightedDraws
 from ppl_em.posterior.enumerated import Enumerated
+from ppl_em.posterior.expectation import closed_form
 from ppl_em.posterior.factorized import Factorized
 from ppl_em.posterior.full_rank import FullRank
-from ppl_em.posterior.gaussian import Gaussian
-from ppl_em.posterior.guide import GaussianGuide, guide_hessian
-from ppl_em.posterior.guided import Guided
+from ppl_em.posterior.gaussian_arrow import GaussianArrow
+from ppl_em.posterior.gaussian_blocks import Gaussian, solve
+from ppl_em.posterior.gaussian_chain import GaussianChain
 from ppl_em.posterior.laplace import GaussianLaw, LaplaceApproximation, half_trace
+from ppl_em.posterior.log_likelihood import RELIABLE_KHAT, LogLikelihood
 from ppl_em.posterior.mixture import BlockLayout, GaussianMixture
+from ppl_em.posterior.numpyro_guide import AutoLaw, Guided, Law, UserLaw
 from ppl_em.posterior.product import PartPosterior, Product
-from ppl_em.posterior.quadrature import Nodes
+from ppl_em.posterior.quadrature import Nodes, block_sums
+from ppl_em.posterior.quadrature_rules import Placed, Span, find_span, gauss_hermite, sinh_trapezoid
+from ppl_em.posterior.variational import MAX_HESSIAN, GaussianGuide, flat_blocks, guide_hessian
 
 __all__ = [
+    "MAX_HESSIAN",
+    "RELIABLE_KHAT",
+    "AutoLaw",
     "BlockDraws",
     "BlockLayout",
     "Enumerated",
@@ -31,14 +37,30 @@ __all__ = [
     "GaussianMixture",
     "Guided",
     "LaplaceApproximation",
+    "Law",
     "LogGamma",
+    "LogLikelihood",
     "LogitBeta",
     "Nodes",
     "PartPosterior",
+    "Placed",
     "Posterior",
     "Product",
+    "Proposal",
+    "Span",
     "TermLayout",
+    "UserLaw",
     "WeightedDraws",
+    "block_sums",
+    "closed_form",
+    "constrain_draws",
+    "draw_mixing",
+    "find_span",
+    "flat_blocks",
+    "gauss_hermite",
     "guide_hessian",
     "half_trace",
+    "roots",
+    "sinh_trapezoid",
+    "solve",
 ]

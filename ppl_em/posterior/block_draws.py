@@ -12,9 +12,9 @@ from jax.scipy.special import gammaln
 from ppl_em.params import Params
 from ppl_em.posterior.base import constrain_draws
 from ppl_em.problem import Latents, Problem
-from ppl_em.static import Static
+from ppl_em.problem.terms import terms
 from ppl_em.structure import Blocks
-from ppl_em.terms import terms
+from ppl_em.util import Static
 
 DEGREES = 7.0
 """Degrees of freedom of heavy-tailed proposals."""

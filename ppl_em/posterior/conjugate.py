@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import digamma, gammaln
 
-from ppl_em.static import Static
+from ppl_em.util import Static
 
 LARGE = 100.0
 """From here on, series in 1/a are exact to double precision and differences of logs are not."""

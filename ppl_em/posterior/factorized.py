@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.params import Params
-from ppl_em.posterior.guide import GaussianGuide, guide_hessian
+from ppl_em.posterior.variational import GaussianGuide, guide_hessian
 from ppl_em.problem import Problem
 from ppl_em.structure import Blocks
 

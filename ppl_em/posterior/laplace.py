@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from ppl_em.params import Params
-from ppl_em.posterior.arrow import GaussianArrow
 from ppl_em.posterior.base import constrain_draws
-from ppl_em.posterior.chain import GaussianChain
-from ppl_em.posterior.gaussian import Gaussian
+from ppl_em.posterior.gaussian_arrow import GaussianArrow
+from ppl_em.posterior.gaussian_blocks import Gaussian
+from ppl_em.posterior.gaussian_chain import GaussianChain
 from ppl_em.problem import Latents, Problem
 from ppl_em.structure import Density
 

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.condense_steps import StepTotals, other_terms, steps_term
-from ppl_em.factors import LogFactors
+from ppl_em.discrete import LogFactors
 from ppl_em.params import Params
 from ppl_em.posterior.base import constrain_draws
 from ppl_em.problem import Latents, Problem
-from ppl_em.static import Static
+from ppl_em.structure import StepTotals, other_terms, steps_term
+from ppl_em.util import Static
 
 
 class PartPosterior(Protocol):

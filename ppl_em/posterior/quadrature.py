@@ -10,10 +10,10 @@ import numpy as np
 
 from ppl_em.params import Params
 from ppl_em.posterior.base import constrain_draws
-from ppl_em.posterior.gaussian import Gaussian
-from ppl_em.posterior.rules import Placed
+from ppl_em.posterior.gaussian_blocks import Gaussian
+from ppl_em.posterior.quadrature_rules import Placed
 from ppl_em.problem import Latents, Problem
-from ppl_em.terms import terms
+from ppl_em.problem.terms import terms
 
 AT_ONCE = 500_000
 """Terms of the log-joint evaluated side by side, at most: few enough to stay in the cache."""

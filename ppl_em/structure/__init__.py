@@ -1,6 +1,7 @@
 """Where the Hessian of the log-joint in the latents is zero: proposed patterns, checked."""
 
-from ppl_em.structure.arrow import Arrow
+from ppl_em.structure.additive import NotAdditive, Target, by_component, log_joints, targets
+from ppl_em.structure.arrow import Arrow, ArrowMatrix
 from ppl_em.structure.base import (
     Density,
     Structure,
@@ -11,24 +12,52 @@ from ppl_em.structure.base import (
 )
 from ppl_em.structure.blocks import Blocks, dense
 from ppl_em.structure.candidates import coordinates, site_names
-from ppl_em.structure.chain import Chain
+from ppl_em.structure.chain import Band, Chain
 from ppl_em.structure.components import find_components
+from ppl_em.structure.condense_rows import Condensation
+from ppl_em.structure.condense_steps import (
+    StepPoints,
+    StepTotals,
+    other_terms,
+    steps_term,
+    summed,
+    totals,
+)
+from ppl_em.structure.exchangeability import Group, exchangeable, nearest, permuted
 from ppl_em.structure.search import find_blocks, find_structure
 
 __all__ = [
     "Arrow",
+    "ArrowMatrix",
+    "Band",
     "Blocks",
     "Chain",
+    "Condensation",
     "Density",
+    "Group",
+    "NotAdditive",
+    "StepPoints",
+    "StepTotals",
     "Structure",
+    "Target",
+    "by_component",
     "compressed_hessian",
     "coordinates",
     "dense",
+    "exchangeable",
     "find_blocks",
     "find_components",
     "find_structure",
     "hessian_product",
+    "log_joints",
+    "nearest",
+    "other_terms",
+    "permuted",
     "restrict",
     "site_names",
+    "steps_term",
+    "summed",
+    "targets",
     "tolerance",
+    "totals",
 ]

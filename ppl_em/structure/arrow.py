@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.static import Static
 from ppl_em.structure.base import Screen, step_cost
+from ppl_em.util import Static
 
 
 class ArrowMatrix(NamedTuple):

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from ppl_em.problem import Problem
-from ppl_em.static import Static
 from ppl_em.structure.base import Screen, step_cost
+from ppl_em.util import Static
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ppl_em.problem import LatentSite, Problem
-from ppl_em.static import Static
 from ppl_em.structure.arrow import Arrow
 from ppl_em.structure.blocks import Blocks
 from ppl_em.structure.chain import Chain
+from ppl_em.util import Static
 
 STRIDES = (1, 2, 3, 4, 6, 12)
 """Consecutive steps that may be taken together as one block of a chain."""

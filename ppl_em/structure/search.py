@@ -6,8 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from ppl_em.problem import Problem
-from ppl_em.static import Static
+from ppl_em.problem import WIDE, Problem, look
 from ppl_em.structure.base import Structure, hessian_product, tolerance
 from ppl_em.structure.blocks import Blocks
 from ppl_em.structure.candidates import (
@@ -16,7 +15,7 @@ from ppl_em.structure.candidates import (
     chain_candidates,
     coordinates,
 )
-from ppl_em.terms import WIDE, look
+from ppl_em.util import Static
 
 S = TypeVar("S", bound=Structure)
 

@@ -1,0 +1,27 @@
+"""Everything that moves the parameters."""
+
+from ppl_em.algorithms.acceleration import ACCELERATORS, check_acceleration
+from ppl_em.algorithms.chain_health import complaint
+from ppl_em.algorithms.confirmation import Polish, Verdict, polish
+from ppl_em.algorithms.direct import METHODS
+from ppl_em.algorithms.history import Limits, Outcome, Plan
+from ppl_em.algorithms.run import run_loop
+from ppl_em.algorithms.sampler import Sampler
+from ppl_em.algorithms.stopping import Stopping, rounding
+
+__all__ = [
+    "ACCELERATORS",
+    "METHODS",
+    "Limits",
+    "Outcome",
+    "Plan",
+    "Polish",
+    "Sampler",
+    "Stopping",
+    "Verdict",
+    "check_acceleration",
+    "complaint",
+    "polish",
+    "rounding",
+    "run_loop",
+]

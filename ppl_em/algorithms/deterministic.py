@@ -1,0 +1,282 @@
+"""The loop of EM where the E-step has an objective without noise."""
+
+import time
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm.auto import tqdm
+
+from ppl_em.algorithms.acceleration import Accelerator, Proposal, accelerator
+from ppl_em.algorithms.boundary import Watch, to_boundary
+from ppl_em.algorithms.direct import Ascent, switch_reason
+from ppl_em.algorithms.history import Limits, Trail
+from ppl_em.algorithms.maximization import Maximized, maximization
+from ppl_em.algorithms.newton import is_due, take_newton_steps
+from ppl_em.algorithms.stopping import (
+    Step,
+    has_converged,
+    has_decreased,
+    has_flattened,
+    is_stationary,
+    rounding,
+)
+from ppl_em.e_step import DeterministicEStep, expectation, noise_of
+from ppl_em.m_step import MStep
+from ppl_em.problem import Problem, nearest_feasible
+from ppl_em.result import CONVERGED, Status
+from ppl_em.util import ModelError
+
+MAX_HALVINGS = 10
+"""How often a step that lowers the objective is halved before it is refused."""
+
+SLACK = 1.0
+"""How far extrapolations may lower the objective for a while, as Varadhan and Roland allow it."""
+
+PATIENCE = 3
+"""How many extrapolations may do so before the first is taken back."""
+
+
+@dataclass
+class Visit:
+    """An E-step at `x` (p,), and the M-step from there."""
+
+    x: jax.Array
+    posterior: Any
+    state: Any
+    info: Any
+    out: Maximized
+
+    @property
+    def objective(self) -> float:
+        """The objective at `x`."""
+        return float(self.info.objective)
+
+    @property
+    def by_gradients(self) -> bool:
+        """Whether the E-step took some stochastic gradient steps, and so has not come to rest."""
+        return hasattr(self.info, "window_rise")
+
+
+@dataclass
+class Deterministic:
+    """One run: `run` says how it ended, the trail has the rest.
+
+    `first` is where in the trail the latest unbroken row of EM steps begins.
+    """
+
+    problem: Problem
+    e_step: DeterministicEStep
+    m_step: MStep
+    trail: Trail
+    limits: Limits
+    bar: tqdm
+    accelerator: Accelerator | None = field(init=False)
+    rates: list[float] = field(default_factory=list, init=False)
+    first: int = field(init=False)
+    m_state: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.accelerator = accelerator(self.limits.plan.acceleration)
+        self.m_state = self.m_step.init(self.trail.x)
+        self.first = len(self.trail.steps)
+
+    def run(self) -> tuple[Status, float]:
+        """EM steps until a rule ends them; the status, and the seconds of the first one."""
+        trail, limits = self.trail, self.limits
+        watch = Watch(self.problem, self.e_step, limits.stopping)
+        if trail.at is not None:  # with a coarser E-step
+            towards, trail.at = trail.at.towards, None
+            if to_boundary(self.problem, self.e_step, trail, towards, self.bar):
+                return Status.BOUNDARY, 0.0
+        if trail.inverse is not None and self._stays_converged(watch):
+            return Status.CONVERGED, 0.0
+        before, m_info, proposal, next_try, compile_seconds = trail.x, None, None, 0, 0.0
+        here, start = None, time.monotonic()
+        count = -1
+        while True:
+            count += 1
+            here = self._visit(here, proposal)
+            seconds, start = time.monotonic() - start, time.monotonic()
+            compile_seconds += seconds if count == 0 else 0.0
+            if not np.isfinite(here.objective):
+                return Status.NON_FINITE, compile_seconds
+            if count == 0:
+                trail.objective = here.objective
+            elif not self._record(here, before, seconds, m_info):
+                return Status.DECREASED, compile_seconds
+            trail.x, trail.e_state = here.x, here.state
+            if not bool(jnp.all(jnp.isfinite(here.out.x))):
+                return Status.NON_FINITE, compile_seconds
+            done, towards = self._has_converged(here), watch.towards(here.x)
+            if (
+                towards.any()
+                and watch.is_due(trail.steps, done)
+                and to_boundary(self.problem, self.e_step, trail, towards, self.bar)
+            ):
+                return Status.BOUNDARY, compile_seconds
+            if done:
+                return Status.CONVERGED, compile_seconds
+            ended = self._finish() if count >= next_try else None
+            if ended in (*CONVERGED, Status.MAX_STEPS, Status.MAX_SECONDS):
+                return ended, compile_seconds
+            if ended is not None:
+                next_try = 2 * count
+                if trail.x is not here.x:  # the finish got somewhere, if not to the end
+                    here = self._both(trail.x, trail.e_state)
+                    trail.e_state = here.state
+            if bool(jnp.all(here.out.x == here.x)) and not here.by_gradients:
+                promised = float(here.out.info.m_promised)
+                fine = is_stationary(here.objective, promised, here.x.dtype)
+                return Status.CONVERGED if fine else Status.STALLED, compile_seconds
+            if len(trail.rows) >= limits.max_steps:
+                return Status.MAX_STEPS, compile_seconds
+            if time.monotonic() > limits.deadline:
+                return Status.MAX_SECONDS, compile_seconds
+            before, m_info = here.x, here.out.info
+            if self.accelerator is not None:
+                proposal = self._proposed(self.accelerator, here)
+
+    def _both(self, x: jax.Array, state: Any) -> Visit:
+        """The two halves of an EM step at `x` (p,)."""
+        posterior, state, info = expectation(self.e_step, self.problem, x, state)
+        return self._maximized(x, posterior, state, info)
+
+    def _maximized(self, x: jax.Array, posterior: Any, state: Any, info: Any) -> Visit:
+        self.trail.evaluations += 1
+        out = maximization(self.m_step, self.problem, x, x, posterior, self.m_state)
+        self.m_state = out.state
+        return Visit(x, posterior, state, info, jax.block_until_ready(out))
+
+    def _visit(self, last: Visit | None, proposal: Proposal | None) -> Visit:
+        """Go where the last step leads, or less far if the objective is lower there."""
+        trail = self.trail
+        if last is None:
+            return self._both(trail.x, trail.e_state)
+        x = last.out.x
+        if self.accelerator is not None and proposal is not None:
+            found = self._extrapolated(self.accelerator, proposal)
+            if found is not None:
+                return found
+            x = jnp.asarray(proposal.fallback, trail.x.dtype)
+        there = expectation(self.e_step, self.problem, x, trail.e_state)
+        for _ in range(MAX_HALVINGS):
+            if not self._falls(float(there[2].objective)):
+                break
+            trail.evaluations += 1
+            x = self._halfway(x)
+            there = expectation(self.e_step, self.problem, x, trail.e_state)
+        return self._maximized(x, *there)
+
+    def _falls(self, value: float) -> bool:
+        """Whether a step loses more than the noise of an approximation, or than rounding."""
+        noise, before = noise_of(self.e_step), self.trail.objective
+        if noise is not None:
+            return not value >= before - noise
+        step = Step(value, value - before, 0.0, 0.0)
+        return not np.isfinite(value) or has_decreased(step, self.trail.x.dtype)
+
+    def _halfway(self, end: jax.Array) -> jax.Array:
+        """Half of a step to `end` (p,), or the largest feasible fraction of that."""
+        start = self.trail.x
+        for fraction in 2.0 ** -np.arange(1, MAX_HALVINGS):
+            found = nearest_feasible(self.problem, start + fraction * (end - start))
+            if found is not None:
+                return found
+        return start
+
+    def _extrapolated(self, method: Accelerator, proposal: Proposal) -> Visit | None:
+        """The proposal, or what becomes of it within a few more; None without a gain."""
+        trail, state = self.trail, self.trail.e_state
+        for _ in range(PATIENCE):
+            here = self._both(jnp.asarray(proposal.x, trail.x.dtype), state)
+            if here.objective >= trail.objective:
+                return here
+            if not here.objective >= trail.objective - SLACK:
+                break
+            proposal, state = self._proposed(method, here), here.state
+        trail.decide("extrapolations that lower the objective are refused")
+        method.refuse()
+        return None
+
+    def _record(self, here: Visit, before: jax.Array, seconds: float, m_info: Any) -> bool:
+        """Add a step to the trail. False if it lowered the objective and is to be taken back."""
+        change = here.objective - self.trail.objective
+        step = Step(here.objective, change, 0.0, float(jnp.linalg.norm(here.x - before)))
+        count = len(self.trail.rows) + 1
+        if has_decreased(step, here.x.dtype, noise_of(self.e_step) or 0.0):
+            text = f"EM step {count} lowered the objective by {-change:.3g}"
+            if self.limits.on_decrease == "raise":
+                raise ModelError(
+                    f"{text}, from {self.trail.objective:.10g}. {Status.DECREASED.value}"
+                )
+            if self.limits.on_decrease == "revert":
+                return False
+            warnings.warn(f"{text}.", stacklevel=6)
+        self.trail.record(step, here.x, "em", seconds, here.info, m_info)
+        self.bar.update(1)
+        self.bar.set_postfix_str(
+            f"{self.e_step.kind.replace('_', ' ')} {here.objective:.6f}, change {change:.1e} "
+            f"{self.e_step.describe(here.info)}"
+        )
+        return True
+
+    def _has_converged(self, here: Visit) -> bool:
+        if here.by_gradients:
+            return has_flattened(here.info)
+        gap, noise = self.limits.stopping.gap_for(False), noise_of(self.e_step) or 0.0
+        left = None
+        if self.accelerator is not None:
+            # In the slowest direction an EM step gains this fraction of what is left.
+            rate = max(self.rates[-3:], default=1.0)
+            info = here.out.info
+            left = float(info.q_end - info.q_start) / max(1 - rate, 1e-6)
+        return has_converged(self.trail.steps[self.first :], gap, here.x.dtype, noise, left)
+
+    def _stays_converged(self, watch: Watch) -> bool:
+        """Whether Newton steps alone lead from where a coarser E-step converged to the maximum."""
+        plan = self.limits.plan
+        if plan.finish is not None or plan.acceleration is not None:
+            return False
+        arguments = (self.problem, self.e_step, self.trail, self.limits, self.bar)
+        return take_newton_steps(*arguments) and not watch.towards(self.trail.x).any()
+
+    def _finish(self) -> Status | None:
+        """Leave EM for the log-likelihood itself, if it is time; how that ended."""
+        plan, trail = self.limits.plan, self.trail
+        arguments = (self.problem, self.e_step, trail, self.limits, self.bar)
+        if plan.finish is None and plan.acceleration is None:
+            if not is_due(trail.steps, self.e_step, self.problem, self.limits.stopping):
+                return None
+            return Status.CONVERGED if take_newton_steps(*arguments) else Status.STALLED
+        gap = max(self.limits.stopping.gap_for(False), rounding(trail.objective, trail.x.dtype))
+        steps = trail.steps[self.first :]
+        reason = switch_reason(plan.finish, steps, self.problem.spec.space.size, gap)
+        if not reason:
+            return None
+        trail.decide(f"{reason}: on to the direct method")
+        status = Ascent(*arguments, getattr(self.m_state, "inverse", None)).run()
+        if status not in CONVERGED:
+            trail.decide("the information does not confirm a maximum: back to EM")
+            self.first = len(trail.steps)
+        return status
+
+    def _proposed(self, method: Accelerator, here: Visit) -> Proposal:
+        def em_map(x: np.ndarray) -> np.ndarray:
+            start = nearest_feasible(self.problem, jnp.asarray(x, here.x.dtype))
+            if start is None:
+                return np.full_like(x, np.nan)
+            return np.asarray(self._both(start, here.state).out.x, float)
+
+        x, mapped = (np.asarray(a, float) for a in (here.x, here.out.x))
+        inverse = getattr(self.m_state, "inverse", None)  # of the complete-data information
+        scale = np.ones_like(x) if inverse is None else np.sqrt(np.diag(np.asarray(inverse)))
+        scale = np.where(scale > 0, scale, np.inf)
+        proposal = method.propose(em_map, x, mapped, scale)
+        if np.isfinite(proposal.rate):
+            self.rates.append(min(proposal.rate, 1 - 1e-6))
+        end = nearest_feasible(self.problem, jnp.asarray(proposal.x, here.x.dtype))
+        return proposal._replace(x=proposal.fallback if end is None else np.asarray(end, float))

@@ -1,0 +1,98 @@
+"""One run: the loop that the E-step and the plan ask for, and what it leaves behind."""
+
+import time
+from dataclasses import replace
+from typing import Any, cast
+
+import jax
+from tqdm.auto import tqdm
+
+from ppl_em.algorithms.confirmation import Polish
+from ppl_em.algorithms.deterministic import Deterministic
+from ppl_em.algorithms.direct import climb_directly
+from ppl_em.algorithms.history import Limits, Outcome, Plan, Trail
+from ppl_em.algorithms.monte_carlo import monte_carlo
+from ppl_em.algorithms.sampler import Sampler
+from ppl_em.e_step import DeterministicEStep, EStep, StochasticEStep, noise_of
+from ppl_em.m_step import MStep, for_problem
+from ppl_em.params import Params
+from ppl_em.problem import Problem, firm, needs
+from ppl_em.result import CONVERGED, Status
+
+
+def run_loop(
+    rng_key: jax.Array,
+    problem: Problem,
+    e_step: EStep,
+    m_step: MStep,
+    params: Params,
+    limits: Limits,
+    bar: tqdm,
+) -> Outcome:
+    """Run EM from `params` until converged, out of budget, interrupted, or failing."""
+    x = problem.unconstrain(params)
+    started = time.monotonic()
+    if e_step.stochastic:
+        e_state = Sampler(cast(StochasticEStep, e_step), m_step).begin(rng_key, problem, x)
+    else:
+        e_state = e_step.init(rng_key, problem, params)
+    trail = Trail(problem, x, e_state)
+    last_polish: Polish | None = None
+    compile_seconds = time.monotonic() - started
+    try:
+        while True:
+            if e_step.stochastic:
+                status, last_polish, compiled = monte_carlo(
+                    problem, Sampler(cast(StochasticEStep, e_step), m_step), trail, limits, bar
+                )
+            else:
+                calm = cast(DeterministicEStep, e_step)
+                status, compiled = _without_noise(problem, calm, m_step, trail, limits, bar)
+            compile_seconds += compiled
+            if status not in CONVERGED:
+                break
+            finer, firmer = _finer(problem, e_step, trail), firm(problem, trail.x)
+            if finer is None and firmer is None:
+                break
+            e_step = finer or e_step
+            if firmer is not None:
+                problem = firmer
+                m_step = for_problem("auto", trail.x.size, needs(problem))
+    except KeyboardInterrupt:
+        status = Status.INTERRUPTED
+    return Outcome(
+        trail.x,
+        e_step,
+        trail.e_state,
+        status,
+        trail.rows,
+        last_polish,
+        limits.begin,
+        compile_seconds,
+        trail.at,
+        m_step,
+    )
+
+
+def _without_noise(
+    problem: Problem,
+    e_step: DeterministicEStep,
+    m_step: MStep,
+    trail: Trail,
+    limits: Limits,
+    bar: tqdm,
+) -> tuple[Status, float]:
+    if limits.plan.direct:
+        status, seconds = climb_directly(problem, e_step, trail, limits, bar)
+        if status is not Status.STALLED:
+            return status, seconds
+        trail.decide("the information does not confirm a maximum: EM steps tell")
+        limits = replace(limits, plan=Plan(finish="em"))
+    return Deterministic(problem, e_step, m_step, trail, limits, bar).run()
+
+
+def _finer(problem: Problem, e_step: Any, trail: Trail) -> EStep | None:
+    """An approximation that is good enough at the end of the run, if this one is not."""
+    if noise_of(e_step) is None:
+        return None
+    return e_step.refined(problem, problem.constrain(trail.x), trail.e_state)

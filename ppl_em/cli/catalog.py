@@ -1,0 +1,191 @@
+"""The models that come with ppl_em, and models in users' files."""
+
+import functools
+import importlib.util
+import inspect
+import logging
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ppl_em.util import ModelError
+
+logger = logging.getLogger("ppl_em")
+
+DEFAULT = "model"
+"""The function of a file that stands for the file."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model, its default data if it has any, and its reference answer if one is known.
+
+    A file may hold several models of the same data: `function` is the name of this one.
+    """
+
+    name: str
+    model: Callable
+    module: ModuleType
+    function: str = DEFAULT
+
+    def load(self) -> dict[str, Any]:
+        """The model's own data, as keyword arguments."""
+        if not hasattr(self.module, "load"):
+            raise ModelError(
+                f"Model '{self.name}': its file has no `load()`, so there are no data. Pass "
+                f"`--data FILE.csv`."
+            )
+        return self.module.load()
+
+    @property
+    def reference(self) -> dict[str, Any] | None:
+        """Published or independently computed numbers for the model's own data, or None.
+
+        `REFERENCE` belongs to the function `model`, `REFERENCES[function]` to another.
+        """
+        if self.function == DEFAULT:
+            return getattr(self.module, "REFERENCE", None)
+        return getattr(self.module, "REFERENCES", {}).get(self.function)
+
+    @property
+    def title(self) -> str:
+        """First line of the documentation: of the file, or of a further function in it."""
+        sources = [self.module, self.model]
+        if self.function != DEFAULT:
+            sources.reverse()
+        text = next(filter(None, map(inspect.getdoc, sources)), "")
+        return text.split("\n")[0]
+
+
+def folder() -> pathlib.Path:
+    """Where the models are: inside an installed package, or beside it in a checkout."""
+    package = pathlib.Path(__file__).resolve().parent.parent
+    installed = package / "models"
+    return installed if installed.is_dir() else package.parent / "models"
+
+
+def names() -> list[str]:
+    """Names of the model files that come with ppl_em."""
+    return sorted(path.stem for path in folder().glob("*.py"))
+
+
+def entries() -> list[Entry]:
+    """Every model that comes with ppl_em: `NAME`, then the `NAME:function` of the same file."""
+    found = []
+    for name in names():
+        first = find(name)
+        others = getattr(first.module, "REFERENCES", {})
+        found += [first, *(_entry(f"{name}:{other}", first.module, other) for other in others)]
+    return found
+
+
+def find(name: str) -> Entry:
+    """Find a model by `NAME` or `NAME:function`, or as `file.py` or `file.py:function`.
+
+    Raises
+    ------
+    ModelError
+        If there is no such model, file or function.
+    """
+    path, _, function = name.partition(":")
+    if not path.endswith(".py"):
+        if path not in names():
+            raise ModelError(
+                f"Model '{name}': not known. Valid names: {', '.join(names())}; or pass a Python "
+                f"file, `my_model.py` or `my_model.py:function`."
+            )
+        path = str(folder() / f"{path}.py")
+    return _entry(name, _load(pathlib.Path(path)), function or DEFAULT)
+
+
+def _entry(name: str, module: ModuleType, function: str) -> Entry:
+    model = getattr(module, function, None)
+    if not callable(model):
+        raise ModelError(
+            f"Model '{name}': the file has no function `{function}`. Name one with "
+            f"`{name.partition(':')[0]}:function`."
+        )
+    return Entry(name, model, module, function)
+
+
+def read_csv(path: str, model: Callable) -> dict[str, np.ndarray]:
+    """Read the columns of a CSV file that the model has arguments for.
+
+    An argument may stand for a column whose name is not one in Python: `Solar_R` for `Solar.R`.
+    A model with a `**` argument gets every column. Columns left over are named in the log.
+
+    Raises
+    ------
+    ModelError
+        If the file cannot be read, or an argument without default has no column.
+    """
+    import pandas
+
+    try:
+        frame = pandas.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"File '{path}': cannot be read as CSV ({error}).") from None
+    arguments = inspect.signature(model).parameters
+    takes_all = any(a.kind is a.VAR_KEYWORD for a in arguments.values())
+    called = {c: _argument(str(c), arguments) for c in frame}
+    used = {c: name for c, name in called.items() if takes_all or name in arguments}
+    columns = {name: _column(frame[c]) for c, name in used.items()}
+    missing = [
+        name
+        for name, a in arguments.items()
+        if a.default is a.empty
+        and a.kind not in (a.VAR_KEYWORD, a.VAR_POSITIONAL)
+        and name not in columns
+    ]
+    if missing:
+        raise ModelError(
+            f"File '{path}': no column for the model argument '{missing[0]}'. It has: "
+            f"{', '.join(map(str, frame.columns))}."
+        )
+    if not columns:
+        raise ModelError(
+            f"File '{path}': none of its columns ({', '.join(map(str, frame.columns))}) is an "
+            f"argument of the model ({', '.join(arguments)})."
+        )
+    ignored = [str(c) for c in frame if c not in used]
+    if ignored:
+        logger.warning(
+            "File '%s': ignored, as the model has no such argument: %s", path, ", ".join(ignored)
+        )
+    return columns
+
+
+def _argument(column: str, arguments: Mapping[str, Any]) -> str:
+    """Name of the argument that takes a column: its own, or that with `_` for other signs."""
+    plain = re.sub(r"\W", "_", column)
+    return plain if column not in arguments and plain in arguments else column
+
+
+def _column(series: Any) -> np.ndarray:
+    values = series.to_numpy()
+    return values if values.dtype.kind in "fiub" else np.array([str(v) for v in values])
+
+
+def _load(path: pathlib.Path) -> ModuleType:
+    if not path.is_file():
+        raise ModelError(f"File '{path}': there is no such file.")
+    return _run_file(path.resolve(), path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _run_file(path: pathlib.Path, changed: int) -> ModuleType:
+    """The module of a file, the same until the file changes, so that programs stay compiled."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"File '{path}': it is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ModelError(f"File '{path}': running it failed with {error!r}.") from error
+    return module

@@ -1,0 +1,298 @@
+"""Run a model with all values of its discrete sites at once, and collect its log-densities."""
+
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from numpyro import handlers
+from numpyro.distributions import (
+    Distribution,
+    ExpandedDistribution,
+    Independent,
+    MaskedDistribution,
+)
+from numpyro.distributions.util import is_identically_one
+from numpyro.ops.pytree import PytreeTrace
+from numpyro.primitives import Messenger
+
+from ppl_em.discrete import scans
+from ppl_em.discrete.elimination import LOG_ZERO, Variable
+from ppl_em.discrete.scans import Scan, Values
+from ppl_em.util import ModelError, site_error
+
+PREVIOUS = "previous "
+"""Prefix of the axis of a site's value one step before, inside a scan."""
+
+
+BASIS = "basis of "
+"""Prefix of the axis of points that stand for the rows along another axis."""
+
+
+class Chain(NamedTuple):
+    """A scan: `time` names its axis of `length` steps after the first.
+
+    `first` and `rest` are the keys of the tables of the first step, and of all others together.
+    """
+
+    time: str
+    length: int
+    first: tuple[str, ...]
+    rest: tuple[str, ...]
+
+
+class Tabulate(Messenger):
+    """Run a model with every discrete latent site at all of its values at once.
+
+    Parameters
+    ----------
+    fn
+        The model with its parameters and continuous latents substituted.
+    first_dim, in_plates, points
+        As in `factors.log_factors`.
+    """
+
+    def __init__(
+        self,
+        fn: Callable,
+        first_dim: int,
+        in_plates: bool,
+        points: dict[str, jax.Array] | None,
+    ):
+        super().__init__(fn)
+        self.first_dim, self.in_plates, self.points = first_dim, in_plates, points or {}
+        self.rows: dict[str, tuple[str, jax.Array]] = {}
+        self.step_rows: dict[str, jax.Array] = {}
+        self.dims: dict[int, str] = {}
+        self.values: Values = {}
+        self.variables: dict[str, Variable] = {}
+        self.plates: dict[str, int] = {}
+        self.plate_dims: dict[str, int] = {}
+        self.tables: dict[str, jax.Array] = {}
+        self.names: dict[str, tuple[str, ...]] = {}
+        self.chains: list[Chain] = []
+        self.step = _Step()
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Give discrete sites all their values, and scans our own evaluation."""
+        if msg["type"] == "control_flow":
+            if self.step.time:
+                raise ModelError(
+                    "Model: a `scan` inside a `scan` cannot be summed out. Merge them."
+                )
+            msg["fn"] = self._scan
+        elif msg["type"] == "sample" and not msg["is_observed"] and msg["value"] is None:
+            if not msg["fn"].support.is_discrete:
+                raise site_error(msg["name"], "it has no value", "Pass all latents of the model")
+            msg["value"] = self._support(msg)
+
+    def _support(self, msg: dict[str, Any]) -> jax.Array:
+        """All values of a discrete site, on its own axis."""
+        name, event_dim = msg["name"], msg["fn"].event_dim
+        if name not in self.values:
+            values = jnp.asarray(msg["fn"].enumerate_support(expand=False))
+            event = values.shape[values.ndim - event_dim :]
+            self.values[name] = values.reshape((len(values), *event))
+            frames = {f.name for f in msg["cond_indep_stack"] if f.dim is not None}
+            plates = frozenset({*frames, *filter(None, [self.step.time])})
+            self.variables[name] = Variable(len(values), plates)
+        values = self.step.supports.get(name, self.values[name])
+        dim = self._dim(PREVIOUS + name if self.step.before else name)
+        return values.reshape((len(values), *(1,) * (-dim - 1), *values.shape[1:]))
+
+    def _dim(self, name: str) -> int:
+        for dim, owner in self.dims.items():
+            if owner == name:
+                return dim
+        dim = min([self.first_dim + 1, *self.dims]) - 1
+        self.dims[dim] = name
+        return dim
+
+    def rows_of(self, site: dict[str, Any]) -> dict[str, tuple[str, jax.Array]]:
+        """An observed site's entry of `rows`, if it has one."""
+        fn, value = _stripped(site["fn"]), jnp.asarray(site["value"])
+        if not site["is_observed"] or site["scale"] is not None or site["intermediates"]:
+            return {}
+        if isinstance(fn, MaskedDistribution) or value.ndim < fn.event_dim:
+            return {}
+        batch = value.shape[: value.ndim - fn.event_dim]
+        long = [dim for dim in range(-len(batch), 0) if batch[dim] > 1]
+        frames = {f.dim: f.name for f in site["cond_indep_stack"]}
+        if self.step.time and not long:
+            return {site["name"]: (self.step.time, value.reshape(fn.event_shape))}
+        if self.step.time or len(long) != 1 or long[0] not in frames:
+            return {}
+        own = fn.batch_shape
+        if len(own) >= -long[0] and own[long[0]] > 1:
+            return {}
+        rows = value.reshape((batch[long[0]], *fn.event_shape))
+        return {site["name"]: (frames[long[0]], rows)}
+
+    def _at_points(self, site: dict[str, Any], points: jax.Array) -> dict[str, Any]:
+        """The site with its rows of data replaced by `points`, on an axis of their own."""
+        axis = self.step.time or next(iter(self.rows_of(site).values()))[0]
+        dim = self._dim(BASIS + axis)
+        value = points.reshape((len(points), *(1,) * (-dim - 1), *points.shape[1:]))
+        return {**site, "fn": _stripped(site["fn"]), "value": value}
+
+    def table(self, site: dict[str, Any], key: str) -> tuple[jax.Array, tuple[str, ...]]:
+        """The log-density of a site and the names of its axes."""
+        if key in self.points:
+            site = self._at_points(site, self.points[key])
+        table = _log_prob(site)
+        frames = {f.dim: f for f in site["cond_indep_stack"] if f.dim is not None}
+        self.plates |= {f.name: f.size for f in frames.values()}
+        self.plate_dims |= {f.name: f.dim for f in frames.values()}
+        lowest = min([-table.ndim, *frames])
+        table = table.reshape((1,) * (-lowest - table.ndim) + table.shape)
+        owners = {**self.dims, **{dim: frame.name for dim, frame in frames.items()}}
+        if not self.in_plates:
+            nobody = tuple(dim for dim in range(-table.ndim, 0) if dim not in owners)
+            table = jnp.sum(table, nobody, keepdims=True)
+        names, shape = [], []
+        for dim in range(-table.ndim, 0):
+            size, owner = table.shape[dim], owners.get(dim)
+            if owner is None and size > 1:
+                raise site_error(
+                    site["name"],
+                    f"an axis of size {size} of its log-density is in no plate, which models with "
+                    f"discrete latents need",
+                    "Put the site in `numpyro.plate`, or make the axis part of the event with "
+                    "`.to_event`",
+                )
+            if owner is not None and (dim in frames or size > 1):
+                names.append(owner)
+                shape.append(size)
+        return jnp.maximum(table.reshape(shape), LOG_ZERO), tuple(names)
+
+    def record(self, key: str, table: jax.Array, names: tuple[str, ...]) -> None:
+        """Keep a table under its key."""
+        self.tables[key], self.names[key] = table, names
+
+    def _scan(self, *args: Any, rng_key: Any = None, **options: Any) -> tuple:
+        """What stands in for NumPyro's own evaluation of a `scan`."""
+        scan = scans.read(*args, **options)
+        time = f"time {len(self.chains)}"
+        self.plates[time] = scan.length - 1
+        self.step = _Step(time)
+        x = jax.tree.map(lambda leaf: leaf[0], scan.inputs)
+        sites, series, carry, output = self._run(scan, scan.init, x)
+        for name, site in sites.items():
+            self.record(f"{name}[0]", *self.table(site, f"{name}[0]"))
+        rest: tuple[str, ...] = ()
+        output = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], output)
+        if scan.length > 1:
+            supports = {k: self.values[k] for k in sites if k in self.values}
+            rest, carry, others = self._other_steps(scan, time, series, supports)
+            output = jax.tree.map(_join, output, others)
+        self.step = _Step()
+        self.chains.append(Chain(time, scan.length - 1, tuple(f"{k}[0]" for k in sites), rest))
+        return (scan.length, rng_key, carry), (PytreeTrace({}), output)
+
+    def _run(
+        self, scan: Scan, carry: Any, x: Any, data: Values | None = None
+    ) -> tuple[dict[str, Any], Values, Any, Any]:
+        """Sample sites, series of given values, new carry and output of one step."""
+        max_batch = -self.first_dim - 1 if self.in_plates else None
+        program = scans.substituted(scan, data, max_batch)
+        with handlers.block(), handlers.trace() as trace, _Delegate(self):
+            carry, output = program(carry, x)
+        sites = {name: site for name, site in trace.items() if site["type"] == "sample"}
+        return sites, program.series, carry, output
+
+    def _other_steps(
+        self, scan: Scan, time: str, series: Values, supports: Values
+    ) -> tuple[tuple[str, ...], Any, Any]:
+        """Record the tables of all steps after the first; return keys, last carry and outputs."""
+
+        def carry_step(carry: Any, x: Any, data: Values, supports: Values) -> Any:
+            self.step = _Step(time, True, supports)
+            new = self._run(scan, carry, x, data)[2]
+            self.step = _Step(time)
+            return jax.tree.map(jnp.asarray, new)
+
+        entering = scans.carries(carry_step, scan, series, supports)
+        names: dict[str, tuple[str, ...]] = {}
+
+        def step(
+            carry: Any, x: Any, data: Values, count: jax.Array
+        ) -> tuple[dict[str, jax.Array], Any, Any, dict[str, jax.Array]]:
+            sites, _, new, output = self._run(scan, carry, x, data)
+            tables: dict[str, jax.Array] = {}
+            rows: dict[str, jax.Array] = {}
+            for name, site in sites.items():
+                tables[name], names[name] = self.table(site, name)
+                rows |= {key: row for key, (_, row) in self.rows_of(site).items()}
+            return tables, new, output, rows
+
+        now = jax.tree.map(lambda leaf: leaf[1:], (scan.inputs, series, jnp.arange(scan.length)))
+        first = (entering.first, *jax.tree.map(lambda leaf: leaf[0], now))
+        together = jax.vmap(step, (entering.axes, 0, 0, 0))(entering.tree, *now)
+        moving = [*entering.varies, *[True] * len(jax.tree.leaves(now))]
+        changes = [any(moving[i] for i in need) for need in scans.dependence(step, *first)]
+        single, structure = jax.tree.flatten(step(*first)[0])
+        all_tables = jax.tree.leaves(together[0])
+        picked = [
+            every if changed else one[None]
+            for one, every, changed in zip(single, all_tables, changes, strict=False)
+        ]
+        for name, table in jax.tree.unflatten(structure, picked).items():
+            self.record(name, table, (time, *names[name]))
+        rows = scans.varying_rows(entering, now[:2])
+        if rows is not None:
+            self.step_rows[time] = rows
+        if time in self.points:
+            inputs = scans.at_points(self.points[time], entering, now[:2])
+            count = jnp.arange(len(self.points[time]))
+            at_points = jax.vmap(step, (entering.axes, 0, 0, 0))(*inputs, count)
+            for name, table in at_points[0].items():
+                self.record(name, table, (BASIS + time, *names[name]))
+        self.rows |= {key: (time, rows) for key, rows in together[3].items()}
+        last = jax.tree.map(lambda leaf: leaf[-1], together[1])
+        return tuple(names), last, together[2]
+
+
+class _Step(NamedTuple):
+    """Where in a scan the run is: its time axis, and whether discrete sites are the previous."""
+
+    time: str = ""
+    before: bool = False
+    supports: Values = MappingProxyType({})  # type: ignore[assignment]
+
+
+class _Delegate(Messenger):
+    """Let the outer handler see the sites of a step that is run behind a `block`."""
+
+    def __init__(self, outer: Tabulate):
+        super().__init__()
+        self.process_message = outer.process_message  # type: ignore[method-assign]
+
+
+def _join(first: jax.Array, others: jax.Array) -> jax.Array:
+    shape = jnp.broadcast_shapes(first.shape[1:], others.shape[1:])
+    return jnp.concatenate([jnp.broadcast_to(a, (len(a), *shape)) for a in (first, others)])
+
+
+def _log_prob(site: dict[str, Any]) -> jax.Array:
+    """Log-density of a site, with axes of size 1 where a plate only repeats it."""
+    fn, value = site["fn"], site["value"]
+    if site["intermediates"]:
+        table = fn.log_prob(value, site["intermediates"])
+    else:
+        table = _stripped(fn).log_prob(value)
+    if site["scale"] is not None and not is_identically_one(site["scale"]):
+        table = site["scale"] * table
+    return jnp.asarray(table)
+
+
+def _stripped(fn: Distribution) -> Distribution:
+    """The distribution without the axes that plates only repeat."""
+    while isinstance(fn, ExpandedDistribution):
+        fn = fn.base_dist
+    if isinstance(fn, Independent):
+        inner, count = _stripped(fn.base_dist), fn.reinterpreted_batch_ndims
+        whole = fn.base_dist.batch_shape
+        if len(inner.batch_shape) >= count and inner.batch_shape[-count:] == whole[-count:]:
+            return Independent(inner, count)
+    return fn

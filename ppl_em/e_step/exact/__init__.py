@@ -1,0 +1,1 @@
+"""Posteriors with a closed form: find it, prove it, use it."""

@@ -1,0 +1,118 @@
+"""Exact E-step for continuous latents whose conditional law is a product of known ones."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, Protocol
+
+import jax
+
+from ppl_em.e_step.base import ExactInfo
+from ppl_em.e_step.exact.gaussian_part import GaussianPart
+from ppl_em.e_step.exact.uniform_chain import UniformChain, find_uniform
+from ppl_em.params import Params
+from ppl_em.posterior import GaussianChain, PartPosterior, Product
+from ppl_em.problem import Problem
+from ppl_em.structure import Density, StepPoints, totals
+from ppl_em.structure.condense_steps import condense_steps
+from ppl_em.util import Static
+
+
+class Part(Protocol):
+    """Some coordinates whose conditional law is of one known kind; frozen and hashable."""
+
+    @property
+    def index(self) -> Static:
+        """The coordinates, ascending positions in u, shape (d,)."""
+        ...
+
+    def fit(self, density: Density, u: jax.Array, gradient: jax.Array) -> PartPosterior:
+        """The conditional law, from the log-joint near `u` (D,) and its gradient there (D,).
+
+        The law does not depend on `u`, except by rounding.
+        """
+        ...
+
+
+class ContinuousState(NamedTuple):
+    """Where the parts are fitted, shape (D,), the points of condensed scans, and what they see."""
+
+    center: jax.Array
+    points: StepPoints
+    uniform: UniformChain | None
+
+
+@dataclass(frozen=True)
+class Continuous:
+    """One fit for each part, all around one point.
+
+    The log-joint minus the parts' log-densities is the same everywhere: log Z.
+
+    Attributes
+    ----------
+    parts
+        A partition of the coordinates into independent parts, proved by `Exact`.
+    min_rows
+        Steps of a scan from which they are condensed, see `condense_steps.py`; None for never.
+    """
+
+    parts: tuple[Part, ...]
+    min_rows: int | None = None
+    stochastic: ClassVar[bool] = False
+    kind: ClassVar[str] = "exact"
+
+    def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "Continuous":
+        """Nothing to check: `Exact` has."""
+        return self
+
+    def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> ContinuousState:
+        """The expansion point, and points that stand for the steps of long scans."""
+        x = problem.unconstrain(params)
+        keys = jax.random.split(rng_key)
+        points = condense_steps(keys[0], problem, x, self.min_rows)
+        uniform, part = None, self.parts[0]
+        if points and len(self.parts) == 1 and isinstance(part, GaussianPart):
+            uniform = find_uniform(keys[1], problem, x, part.structure, points)
+        return ContinuousState(problem.start, points, uniform)
+
+    def step(
+        self, problem: Problem, params: Params, state: ContinuousState
+    ) -> tuple[Product, ContinuousState, ExactInfo]:
+        """The posterior at `params`, and the exact log-likelihood."""
+        value, posterior = self._fit(problem, params, state)
+        chain, steps = posterior.parts[0], None
+        if state.uniform is not None and isinstance(chain, GaussianChain):
+            nodes, steps = state.uniform.moments(problem, params, chain, state.points)
+        else:
+            nodes = posterior.points()
+            if state.points:
+                steps = totals(problem, params, nodes, state.points)
+        posterior = replace(posterior, nodes=nodes, steps=steps)
+        return posterior, state._replace(center=posterior.center), ExactInfo(value)
+
+    def log_likelihood(self, problem: Problem, params: Params, state: ContinuousState) -> jax.Array:
+        """log p(y; params), latents integrated out; a scalar."""
+        return self._fit(problem, params, state)[0]
+
+    def describe(self, info: ExactInfo) -> str:
+        """Nothing beyond the objective."""
+        return ""
+
+    def posterior(self, density: Density, u: jax.Array, gradient: jax.Array) -> Product:
+        """The parts fitted around `u` (D,), where the log-joint has the gradient (D,)."""
+        posteriors = tuple(part.fit(density, u, gradient) for part in self.parts)
+        return Product(posteriors, tuple(part.index for part in self.parts))
+
+    def _fit(
+        self, problem: Problem, params: Params, state: ContinuousState
+    ) -> tuple[jax.Array, Product]:
+        def density(u: jax.Array) -> jax.Array:
+            return problem.log_joint_unconstrained(params, u)
+
+        u = state.center
+        value, gradient = jax.value_and_grad(density)(u)
+        part = self.parts[0]
+        if state.uniform is not None:
+            chain = state.uniform.fit(problem, params, u, gradient, state.points)
+            posterior = Product((chain,), (part.index,))
+        else:
+            posterior = self.posterior(density, u, gradient)
+        return value - posterior.log_density(u), posterior

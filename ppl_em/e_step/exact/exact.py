@@ -1,0 +1,68 @@
+"""The `"exact"` flag: prove that the posterior has a closed form, and pick the engine for it."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+
+from ppl_em.e_step.base import EStep
+from ppl_em.e_step.exact.continuous import Continuous
+from ppl_em.e_step.exact.enumeration import Enumeration
+from ppl_em.e_step.exact.find_mixture import find_layout
+from ppl_em.e_step.exact.find_parts import find_parts
+from ppl_em.e_step.exact.mixture import Conditional
+from ppl_em.params import Params
+from ppl_em.problem import Problem
+from ppl_em.util import check_choice
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Exact posterior: discrete latents, Gaussian and conjugate ones, Gaussian given discrete ones.
+
+    Attributes
+    ----------
+    max_dense
+        Largest block of jointly Gaussian latents, in coordinates; its cost is cubic.
+    max_states
+        Largest number of joint states of the discrete latents in an independent block, where
+        continuous latents stand beside them.
+    min_rows
+        Rows of an observed site from which its data are condensed to sufficient statistics where
+        that is proved to be the same; None for never.
+    chain
+        How sums along a `scan` are done: `"sequential"`, `"parallel"`, or None for the faster one
+        on this device.
+    """
+
+    max_dense: int = 2000
+    max_states: int = 64
+    min_rows: int | None = 500
+    chain: str | None = None
+    stochastic: ClassVar[bool] = False
+    kind: ClassVar[str] = "exact"
+
+    def __post_init__(self) -> None:
+        if self.chain is not None:
+            check_choice("chain", self.chain, ("sequential", "parallel"))
+
+    def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> EStep:
+        """Return `Enumeration`, `Continuous` or `Conditional`.
+
+        Raises
+        ------
+        NotExactError
+            If none is proved: the site, the reason, and the flags that would do.
+        """
+        spec = problem.spec
+        if not spec.latents:
+            return Enumeration(self.min_rows, self.chain)
+        x = problem.unconstrain(params)
+        if spec.discrete:
+            layout = find_layout(rng_key, problem, x, self.max_states, self.max_dense)
+            return Conditional(layout)
+        return Continuous(find_parts(rng_key, problem, x, self.max_dense), self.min_rows)
+
+    def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> Any:
+        """Call `resolve` first: it returns the engine to run."""
+        return self.resolve(rng_key, problem, params).init(rng_key, problem, params)

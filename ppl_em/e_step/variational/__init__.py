@@ -1,0 +1,1 @@
+"""Mean-field and other guides, and importance weights on top of them."""

@@ -1,0 +1,45 @@
+"""Value, score and information of the log-likelihood."""
+
+from ppl_em.likelihood.active_constraints import hold, moved
+from ppl_em.likelihood.draw_evaluation import (
+    curvature_of_score,
+    find_motion,
+    known_blocks,
+    score_moments,
+)
+from ppl_em.likelihood.identifiability import set_aside
+from ppl_em.likelihood.importance_information import sampled_information
+from ppl_em.likelihood.information import (
+    MAX_SE_NOISE,
+    Information,
+    constrained_covariance,
+    flat_and_jacobian,
+    is_large,
+    marginal_information,
+    relative_error,
+    value_and_score,
+)
+from ppl_em.likelihood.louis import Components, ScoreMoments, find, louis_information
+
+__all__ = [
+    "MAX_SE_NOISE",
+    "Components",
+    "Information",
+    "ScoreMoments",
+    "constrained_covariance",
+    "curvature_of_score",
+    "find",
+    "find_motion",
+    "flat_and_jacobian",
+    "hold",
+    "is_large",
+    "known_blocks",
+    "louis_information",
+    "marginal_information",
+    "moved",
+    "relative_error",
+    "sampled_information",
+    "score_moments",
+    "set_aside",
+    "value_and_score",
+]

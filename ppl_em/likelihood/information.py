@@ -1,0 +1,299 @@
+"""Observed information and the covariance of the parameters."""
+
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from ppl_em.e_step import Approximation, DeterministicEStep, noise_of
+from ppl_em.optimize import difference_points, from_differences
+from ppl_em.params import flat_labels
+from ppl_em.problem import Problem
+
+MAX_HESSIAN = 2e7
+"""Parameters times data up to which Hessians are computed by automatic differentiation."""
+
+COLUMNS = 8
+"""Columns of a Hessian that are computed side by side."""
+
+MAX_SE_NOISE = 0.2
+"""Standard errors with a larger relative Monte Carlo error are withheld."""
+
+
+@dataclass(frozen=True)
+class Information:
+    """Observed information on the unconstrained scale, and what came of inverting it.
+
+    Attributes
+    ----------
+    gradient
+        Gradient of the log-likelihood (the score), shape (p,).
+    matrix
+        Minus its Hessian, shape (p, p).
+    method
+        How they were computed.
+    score_error
+        Monte Carlo covariance of the score, shape (p, p); zero if deterministic.
+    replicates
+        Estimates of the covariance from parts of the draws, (R, p, p), each without one of R
+        parts; None if deterministic.
+    problem_text
+        Empty if the matrix is positive definite; else which direction is not, and what to do.
+    known
+        Directions, (p, r), in which nothing is estimated: towards a boundary or an active
+        constraint, or where the likelihood is flat; None for none.
+    """
+
+    gradient: np.ndarray
+    matrix: np.ndarray
+    method: str
+    score_error: np.ndarray
+    problem_text: str
+    replicates: np.ndarray | None = None
+    known: np.ndarray | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether the matrix is positive definite."""
+        return not self.problem_text
+
+    @property
+    def precise(self) -> bool:
+        """Whether standard errors may be given: it is usable, and their error is small enough."""
+        return self.usable and self.se_noise <= MAX_SE_NOISE
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Inverse of the matrix, shape (p, p); NaN where it is not usable."""
+        if not self.usable:
+            return np.full_like(self.matrix, np.nan)
+        if self.known is None:
+            return np.linalg.inv(self.matrix)
+        rest = complement(self.known)
+        return rest @ np.linalg.inv(rest.T @ self.matrix @ rest) @ rest.T
+
+    @property
+    def se_noise(self) -> float:
+        """Largest relative Monte Carlo error of a standard error; zero if deterministic.
+
+        By the jackknife: Efron & Tibshirani (1993), An Introduction to the Bootstrap, chapter 11.
+        """
+        if self.replicates is None:
+            return 0.0
+        replicates, known = self.replicates, self.known
+        if known is not None:  # what they say given that nothing moves along these
+            seen = replicates @ known
+            inner = np.linalg.solve(known.T @ seen, np.swapaxes(seen, 1, 2))
+            rest = complement(known)
+            replicates = rest.T @ (replicates - seen @ inner) @ rest
+        variances = np.diagonal(replicates, axis1=1, axis2=2)
+        if len(variances) < 2 or not np.min(variances) > 0:
+            return np.inf
+        return float(np.max(relative_error(variances)))
+
+    @property
+    def newton_step(self) -> np.ndarray:
+        """The step to the maximum of the quadratic model, shape (p,)."""
+        return self.solve(self.gradient)
+
+    def solve(self, right: np.ndarray) -> np.ndarray:
+        """The inverse of the matrix, (p, p), times `right` (p,) or (p, n), known directions held.
+
+        Also where the matrix is not positive definite; NaN where it is exactly singular.
+        """
+        rest = np.eye(len(self.matrix)) if self.known is None else complement(self.known)
+        try:
+            return rest @ np.linalg.solve(rest.T @ self.matrix @ rest, rest.T @ right)
+        except np.linalg.LinAlgError:
+            return np.full(np.shape(right), np.nan)
+
+    @property
+    def newton_error(self) -> np.ndarray:
+        """Monte Carlo covariance of `newton_step`, shape (p, p)."""
+        values, vectors = np.linalg.eigh(self.score_error)
+        # By a square root: rounding must not make a variance of zero negative.
+        root = self.solve(vectors * np.sqrt(np.maximum(values, 0.0)))
+        return root @ root.T
+
+    @property
+    def gap(self) -> float:
+        """Log-likelihood that the Newton step promises to gain."""
+        return float(0.5 * self.gradient @ self.newton_step)
+
+    @property
+    def gap_noise(self) -> float:
+        """Mean of `gap` that Monte Carlo error alone would cause."""
+        return float(0.5 * np.trace(self.solve(self.score_error)))
+
+
+def complement(directions: np.ndarray) -> np.ndarray:
+    """An orthonormal basis (p, p - r) of what is orthogonal to `directions` (p, r)."""
+    left, sizes, _ = np.linalg.svd(directions)
+    rank = int(np.sum(sizes > 1e-10 * np.max(sizes, initial=0.0)))
+    return left[:, rank:]
+
+
+def holding(
+    problem: Problem, x: jax.Array, information: Information, directions: np.ndarray
+) -> Information:
+    """The information with nothing moving along `directions` (p, r) either."""
+    if information.known is not None:
+        directions = np.concatenate([information.known, directions], axis=1)
+    text = trouble(problem, x, information.matrix, complement(directions))
+    return replace(information, problem_text=text, known=directions)
+
+
+@jax.jit(static_argnums=0)
+def _score_and_hessian(
+    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
+) -> tuple:
+    def objective(x: jax.Array) -> jax.Array:
+        return e_step.log_likelihood(problem, problem.constrain(x), state)
+
+    score = jax.grad(objective)
+
+    def column(direction: jax.Array) -> jax.Array:
+        return jax.jvp(score, (x,), (direction,))[1]
+
+    # Not all at once: wide batches are no faster, and can lock up a processor with few threads.
+    columns = jax.lax.map(column, jnp.eye(x.size, dtype=x.dtype), batch_size=COLUMNS)
+    return score(x), columns
+
+
+def is_large(problem: Problem) -> bool:
+    """Whether a Hessian by automatic differentiation would be too large."""
+    size = sum(np.size(leaf) for leaf in problem.leaves) + problem.num_latents
+    return problem.spec.space.size * size > MAX_HESSIAN
+
+
+@jax.jit(static_argnums=0)
+def _values_and_scores(
+    e_step: DeterministicEStep,
+    problem: Problem,
+    points: jax.Array,
+    count: int | jax.Array,
+    state: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """Values (m,) and gradients (m, p) at the first `count` of some `points` (m, p).
+
+    One program for any count.
+    """
+
+    def objective(x: jax.Array) -> jax.Array:
+        return e_step.log_likelihood(problem, problem.constrain(x), state)
+
+    def found(i: jax.Array, seen: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        value, gradient = jax.value_and_grad(objective)(points[i])
+        return seen[0].at[i].set(value), seen[1].at[i].set(gradient)
+
+    start = jnp.zeros_like(points[:, 0]), jnp.zeros_like(points)
+    return jax.lax.fori_loop(0, count, found, start)
+
+
+def value_and_score(
+    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
+) -> tuple[float, np.ndarray]:
+    """A deterministic E-step's objective at `x` (p,), and its gradient, (p,)."""
+    points = jnp.broadcast_to(x, (2 * x.size + 1, x.size))
+    values, scores = _values_and_scores(e_step, problem, points, 1, state)
+    return float(values[0]), np.asarray(scores[0])
+
+
+def _score_and_differences(
+    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """The gradient, (p,), and the Hessian by differences of gradients, (p, p)."""
+    points, width = difference_points(x)
+    points = jnp.concatenate([points, x[None]])
+    rough = e_step if noise_of(e_step) is None else cast(Approximation, e_step).for_curvature()
+    same = rough == e_step
+    scores = _values_and_scores(rough, problem, points, len(points) - (not same), state)[1]
+    gradient = scores[-1] if same else value_and_score(e_step, problem, x, state)[1]
+    return np.asarray(gradient), np.asarray(from_differences(scores[:-1], width))
+
+
+def marginal_information(
+    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
+) -> Information:
+    """Information of a deterministic E-step's objective.
+
+    By automatic differentiation, or by differences of gradients where that is too large or the
+    objective is an approximation that is differentiable once.
+    """
+    hessian = np.array(np.nan)
+    if not is_large(problem) and noise_of(e_step) is None:
+        gradient, hessian = jax.device_get(_score_and_hessian(e_step, problem, x, state))
+    if not np.all(np.isfinite(hessian)):
+        gradient, hessian = _score_and_differences(e_step, problem, x, state)
+    method = "Hessian of the exact log-likelihood"
+    if e_step.kind != "exact":
+        method = f"Hessian of the {e_step.kind.replace('_', ' ')}"
+    return checked(problem, x, gradient, -hessian, method, np.zeros_like(hessian))
+
+
+def relative_error(variances: np.ndarray) -> np.ndarray:
+    """Jackknife error of standard errors relative to them, (P,), from their squares (R, P)."""
+    errors = np.sqrt(variances)
+    spread = np.sqrt((len(errors) - 1) * np.var(errors, axis=0))
+    return spread / np.maximum(errors.mean(axis=0), np.finfo(float).tiny)
+
+
+def checked(
+    problem: Problem,
+    x: jax.Array,
+    gradient: np.ndarray,
+    matrix: np.ndarray,
+    method: str,
+    error: np.ndarray,
+) -> Information:
+    """Symmetrise `matrix` (p, p) and say whether it can be inverted."""
+    matrix = (matrix + matrix.T) / 2
+    return Information(gradient, matrix, method, error, trouble(problem, x, matrix))
+
+
+def trouble(
+    problem: Problem, x: jax.Array, matrix: np.ndarray, basis: np.ndarray | None = None
+) -> str:
+    """Why `matrix` (p, p), in the directions of a `basis` (p, q), cannot be inverted."""
+    if not np.all(np.isfinite(matrix)):
+        return (
+            "the information matrix is not finite; the parameters may be at a boundary, or the "
+            "E-step has none to give"
+        )
+    basis = np.eye(len(matrix)) if basis is None else basis
+    if not basis.shape[1]:
+        return ""
+    values, vectors = np.linalg.eigh(basis.T @ matrix @ basis)
+    if values[0] > max(1e-10 * abs(values[-1]), 1e-10):
+        return ""
+    labels = flat_labels(problem.spec.space.unravel(np.asarray(x)))
+    weights = np.abs(basis @ vectors[:, 0])
+    names = [labels[i] for i in np.argsort(-weights) if weights[i] > 0.3][:4]
+    return (
+        f"the information matrix is not positive definite (smallest eigenvalue "
+        f"{values[0]:.2g}), in the direction of {', '.join(names)}: not identified, at a boundary, "
+        f"or running off to infinity, as where outcomes are all alike or a covariate separates "
+        f"them; fix one of them with `fixed`, constrain it, or give it a prior (`map_sites`)"
+    )
+
+
+def constrained_covariance(problem: Problem, x: jax.Array, covariance: np.ndarray) -> np.ndarray:
+    """Delta method: covariance of all flattened parameters on their own scale, (P, P).
+
+    Rows are in the order of `params.flat_labels`; fixed parameters have zeros.
+    """
+    jacobian = np.asarray(flat_and_jacobian(problem, x)[1])
+    return jacobian @ covariance @ jacobian.T
+
+
+@jax.jit
+def flat_and_jacobian(problem: Problem, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """All flattened parameters on their own scale, (P,), and their derivatives in `x`, (P, p)."""
+
+    def flat(x: jax.Array) -> jax.Array:
+        return ravel_pytree(problem.constrain(x))[0]
+
+    return flat(x), jax.jacobian(flat)(x)

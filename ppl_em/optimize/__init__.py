@@ -1,0 +1,44 @@
+"""Maximisers of functions of a vector; nothing of models in them."""
+
+from ppl_em.optimize.kkt import Conditions, is_feasible
+from ppl_em.optimize.newton import (
+    Curvature,
+    Maximum,
+    Objective,
+    difference_points,
+    from_differences,
+    lbfgs,
+    no_curvature,
+    secant,
+)
+from ppl_em.optimize.scipy import (
+    DERIVATIVE_FREE,
+    METHODS,
+    SECOND_ORDER,
+    TAKES,
+    TAKES_BOUNDS,
+    TAKES_CONDITIONS,
+    HostMaximum,
+    maximize,
+)
+
+__all__ = [
+    "DERIVATIVE_FREE",
+    "METHODS",
+    "SECOND_ORDER",
+    "TAKES",
+    "TAKES_BOUNDS",
+    "TAKES_CONDITIONS",
+    "Conditions",
+    "Curvature",
+    "HostMaximum",
+    "Maximum",
+    "Objective",
+    "difference_points",
+    "from_differences",
+    "is_feasible",
+    "lbfgs",
+    "maximize",
+    "no_curvature",
+    "secant",
+]

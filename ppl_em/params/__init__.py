@@ -1,0 +1,46 @@
+"""Parameters: their values and one unconstrained vector, constraints, bounds."""
+
+from ppl_em.params.bounds import AtBounds, Boundary, ends, within_reach
+from ppl_em.params.constraint import (
+    ActiveConstraint,
+    Constraint,
+    Restriction,
+    resolve,
+    split_option,
+)
+from ppl_em.params.space import (
+    Params,
+    ParamSite,
+    ParamSpace,
+    as_value,
+    brief,
+    check_start,
+    check_value,
+    flat_bounds,
+    flat_labels,
+    is_inside,
+    make_site,
+)
+
+__all__ = [
+    "ActiveConstraint",
+    "AtBounds",
+    "Boundary",
+    "Constraint",
+    "ParamSite",
+    "ParamSpace",
+    "Params",
+    "Restriction",
+    "as_value",
+    "brief",
+    "check_start",
+    "check_value",
+    "ends",
+    "flat_bounds",
+    "flat_labels",
+    "is_inside",
+    "make_site",
+    "resolve",
+    "split_option",
+    "within_reach",
+]

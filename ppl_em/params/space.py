@@ -1,0 +1,239 @@
+"""Parameters: the constrained values that users see, the flat unconstrained vector we optimise."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
+from numpyro.distributions import biject_to, constraints
+
+from ppl_em.util import Static, check_shape, content_key, site_error
+
+Params = dict[str, Any]
+"""Site name to value on the model's own scale; an array, or a pytree for `numpyro.module`."""
+
+
+@dataclass(frozen=True)
+class ParamSite:
+    """One free parameter: its name, its constraint, and whether it is a sample site (MAP)."""
+
+    name: str
+    support: Static
+    is_sample: bool
+    treedef: Any
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def constraint(self) -> constraints.Constraint:
+        """Where its values lie."""
+        return self.support.value
+
+    def unconstrain(self, value: Any) -> Any:
+        """Map a value of the site to the unconstrained scale."""
+        transform = biject_to(self.constraint)
+        return jax.tree.map(lambda leaf: transform.inv(jnp.asarray(leaf)), value)
+
+    def constrain(self, value: Any) -> Any:
+        """Map an unconstrained value back to the model's own scale."""
+        transform = biject_to(self.constraint)
+        return jax.tree.map(transform, value)
+
+
+def make_site(name: str, value: Any, support: constraints.Constraint, is_sample: bool) -> ParamSite:
+    """Describe a parameter from its initial value and constraint."""
+    leaves, treedef = jax.tree.flatten(value)
+    return ParamSite(
+        name,
+        Static(support, (type(support).__name__, content_key(support))),
+        is_sample,
+        treedef,
+        tuple(np.shape(leaf) for leaf in leaves),
+    )
+
+
+def check_start(space: "ParamSpace", values: Params) -> None:
+    """Check that initial values lie strictly inside their constraints.
+
+    Raises
+    ------
+    ModelError
+        If a value is not finite, outside its constraint, or on the edge, where the
+        unconstrained value is infinite.
+    """
+    flags = jax.device_get(_start_flags(space, {k: values[k] for k in space.names}))
+    for site in space.sites:
+        finite, inside, interior = flags[site.name]
+        if finite and inside and interior:
+            continue
+        start = f"its initial value {brief(values[site.name])}"
+        if not finite:
+            fact = f"{start} is not finite"
+        else:
+            fact = f"{start} is {'on the edge of' if inside else 'outside'} its support "
+            fact += str(site.constraint)
+        raise site_error(
+            site.name, fact, "Start it strictly inside, with `init_params` or in the model"
+        )
+
+
+@jax.jit(static_argnums=0)
+def _start_flags(space: "ParamSpace", values: Params) -> dict[str, jax.Array]:
+    def flags(site: ParamSite) -> jax.Array:
+        leaves = jax.tree.leaves(values[site.name])
+        unconstrained = jax.tree.leaves(site.unconstrain(values[site.name]))
+        return jnp.stack(
+            [
+                jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])),
+                jnp.all(jnp.array([jnp.all(site.constraint(leaf)) for leaf in leaves])),
+                jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in unconstrained])),
+            ]
+        )
+
+    return {site.name: flags(site) for site in space.sites}
+
+
+def as_value(value: Any) -> Any:
+    """Convert the leaves of a parameter value to floating-point JAX arrays.
+
+    Weakly typed ones (from Python scalars) become strongly typed: the result of a step is, and a
+    change of type would compile the step again.
+    """
+
+    def convert(leaf: ArrayLike) -> jax.Array:
+        dtype = jnp.result_type(leaf)
+        return jnp.asarray(leaf, dtype if jnp.issubdtype(dtype, jnp.floating) else float)
+
+    return jax.tree.map(convert, value)
+
+
+def is_inside(value: Any, constraint: constraints.Constraint) -> bool:
+    """Whether every leaf of a site's value satisfies the constraint; its edge counts."""
+    return all(bool(jnp.all(constraint(jnp.asarray(leaf)))) for leaf in jax.tree.leaves(value))
+
+
+def check_value(name: str, option: str, value: Any, prototype: Any) -> Any:
+    """Convert a user's value for a site, or raise if its structure or shape is another."""
+    found: Any = jax.tree.structure(value)
+    if found != jax.tree.structure(prototype):
+        raise site_error(
+            name,
+            f"`{option}` has another tree structure than the model's parameter",
+            "Pass a value built like the model's own initial value",
+        )
+    value = as_value(value)
+    for leaf, proto in zip(jax.tree.leaves(value), jax.tree.leaves(prototype), strict=True):
+        check_shape(name, option, jnp.shape(leaf), jnp.shape(proto))
+    return value
+
+
+@dataclass(frozen=True)
+class ParamSpace:
+    """All free parameters and the bijection between their values and one vector, shape (p,).
+
+    No Jacobian is involved: a maximum does not depend on the scale.
+    """
+
+    sites: tuple[ParamSite, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the free parameters, in the order of the model."""
+        return tuple(site.name for site in self.sites)
+
+    def unconstrain(self, params: Params) -> jax.Array:
+        """Flatten the free entries of `params` to the unconstrained vector, shape (p,)."""
+        return _unconstrain(self, {site.name: params[site.name] for site in self.sites})
+
+    def constrain(self, x: jax.Array) -> Params:
+        """Rebuild the free parameters from the unconstrained vector `x`, shape (p,)."""
+        return _constrain(self, x)
+
+    def unravel(self, x: Any) -> Params:
+        """Split the unconstrained vector `x`, shape (p,), into unconstrained values by site.
+
+        Takes arrays of JAX or NumPy.
+        """
+        leaves, treedef = jax.tree.flatten(self._prototype())
+        ends = np.cumsum([int(np.prod(leaf.shape)) for leaf in leaves])
+        parts = (np if isinstance(x, np.ndarray) else jnp).split(x, ends[:-1])
+        shaped = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+        return jax.tree.unflatten(treedef, shaped)
+
+    @property
+    def size(self) -> int:
+        """p, the length of the unconstrained vector."""
+        return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self._prototype()))
+
+    def _prototype(self) -> dict[str, Any]:
+        return _prototype(self, jnp.result_type(float))
+
+
+@lru_cache(maxsize=64)
+def _prototype(space: ParamSpace, dtype: np.dtype) -> dict[str, Any]:
+    """Shapes of all unconstrained values; kept, as each costs milliseconds."""
+
+    def shape_of(site: ParamSite) -> Any:
+        leaves = [jax.ShapeDtypeStruct(shape, dtype) for shape in site.shapes]
+        value = jax.tree.unflatten(site.treedef, leaves)
+        return jax.eval_shape(site.unconstrain, value)
+
+    return {site.name: shape_of(site) for site in space.sites}
+
+
+def flat_labels(params: Params) -> list[str]:
+    """Label every scalar of `params` in the order of `ravel_pytree`: `sd`, `alpha[2]`, ..."""
+    labels = []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        name = str(path[0].key) + "".join(f".{_key(entry)}" for entry in path[1:])
+        shape = np.shape(leaf)
+        labels += [
+            name + (f"[{','.join(map(str, index))}]" if shape else "")
+            for index in np.ndindex(shape)
+        ]
+    return labels
+
+
+def _key(entry: Any) -> str:
+    return str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry))))
+
+
+def flat_bounds(space: ParamSpace, params: Params) -> np.ndarray:
+    """Bounds of every scalar of `params`, in the order of `flat_labels`, (P, 2); none if fixed."""
+    supports = {site.name: site.constraint for site in space.sites}
+
+    def bounds(name: str, leaf: Any) -> np.ndarray:
+        support = supports.get(name)
+        support = getattr(support, "base_constraint", support)
+        simplex = isinstance(support, type(constraints.simplex))
+        low = 0.0 if simplex else getattr(support, "lower_bound", -np.inf)
+        high = 1.0 if simplex else getattr(support, "upper_bound", np.inf)
+        return np.stack([np.broadcast_to(b, np.shape(leaf)).ravel() for b in (low, high)], axis=1)
+
+    sites = [(name, jax.tree.leaves(params[name])) for name in sorted(params)]
+    found = [bounds(name, leaf) for name, leaves in sites for leaf in leaves]
+    return np.concatenate([*found, np.zeros((0, 2))])
+
+
+def brief(value: Any) -> str:
+    """A value in a few characters, for messages."""
+    text = np.array2string(np.asarray(jax.tree.leaves(value)[0]), precision=4, threshold=6)
+    return " ".join(text.split())
+
+
+# Compiled as a whole, also where they are called outside of compiled code.
+
+
+@jax.jit(static_argnums=0)
+def _unconstrain(space: ParamSpace, params: Params) -> jax.Array:
+    tree = {site.name: site.unconstrain(params[site.name]) for site in space.sites}
+    return ravel_pytree(tree)[0]
+
+
+@jax.jit(static_argnums=0)
+def _constrain(space: ParamSpace, x: jax.Array) -> Params:
+    tree = space.unravel(x)
+    return {site.name: site.constrain(tree[site.name]) for site in space.sites}

@@ -1,0 +1,193 @@
+"""Latents that are exactly Gaussian given data and parameters, in chains: smoothed states.
+
+The precision is block tridiagonal, with blocks D_t and, below the diagonal, E_t. Its Cholesky
+factor has L_t on the diagonal and C_t below it: C_t = E_t L_(t-1)^-T, L_t = chol(D_t - C_t C_t').
+"""
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl_em.posterior.gaussian_blocks import inverse_transpose, log_det, standard_normal
+from ppl_em.structure import Band, Chain
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class GaussianChain:
+    """N(mean, covariance) on the unconstrained scale, B chains of T blocks of k coordinates.
+
+    `mean` is (d,). Time is in front of all else: `tril` holds the L_t and `root` their inverse
+    transposes, (T, B, k, k); `coupling` holds C_(t+1) at t, zero at the end.
+    """
+
+    mean: jax.Array
+    tril: jax.Array
+    root: jax.Array
+    coupling: jax.Array
+    chain: Chain = field(metadata={"static": True})
+
+    @classmethod
+    def around(
+        cls, chain: Chain, precision: Band, here: jax.Array, gradient: jax.Array
+    ) -> "GaussianChain":
+        """The law with this precision and a log-density of this gradient at `here` (d,)."""
+        diagonal, lower = (jnp.moveaxis(piece, 1, 0) for piece in precision)
+        score = jnp.moveaxis(chain.split(gradient), 1, 0)[..., None]
+
+        def factor(before: tuple, inputs: tuple) -> tuple:
+            root, half = before
+            here, below, score = inputs
+            link = _mul(below, root)
+            tril = jnp.linalg.cholesky(here - _mul(link, _t(link)))
+            root = inverse_transpose(tril)
+            half = _mul(_t(root), score - _mul(link, half))
+            return (root, half), (tril, root, link, half)
+
+        start = (jnp.zeros_like(diagonal[0]), jnp.zeros_like(score[0]))
+        factors: tuple = jax.lax.scan(factor, start, (diagonal, lower, score))[1]
+        tril, root, link, half = factors
+        coupling = jnp.concatenate([link[1:], jnp.zeros_like(link[:1])])
+
+        def substitute(after: jax.Array, inputs: tuple) -> tuple:
+            root, coupling, half = inputs
+            shift = _mul(root, half - _mul(_t(coupling), after))
+            return shift, shift
+
+        inputs = (root, coupling, half)
+        shift: jax.Array = jax.lax.scan(substitute, start[1], inputs, reverse=True)[1]
+        mean = here + chain.join(jnp.moveaxis(shift[..., 0], 0, 1))
+        return cls(mean, tril, root, coupling, chain)
+
+    @property
+    def center(self) -> jax.Array:
+        """The mean, (d,)."""
+        return self.mean
+
+    @property
+    def center_is_mean(self) -> np.ndarray:
+        """Not unless the transform is the identity, (d,)."""
+        return np.zeros(self.mean.size, bool)
+
+    def log_density(self, u: jax.Array) -> jax.Array:
+        """log q(u), all chains together; a scalar."""
+        away = jnp.moveaxis(self.chain.split(u - self.mean), 1, 0)
+        after = jnp.concatenate([away[1:], jnp.zeros_like(away[:1])])
+        noise = jnp.einsum("tbji,tbj->tbi", self.tril, away)
+        noise += jnp.einsum("tbji,tbj->tbi", self.coupling, after)
+        return standard_normal(noise, u.size) + log_det(self.tril)
+
+    def points(self) -> jax.Array:
+        """4 k equally weighted points, (4k, d), over which the log-joint has its exact mean.
+
+        They lie at the mean plus and minus sqrt(2k) times each of 2k columns. Covariances of blocks
+        that are not neighbors are wrong, but the log-joint has no such terms. No fewer points have
+        the right covariances of all pairs of neighbors.
+        """
+        columns = self.columns()
+        offsets = np.sqrt(len(columns)) * columns
+        return self.mean + jnp.concatenate([offsets, -offsets])
+
+    def columns(self) -> jax.Array:
+        """2k directions, (2k, d), whose outer products sum to the covariances of neighbors."""
+        columns = jnp.transpose(_columns(self.root, self.coupling), (3, 1, 0, 2))
+        return self.chain.join(columns)
+
+    def solve(self, vector: jax.Array) -> jax.Array:
+        """The covariance times a vector, (d,)."""
+        score = jnp.moveaxis(self.chain.split(vector), 1, 0)[..., None]
+
+        def forward(before: jax.Array, inputs: tuple) -> tuple:
+            root, coupling, score = inputs
+            half = _mul(_t(root), score - before)
+            return _mul(coupling, half), half
+
+        def backward(after: jax.Array, inputs: tuple) -> tuple:
+            root, coupling, half = inputs
+            shift = _mul(root, half - _mul(_t(coupling), after))
+            return shift, shift
+
+        start = jnp.zeros_like(score[0])
+        halves: jax.Array = jax.lax.scan(forward, start, (self.root, self.coupling, score))[1]
+        inputs = (self.root, self.coupling, halves)
+        shift: jax.Array = jax.lax.scan(backward, start, inputs, reverse=True)[1]
+        return self.chain.join(jnp.moveaxis(shift[..., 0], 0, 1))
+
+    def pair_covariances(self) -> jax.Array:
+        """Covariances of neighboring blocks t and t + 1 together, (T - 1, B, 2k, 2k)."""
+
+        def step(after: jax.Array, inputs: tuple) -> tuple:
+            root, coupling = inputs
+            back = _mul(root, _t(coupling))
+            across = -_mul(back, after)
+            own = _mul(root, _t(root)) - _mul(across, _t(back))
+            return own, (own, across)
+
+        start = jnp.zeros_like(self.root[0])
+        inputs = (self.root, self.coupling)
+        covariances: tuple = jax.lax.scan(step, start, inputs, reverse=True)[1]
+        own, across = covariances
+        return jnp.block([[own[:-1], across[:-1]], [_t(across[:-1]), own[1:]]])
+
+    def draw(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
+        """Independent draws, (num_samples, d), each from the last block to the first."""
+        shape = (*self.tril.shape[:3], num_samples)
+        noise = jax.random.normal(rng_key, shape, self.mean.dtype)
+
+        def step(after: jax.Array, inputs: tuple) -> tuple:
+            root, coupling, noise = inputs
+            draw = root @ (noise - _t(coupling) @ after)
+            return draw, draw
+
+        start, inputs = jnp.zeros_like(noise[0]), (self.root, self.coupling, noise)
+        draws: jax.Array = jax.lax.scan(step, start, inputs, reverse=True)[1]
+        return self.mean + self.chain.join(jnp.transpose(draws, (3, 1, 0, 2)))
+
+
+def _columns(root: jax.Array, coupling: jax.Array) -> jax.Array:
+    """Columns U_t, (T, B, k, 2k), from the last to the first.
+
+    U_t U_t' and U_t U_(t+1)' are the covariances of block t with itself and with its neighbor.
+    U_t = L_t^-T (N_t - C_(t+1)' U_(t+1)), where the rows of N_t are orthonormal and orthogonal
+    to those of U_(t+1).
+    """
+    last = jnp.concatenate([jnp.zeros_like(root[0]), jnp.ones_like(root[0]) * _eye(root)], axis=-1)
+
+    def step(after: jax.Array, inputs: tuple) -> tuple:
+        root, coupling = inputs
+        columns = _mul(root, complement(after) - _mul(_t(coupling), after))
+        return columns, columns
+
+    return jax.lax.scan(step, last, (root, coupling), reverse=True)[1]
+
+
+@jax.custom_jvp
+def complement(rows: jax.Array) -> jax.Array:
+    """Orthonormal rows (..., k, 2k) orthogonal to the given ones (..., k, 2k)."""
+    square = jnp.linalg.qr(_t(rows), mode="complete")[0]
+    return _t(square[..., rows.shape[-2] :])
+
+
+@complement.defjvp
+def _complement_jvp(primals: tuple, tangents: tuple) -> tuple:
+    """Keeps the rows orthogonal; any rotation among them is as good, so they do not rotate."""
+    (rows,), (change,) = primals, tangents
+    value = complement(rows)
+    return value, -(value @ _t(change)) @ jnp.linalg.solve(rows @ _t(rows), rows)
+
+
+def _mul(left: jax.Array, right: jax.Array) -> jax.Array:
+    """Matrix product; of small matrices as one fused kernel, twice as fast inside a scan."""
+    if max(*left.shape[-2:], right.shape[-1]) > 16:
+        return left @ right
+    return jnp.sum(left[..., :, :, None] * right[..., None, :, :], axis=-2)
+
+
+def _eye(like: jax.Array) -> jax.Array:
+    return jnp.eye(like.shape[-1], dtype=like.dtype)
+
+
+def _t(matrix: jax.Array) -> jax.Array:
+    return jnp.swapaxes(matrix, -1, -2)

@@ -1,0 +1,150 @@
+"""Evaluate the log-joint near its start: is it finite there, and what does it depend on?"""
+
+import dataclasses
+import logging
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro import handlers
+from numpyro.infer.util import compute_log_probs
+
+from ppl_em.params import Params
+from ppl_em.problem.problem import Problem
+from ppl_em.problem.terms import WIDE, Look, density, density_and_gradients, look
+from ppl_em.util import ModelError, Static, site_error
+
+logger = logging.getLogger("ppl_em")
+
+LARGE = 1_000_000
+"""Numbers of data above which a model without continuous latents is probed without gradients:
+their memory would be several times that of a whole fit."""
+
+STRIDES = (-4.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0)
+"""Steps on the unconstrained scale after which a parameter without a gradient may show."""
+
+
+DISTANCES = (0.0, 0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
+"""Scales on which points are drawn around the start of the latents."""
+
+_density_at = jax.jit(density)
+
+
+def probe(rng_key: jax.Array, problem: Problem, values: Params) -> Problem:
+    """Move the problem's start to a point of finite log-joint, and mark idle latents.
+
+    Raises
+    ------
+    ModelError
+        If no point near the start is finite, or a parameter touches no log-density.
+    """
+    x, u = problem.unconstrain(values), problem.start
+    if not u.size and sum(np.size(leaf) for leaf in problem.leaves) > LARGE:
+        if not bool(jnp.isfinite(_density_at(problem, x, u))):
+            raise _not_finite(problem, values, u)
+        return problem
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(rng_key)).astype(np.uint32))
+    noise = rng.normal(size=(len(DISTANCES), u.size))
+    points = (np.asarray(u) + np.array(DISTANCES)[:, None] * noise).astype(u.dtype)
+    problem, seen = _first_look(problem, x, points)
+    good = np.isfinite(seen.density)
+    good &= np.all(np.isfinite(seen.by_param), 1) & np.all(np.isfinite(seen.by_latent), 1)
+    if not good.any():
+        raise _not_finite(problem, values, points[0])
+    by_param, by_latent = seen.by_param[good], seen.by_latent[good]
+    unused = np.all(by_param == 0, axis=0)
+    if unused.any():  # the start may be a stationary point
+        away = 0.1 * rng.normal(size=x.shape)
+        elsewhere = jax.device_put((np.asarray(x) + away).astype(x.dtype))
+        unused &= np.all(_first_look(problem, elsewhere, points)[1].by_param == 0, axis=0)
+        rough = _responds(problem, x, points[int(np.argmax(good))], unused)
+        _refuse_unused(problem, unused & ~rough)
+        problem = _with_rough(problem, rough)
+    idle = np.all(by_latent == 0, axis=0)
+    spec = problem.spec
+    if idle.any():
+        logger.info("%d latent coordinates touch nothing (imputed where observed)", idle.sum())
+        spec = dataclasses.replace(spec, idle=Static(idle))
+    start = jax.device_put(points[int(np.argmax(good))])
+    return dataclasses.replace(problem, start=start, spec=spec)
+
+
+def _first_look(problem: Problem, x: jax.Array, points: np.ndarray) -> tuple[Problem, Look]:
+    """What is at `points` (n, D), by the program that E-steps will use to look at the latents.
+
+    The problem comes back without `by_term` if the model has no derivatives of that kind.
+    """
+    if points.shape[1] > WIDE:
+        return problem, look(problem, x, points)
+    if points.size:
+        try:
+            return problem, look(problem, x, points, np.zeros_like(points))
+        except Exception as error:
+            logger.info("looked at without second derivatives: %s", str(error).split("\n")[0])
+    spec = dataclasses.replace(problem.spec, by_term=False)
+    return dataclasses.replace(problem, spec=spec), look(problem, x, points)
+
+
+def _responds(problem: Problem, x: jax.Array, u: jax.Array, unused: np.ndarray) -> np.ndarray:
+    """Which coordinates of `x` (p,) change the log-joint, but have no gradient anywhere, (p,)."""
+    found = np.zeros(len(unused), bool)
+    here = float(_density_at(problem, x, u))
+    for i in np.flatnonzero(unused):
+        places = [x.at[i].add(step) for step in STRIDES]
+        found[i] = any(float(_density_at(problem, place, u)) != here for place in places)
+        found[i] &= all(float(_slope_at(problem, place, u)[i]) == 0 for place in places)
+    return found
+
+
+@jax.jit
+def _slope_at(problem: Problem, x: jax.Array, u: jax.Array) -> jax.Array:
+    return density_and_gradients(problem, x, u)[1][0]
+
+
+def _with_rough(problem: Problem, rough: np.ndarray) -> Problem:
+    """The problem with the names of the parameters that have such coordinates, (p,)."""
+    flags = problem.spec.space.unravel(rough)
+    names = [n for n, tree in flags.items() if any(np.any(v) for v in jax.tree.leaves(tree))]
+    if not names:
+        return problem
+    logger.info("no gradient in %s, although the log-density responds", ", ".join(names))
+    return dataclasses.replace(problem, spec=dataclasses.replace(problem.spec, rough=tuple(names)))
+
+
+def _refuse_unused(problem: Problem, unused: np.ndarray) -> None:
+    space = problem.spec.space
+    flags = space.unravel(unused)
+    for name in space.names:
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(flags[name])]
+        if leaves and all(np.all(leaf == 1) for leaf in leaves):
+            raise site_error(
+                name,
+                "the parameter touches no log-density when the latents are held fixed, so no "
+                "M-step can move it",
+                "Fix it with `fixed`, remove it, or write the model so that the parameter enters "
+                "a density (undo a reparameterisation, say)",
+            )
+
+
+def _not_finite(problem: Problem, values: Params, u: jax.Array) -> ModelError:
+    params = {**values, **problem.fixed}
+    args, kwargs = problem.arguments
+    program = handlers.seed(problem.at(params), 0)
+    latents = problem.constrain_latents(params, u)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPyro's own words for the error below
+        terms, _ = compute_log_probs(program, args, kwargs, latents)
+    for name, term in terms.items():
+        if not bool(jnp.isfinite(term)):
+            return site_error(
+                name,
+                f"its log-density at the initial values is {float(term)}",
+                "Check that the data lie in its support, or start elsewhere with `init_params`",
+            )
+    name = problem.spec.space.names[0]
+    return site_error(
+        name,
+        "the gradient of the log-joint is not finite at the initial values",
+        "Start elsewhere with `init_params`, away from the edges of the supports",
+    )

@@ -1,0 +1,296 @@
+"""Problem: a NumPyro model with its data, seen as a log-joint of parameters and latents."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from numpyro import handlers
+from numpyro.distributions import biject_to
+from numpyro.distributions.transforms import Transform
+from numpyro.distributions.util import sum_rightmost
+from numpyro.infer.util import constrain_fn, log_density, potential_energy
+
+from ppl_em.discrete import LogFactors, factors, marginalization
+from ppl_em.params import Params, ParamSpace, Restriction
+from ppl_em.problem.arguments import Arguments
+from ppl_em.util import ModelError, Static
+
+Latents = dict[str, jax.Array]
+"""Continuous latent sites, name to value on the constrained scale."""
+
+
+@dataclass(frozen=True)
+class LatentSite:
+    """One continuous latent site.
+
+    `shape` is the site's, `shape_u` that of its unconstrained value, `plates` its plates as
+    (name, axis counted from the right of `shape_u`). `support` is None where it changes with
+    other latents and has to be read off a run of the model.
+    """
+
+    name: str
+    support: Static | None
+    shape: tuple[int, ...]
+    shape_u: tuple[int, ...]
+    plates: tuple[tuple[str, int], ...]
+    dims: tuple[str, ...]
+
+    @property
+    def transform(self) -> Transform:
+        """From unconstrained values to those of the site; only where the support is fixed."""
+        if self.support is None:
+            raise ValueError(f"the support of '{self.name}' moves with other latents")
+        return biject_to(self.support.value)
+
+
+@dataclass(frozen=True)
+class DiscreteSite:
+    """One discrete latent site, its plate dimensions and its support values."""
+
+    name: str
+    shape: tuple[int, ...]
+    dims: tuple[str, ...]
+    values: Static
+    in_scan: bool
+
+
+@dataclass(frozen=True)
+class ProblemSpec:
+    """Everything static about a problem; hashable, so that compiled programs are shared.
+
+    `scans` says whether steps of a `scan` are evaluated side by side, see `scans.py`; `idle` marks
+    coordinates that touch nothing, shape (D,); `rough` names parameters to which the log-joint
+    responds without a gradient; `restrictions` are constraints on functions of the parameters;
+    `factors` are the observed `numpyro.factor` sites; `by_term` says whether the terms of the
+    log-joint will be told apart, see `terms.look`.
+    """
+
+    model: Callable
+    arguments: Arguments
+    space: ParamSpace
+    latents: tuple[LatentSite, ...]
+    discrete: tuple[DiscreteSite, ...]
+    observed: tuple[str, ...]
+    first_available_dim: int
+    scans: bool = False
+    idle: Static | None = None
+    rough: tuple[str, ...] = ()
+    restrictions: tuple[Restriction, ...] = ()
+    factors: tuple[str, ...] = ()
+    by_term: bool = False
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Problem:
+    """A model, its arguments and the roles of its sites; a pytree whose leaves are the data.
+
+    Parameters are a dict on the model's own scale (`params`) or one unconstrained vector (`x`,
+    shape (p,)). Continuous latents are a dict on the constrained scale (`latents`) or one
+    unconstrained vector (`u`, shape (D,)). Discrete latents are summed out. `start` is a point
+    of finite log-joint, shape (D,), where E-steps may begin.
+    """
+
+    leaves: tuple[Any, ...]
+    fixed: Params
+    start: jax.Array
+    spec: ProblemSpec = field(metadata={"static": True})
+
+    @property
+    def num_latents(self) -> int:
+        """D, the number of unconstrained continuous latents."""
+        return sum(int(np.prod(site.shape_u)) for site in self.spec.latents)
+
+    @property
+    def arguments(self) -> tuple[tuple, dict[str, Any]]:
+        """The model's `(args, kwargs)`."""
+        return self.spec.arguments.rebuild(self.leaves)
+
+    def constrain(self, x: jax.Array) -> Params:
+        """All parameters, fixed ones included, at the unconstrained vector `x`."""
+        return {**self.spec.space.constrain(x), **self.fixed}
+
+    def unconstrain(self, params: Params) -> jax.Array:
+        """The unconstrained vector of the free parameters, shape (p,)."""
+        return self.spec.space.unconstrain(params)
+
+    def at(self, params: Params) -> Callable:
+        """The program with its parameters substituted: what `Predictive` and ArviZ should see.
+
+        The raw model would use the initial values of its `numpyro.param` sites.
+        """
+        return handlers.substitute(self.spec.model, data={**params, **self.fixed})
+
+    def log_joint(self, params: Params, latents: Latents) -> jax.Array:
+        """log p(y, z; params) on the constrained scale, discrete latents summed out; a scalar.
+
+        Raises
+        ------
+        ModelError
+            If `params` or `latents` is not exactly the model's list of sites.
+        """
+        self._check(params, latents)
+        return _log_joint(self, params, latents)
+
+    def log_joint_unconstrained(self, params: Params, u: jax.Array) -> jax.Array:
+        """log p(y, u; params): with the log-Jacobian of the latents, none for the parameters.
+
+        Idle coordinates (imputed values where the data are observed) carry a standard normal
+        density, which integrates to one and touches nothing else.
+        """
+        names = [site.name for site in self.spec.latents]
+        self._check(params, dict.fromkeys(names))
+        u, idle = self.without_idle(u)
+        values = self.unravel(u)
+        if any(site.support is None for site in self.spec.latents):
+            return self._with_moving_supports(params, values) + jnp.sum(idle)
+        latents, jacobian = self._transformed(values)
+        return self.log_joint(params, latents) + jacobian + jnp.sum(idle)
+
+    def log_factors_unconstrained(
+        self, params: Params, u: jax.Array, points: dict[str, jax.Array] | None = None
+    ) -> tuple[LogFactors, jax.Array]:
+        """The terms of `log_joint_unconstrained`: tables over discrete sites, and a scalar.
+
+        The scalar, log-Jacobian and density of idle coordinates, is a sum over coordinates. No
+        support may change with other latents.
+        """
+        u, idle = self.without_idle(u)
+        latents, jacobian = self._transformed(self.unravel(u))
+        return self.log_factors(params, latents, points), jacobian + jnp.sum(idle)
+
+    def without_idle(self, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`u` with idle coordinates at 0, and the log-density that each carries, both (D,)."""
+        if self.spec.idle is None:
+            return u, jnp.zeros_like(u)
+        idle = self.spec.idle.value
+        normal = -0.5 * (u**2 + np.log(2 * np.pi))
+        density = jnp.where(idle, normal - self._log_jacobian_at_zero(), 0.0)
+        return jnp.where(idle, 0.0, u), density
+
+    def _transformed(self, values: Latents) -> tuple[Latents, jax.Array]:
+        """Latents from unconstrained values, and the log-Jacobian; fixed supports only."""
+        latents, jacobian = {}, jnp.zeros(())
+        for site in self.spec.latents:
+            value = site.transform(values[site.name])
+            latents[site.name] = value
+            jacobian += jnp.sum(site.transform.log_abs_det_jacobian(values[site.name], value))
+        return latents, jacobian
+
+    def _with_moving_supports(self, params: Params, values: Latents) -> jax.Array:
+        args, kwargs = self.arguments
+        if not self.spec.discrete:
+            return jnp.asarray(-potential_energy(self.at(params), args, kwargs, values))
+        model = handlers.substitute(self.at(params), substitute_fn=partial(_at, values))
+        dim = self.spec.first_available_dim
+        return marginalization.log_normalizer(factors.log_factors(model, dim, args, kwargs, {}))
+
+    def require_continuous(self, flag: str) -> None:
+        """Raise if there is no continuous latent for the E-step `flag` to work on."""
+        if not self.spec.latents:
+            kind = "discrete latents only" if self.spec.discrete else "no latents"
+            raise ModelError(
+                f"Option `e_step`: '{flag}' needs continuous latents and the model has {kind}. "
+                f"Use e_step='exact'."
+            )
+
+    def unravel(self, u: jax.Array) -> Latents:
+        """Split `u` (D,) into unconstrained values by site."""
+        sites = self.spec.latents
+        ends = np.cumsum([int(np.prod(site.shape_u)) for site in sites])
+        parts = jnp.split(u, ends[:-1]) if sites else []
+        return {s.name: jnp.reshape(v, s.shape_u) for s, v in zip(sites, parts, strict=True)}
+
+    def ravel(self, values: Latents) -> jax.Array:
+        """Join unconstrained values by site into `u` (D,)."""
+        parts = [jnp.ravel(values[site.name]) for site in self.spec.latents]
+        return jnp.concatenate(parts) if parts else jnp.zeros((0,))
+
+    def constrain_latents(self, params: Params, u: jax.Array) -> Latents:
+        """Latents on the constrained scale at the unconstrained vector `u` (D,)."""
+        values = self.unravel(u)
+        if any(site.support is None for site in self.spec.latents):
+            args, kwargs = self.arguments
+            return constrain_fn(self.at(params), args, kwargs, values)
+        return {site.name: site.transform(values[site.name]) for site in self.spec.latents}
+
+    def log_factors(
+        self, params: Params, latents: Latents, points: dict[str, jax.Array] | None = None
+    ) -> LogFactors:
+        """The log-joint as tables over discrete sites; `points` as in `factors.log_factors`."""
+        self._check(params, latents)
+        args, kwargs = self.arguments
+        values = {**params, **self.fixed, **latents}
+        return factors.log_factors(
+            self.spec.model,
+            self.spec.first_available_dim,
+            args,
+            kwargs,
+            values,
+            bool(self.spec.discrete),
+            points,
+        )
+
+    def observed_rows(self, params: Params) -> dict[str, tuple[str, jax.Array]]:
+        """Rows of data that one distribution has, see `factors.observed_rows`."""
+        args, kwargs = self.arguments
+        values, discrete = {**params, **self.fixed}, bool(self.spec.discrete)
+        dim = self.spec.first_available_dim
+        return factors.observed_rows(self.spec.model, dim, args, kwargs, values, discrete)
+
+    def step_rows(self, params: Params, latents: Latents) -> dict[str, jax.Array]:
+        """What varies from step to step of each scan, see `factors.step_rows`."""
+        args, kwargs = self.arguments
+        values, dim = {**params, **self.fixed, **latents}, self.spec.first_available_dim
+        return factors.step_rows(self.spec.model, dim, args, kwargs, values)
+
+    def _log_jacobian_at_zero(self) -> jax.Array:
+        """log |dz/du| at u = 0 for latents with an elementwise transform, 0 for others; (D,)."""
+        terms = {}
+        for site in self.spec.latents:
+            zeros = jnp.zeros(site.shape_u)
+            transform = None if site.support is None else site.transform
+            if transform is not None and transform.domain.event_dim == 0:
+                terms[site.name] = transform.log_abs_det_jacobian(zeros, transform(zeros))
+            else:
+                terms[site.name] = zeros
+        return self.ravel(terms)
+
+    def _check(self, params: Params, latents: dict[str, Any]) -> None:
+        for what, found, expected in (
+            ("parameter", {**params, **self.fixed}, {*self.spec.space.names, *self.fixed}),
+            ("latent", latents, {site.name for site in self.spec.latents}),
+        ):
+            missing, unknown = sorted(expected - set(found)), sorted(set(found) - expected)
+            if missing or unknown:
+                raise ModelError(
+                    f"Site '{(missing or unknown)[0]}': "
+                    f"{f'no value for this {what}' if missing else f'not a {what} of the model'}. "
+                    f"Pass exactly: {', '.join(sorted(expected)) or 'nothing'}."
+                )
+
+
+@jax.jit  # so that the model is traced once, and not in every program that contains it
+def _log_joint(problem: Problem, params: Params, latents: Latents) -> jax.Array:
+    if problem.spec.discrete or problem.spec.scans:
+        return marginalization.log_normalizer(problem.log_factors(params, latents))
+    args, kwargs = problem.arguments
+    values = {**params, **problem.fixed, **latents}
+    return jnp.asarray(log_density(problem.spec.model, args, kwargs, values)[0])
+
+
+def _at(values: Latents, site: dict[str, Any]) -> jax.Array | None:
+    """The value of a site whose support moves, with its Jacobian as a factor beside it."""
+    if site["type"] != "sample" or site["name"] not in values:
+        return None
+    transform, u = biject_to(site["fn"].support), values[site["name"]]
+    value = transform(u)
+    jacobian = transform.log_abs_det_jacobian(u, value)
+    event = jnp.ndim(jacobian) - jnp.ndim(value) + site["fn"].event_dim
+    numpyro.factor(f"_{site['name']}_jacobian", sum_rightmost(jacobian, event))
+    return value

@@ -1,0 +1,78 @@
+"""Run a model once, on the host: its sites, or why it cannot be used."""
+
+import contextlib
+from collections.abc import Callable
+
+import jax
+from numpyro import handlers
+from numpyro.distributions.distribution import validation_enabled
+
+from ppl_em.params import Params
+from ppl_em.problem.checks import Trace, unusable
+from ppl_em.problem.initial_values import init_near_mean
+from ppl_em.problem.subsampling import AllRows, Plate, check_rows, whole_error
+
+
+def run_model(
+    model: Callable,
+    rng_key: jax.Array,
+    args: tuple,
+    kwargs: dict,
+    values: Params,
+    spread: tuple[str, ...] = (),
+    validate: bool = False,
+    found: dict[str, Plate] | None = None,
+) -> Trace:
+    """All sites of a model at `values`, its latents at their start, its plates whole.
+
+    Parameters
+    ----------
+    model, rng_key, args, kwargs
+        As in `build_problem`.
+    values
+        Of parameters and latents, by site.
+    spread
+        As in `init_near_mean`.
+    validate
+        Let distributions check their parameters.
+    found
+        Collects the sub-sampled plates, by name.
+
+    Raises
+    ------
+    ModelError
+        If one of the model's sites makes it fail, or its data do not follow its plates.
+    """
+    plates: dict[str, Plate] = {} if found is None else found
+
+    def run(whole: AllRows) -> handlers.trace:
+        program = handlers.seed(whole, rng_key)
+        program = handlers.substitute(program, substitute_fn=init_near_mean(spread))
+        return handlers.trace(handlers.substitute(program, data=values))
+
+    tracer = run(AllRows(model, None, plates))
+    with contextlib.nullcontext() if validate else validation_enabled(False):
+        try:
+            trace = tracer.get_trace(*args, **kwargs)
+        except (ValueError, TypeError, AssertionError) as error:
+
+            def works(*names: str) -> bool:
+                with contextlib.suppress(Exception):
+                    run(AllRows(model, names)).get_trace(*args, **kwargs)
+                    return True
+                return False
+
+            guilty = [plate for plate in plates.values() if not works(plate.name)]
+            guilty = guilty or [*plates.values()]
+            if guilty and works():
+                raise whole_error(guilty[0], str(error).split("\n")[0].rstrip(".")) from error
+            if isinstance(error, TypeError):
+                raise
+            reason = unusable(model, tracer.trace, error)
+            if reason is None:
+                raise
+            raise reason from error
+    for site in trace.values():
+        if plates and site["type"] == "sample":
+            check_rows(site, plates.values())
+    return trace

@@ -1,0 +1,231 @@
+"""The latents given the data, as users ask for them: draws, means, probabilities."""
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl_em.discrete import marginalization
+from ppl_em.params import Params
+from ppl_em.posterior import (
+    MAX_HESSIAN,
+    Factorized,
+    GaussianMixture,
+    LaplaceApproximation,
+    Nodes,
+    Posterior,
+    Product,
+    WeightedDraws,
+    constrain_draws,
+    roots,
+)
+from ppl_em.problem import Latents, Problem
+from ppl_em.util import ModelError
+
+WithCenter = Product | GaussianMixture | LaplaceApproximation
+"""Laws that know their mean on the unconstrained scale."""
+
+MEAN_SAMPLES = 2000
+"""Draws behind means and probabilities that have no closed form."""
+
+
+@dataclass(frozen=True)
+class LatentPosterior:
+    """p(z given y) at the fitted parameters, exact or approximate as the E-step was.
+
+    `sample` draws all latents jointly, `mean` and `sd` summarise them site by site, `probs` and
+    `most_probable` are for discrete sites.
+    """
+
+    problem: Problem = field(repr=False)
+    params: Params = field(repr=False)
+    inner: Posterior
+    rng_key: jax.Array = field(repr=False)
+
+    def sample(self, rng_key: jax.Array, num_samples: int) -> dict[str, jax.Array]:
+        """Draw all latents jointly.
+
+        Parameters
+        ----------
+        rng_key
+            Random key.
+        num_samples
+            Number of draws n.
+
+        Returns
+        -------
+        dict
+            Site name to array of shape (n, *site_shape), continuous and discrete sites.
+        """
+        key_continuous, key_discrete = jax.random.split(rng_key)
+        draws = self.inner.sample(self.problem, self.params, key_continuous, num_samples)
+        return self.with_discrete(key_discrete, draws, num_samples)
+
+    def with_discrete(
+        self, rng_key: jax.Array, draws: Latents, num_samples: int
+    ) -> dict[str, jax.Array]:
+        """Add draws of the discrete sites to draws (n, *site_shape) of the continuous ones."""
+        if not self.problem.spec.discrete:
+            return draws
+        keys = jax.random.split(rng_key, num_samples)
+        return {**draws, **_sample_discrete(self.problem, self.params, keys, draws)}
+
+    def mean(self) -> dict[str, np.ndarray]:
+        """Posterior means on the model's own scale, each of the site's shape.
+
+        For continuous sites an average over stored or fresh draws unless the posterior is
+        Gaussian, a mixture of Gaussians, gamma, beta or Dirichlet on that scale; for discrete sites
+        the mean of the support under `probs`.
+        """
+        means = {}
+        if isinstance(self.inner, Nodes):
+            means = jax.device_get(self.inner.moments(self.problem, self.params)[0])
+        if isinstance(self.inner, WithCenter):
+            exact = self.problem.constrain_latents(self.params, self.inner.center)
+            known = self.problem.unravel(self.inner.center_is_mean)
+            gaussian = self._gaussian(self.inner)
+            names = [k for k in exact if k in gaussian or bool(jnp.all(known[k]))]
+            means = {name: np.asarray(exact[name]) for name in names}
+        if len(means) < len(self.problem.spec.latents):
+            means = {k: np.asarray(jnp.mean(v, axis=0)) for k, v in self._draws().items()} | means
+        if self.problem.spec.discrete:
+            probs = self.probs()
+            for site in self.problem.spec.discrete:
+                means[site.name] = np.tensordot(probs[site.name], site.values.value, axes=1)
+        return means
+
+    def sd(self) -> dict[str, np.ndarray]:
+        """Posterior standard deviations of the continuous sites, each of the site's shape.
+
+        Exact for sites on the real line whose posterior is Gaussian (smoothed states, random
+        effects) or a mixture of Gaussians, else over stored or fresh draws. After mean-field
+        inference by linear response, as q itself knows no correlations: see `Factorized`; draws
+        by `sample` are from q.
+        """
+        sds = {}
+        if isinstance(self.inner, Factorized):
+            return self._by_linear_response(self.inner)
+        if isinstance(self.inner, Nodes):
+            sds = jax.device_get(self.inner.moments(self.problem, self.params)[1])
+        if isinstance(self.inner, WithCenter):
+            exact = self.problem.unravel(jnp.std(self.inner.points(), axis=0))
+            sds = {name: np.asarray(exact[name]) for name in self._gaussian(self.inner)}
+        if len(sds) < len(self.problem.spec.latents):
+            sds = {k: np.asarray(jnp.std(v, axis=0)) for k, v in self._draws().items()} | sds
+        return sds
+
+    def probs(self) -> dict[str, np.ndarray]:
+        """Responsibilities: probabilities of every discrete site.
+
+        Returns
+        -------
+        dict
+            Site name to array of shape (*plates, size of the support).
+
+        Raises
+        ------
+        ModelError
+            If the model has no discrete latents.
+        """
+        if not self.problem.spec.discrete:
+            raise ModelError(
+                "`posterior.probs()`: the model has no discrete latents. Use `mean()` or "
+                "`sample(...)`."
+            )
+        if not self.problem.spec.latents:
+            return jax.device_get(_probs(self.problem, self.params, {}))
+        if isinstance(self.inner, GaussianMixture):
+            return jax.device_get(self.inner.probs)
+        draws = self._draws(200)
+        values = jax.vmap(lambda z: _probs(self.problem, self.params, z))(draws)
+        return {name: np.asarray(jnp.mean(value, axis=0)) for name, value in values.items()}
+
+    def most_probable(self) -> dict[str, np.ndarray]:
+        """The jointly most probable values of all discrete sites (Viterbi's path in a `scan`).
+
+        Returns
+        -------
+        dict
+            Site name to array of the site's shape.
+
+        Raises
+        ------
+        ModelError
+            If the model has continuous latents too, or no discrete ones.
+        """
+        if self.problem.spec.latents or not self.problem.spec.discrete:
+            raise ModelError(
+                "`posterior.most_probable()`: it is for models whose latents are all discrete. Use "
+                "`mean()` or `sample(...)`."
+            )
+        return jax.device_get(_most_probable(self.problem, self.params))
+
+    def _by_linear_response(self, law: Factorized) -> dict[str, np.ndarray]:
+        """Standard deviations of normal draws with the covariances of linear response."""
+        blocks = law.blocks
+        own = jax.vmap(jnp.diag)(blocks.split(law.scale))
+        if 2 * blocks.block_size <= MAX_HESSIAN:
+            own = roots(_linear_response(self.problem, self.params, law), own)
+        deviations = blocks.join(jnp.sqrt(jnp.sum(own**2, axis=-1)))
+        exact = self.problem.unravel(deviations)
+        noise = jax.random.normal(self.rng_key, (MEAN_SAMPLES, *law.loc.shape), law.loc.dtype)
+        away = blocks.join(jnp.einsum("gij,ngj->ngi", own, blocks.split(noise)))
+        draws = constrain_draws(self.problem, self.params, law.loc + away)
+        sds = {name: np.asarray(jnp.std(value, axis=0)) for name, value in draws.items()}
+        return sds | {name: np.asarray(exact[name]) for name in self._on_the_line(law.loc)}
+
+    def _gaussian(self, posterior: WithCenter) -> list[str]:
+        """Sites on the real line, whose exact posterior is Gaussian if it is known at all."""
+        return self._on_the_line(posterior.center)
+
+    def _on_the_line(self, center: jax.Array) -> list[str]:
+        """Sites whose constrained and unconstrained values are the same at `center` (D,)."""
+        same = self.problem.unravel(center)
+        values = self.problem.constrain_latents(self.params, center)
+        return [name for name, value in values.items() if _equal(value, same[name])]
+
+    def _draws(self, num_samples: int = MEAN_SAMPLES) -> Latents:
+        if isinstance(self.inner, WeightedDraws):
+            num_samples = min(num_samples, self.inner.weights.size)
+        return self.inner.sample(self.problem, self.params, self.rng_key, num_samples)
+
+
+def _equal(a: jax.Array, b: jax.Array) -> bool:
+    return a.shape == b.shape and bool(jnp.all(a == b))
+
+
+@jax.jit
+def _linear_response(problem: Problem, params: Params, law: Factorized) -> jax.Array:
+    return law.covariance(problem, params)
+
+
+@jax.jit
+def _probs(problem: Problem, params: Params, latents: Latents) -> dict[str, jax.Array]:
+    return marginalization.site_probs(problem.log_factors(params, latents))
+
+
+@jax.jit
+def _sample_discrete(
+    problem: Problem, params: Params, keys: jax.Array, draws: Latents
+) -> dict[str, jax.Array]:
+    def draw(key: jax.Array, latents: Latents) -> dict[str, jax.Array]:
+        chosen = marginalization.sample(problem.log_factors(params, latents), key)
+        return _values(problem, chosen)
+
+    return jax.vmap(draw)(keys, draws)
+
+
+@jax.jit
+def _most_probable(problem: Problem, params: Params) -> dict[str, jax.Array]:
+    return _values(problem, marginalization.most_probable(problem.log_factors(params, {})))
+
+
+def _values(problem: Problem, chosen: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Values of the discrete sites, each of the site's shape, from one-hot choices."""
+    return {
+        site.name: jnp.asarray(site.values.value)[jnp.argmax(chosen[site.name], -1)].reshape(
+            site.shape
+        )
+        for site in problem.spec.discrete
+    }

@@ -1,0 +1,178 @@
+"""The log-joint as a sum of functions of independent components of the latents.
+
+Where its terms belong to one component each, see `terms.py`, one run of the model is enough; where
+not, line integrals of the gradient tell them apart.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl_em.problem import Problem, owners
+from ppl_em.problem.terms import terms
+
+CHUNK = 512
+"""Points per call: programs are compiled for this number alone."""
+
+SIDE_BY_SIDE = 64
+"""Points evaluated side by side, at most."""
+
+MAX_NUMBERS = 4_000_000
+"""Terms at points side by side, at most."""
+
+NODES = (8, 16, 32)
+"""Nodes of line integrals, until the pieces add up."""
+
+Target = Callable[[np.ndarray], tuple[np.ndarray, float]]
+"""Points (n, D) to the log-joint of every component relative to a center, (n, G), and there."""
+
+
+class NotAdditive(ValueError):
+    """The log-joint is not a sum of functions of the proposed components."""
+
+
+def targets(
+    problem: Problem, x: jax.Array, center: np.ndarray, labels: np.ndarray
+) -> Iterator[Target]:
+    """Ways to see the components of the log-joint apart, the fastest first.
+
+    Each raises `NotAdditive` if its pieces do not add up to the log-joint at some point.
+
+    Parameters
+    ----------
+    problem, x
+        The problem and its unconstrained parameters, shape (p,).
+    center
+        The point where all pieces are 0, shape (D,).
+    labels
+        The component of every latent, shape (D,).
+
+    Yields
+    ------
+    Target
+        One run of the model for each point, where terms belong to one component each; otherwise
+        line integrals of the gradient from the center, by Gauss-Legendre rules of 8 to 32 nodes.
+    """
+    count = int(labels.max()) + 1
+
+    def pieces(function: Callable, points: np.ndarray) -> tuple[np.ndarray, float]:
+        return _added_up(*_in_chunks(function, np.concatenate([points, center[None]])))
+
+    if count == 1:
+        yield partial(_whole, problem, x, center)
+        return
+    owner = owners(problem, x, center, labels)
+    if owner is not None:
+        yield partial(pieces, lambda p: _sums(count, problem, x, center, owner, p))
+    for num_nodes in NODES:
+        nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
+        rule = (nodes + 1) / 2, weights / 2
+        integrals = partial(_line_integrals, count, problem, x, center, labels, *rule)
+        yield partial(pieces, integrals)
+
+
+def by_component(log_joints: Callable[[np.ndarray], np.ndarray], center: np.ndarray) -> Target:
+    """A target from the log-joint by component: points (n, D) to (n, G + 1), of none last."""
+
+    def target(points: np.ndarray) -> tuple[np.ndarray, float]:
+        found = log_joints(np.concatenate([points, center[None]]))
+        change = found - found[-1]
+        return _added_up(change[:, :-1], found.sum(axis=1))
+
+    return target
+
+
+def _added_up(found: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, float]:
+    """Pieces (n, G) and what they add up to, (n,), at points of which the last is the center."""
+    limit = max(1e-3, 20 * float(np.finfo(total.dtype).eps) * abs(total[-1]))
+    added, change = found.sum(axis=1), total - total[-1]
+    same = np.isneginf(added) & np.isneginf(change)
+    if not np.max(np.abs(np.where(same, 0, added) - np.where(same, 0, change))) < limit:
+        raise NotAdditive("the pieces do not add up to the log-joint")
+    return found[:-1], float(total[-1])
+
+
+def _whole(
+    problem: Problem, x: jax.Array, center: np.ndarray, points: np.ndarray
+) -> tuple[np.ndarray, float]:
+    total = log_joints(problem, x, np.concatenate([points, center[None]]))
+    return (total[:-1] - total[-1])[:, None], float(total[-1])
+
+
+def log_joints(problem: Problem, x: jax.Array, points: np.ndarray) -> np.ndarray:
+    """The log-joint at `points` (n, D) of the unconstrained latents, shape (n,)."""
+    return _in_chunks(lambda p: (_log_joints(problem, x, p),), points)[0]
+
+
+def _in_chunks(function: Callable, points: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Outputs of `function` at all points, called with `CHUNK` of them at a time."""
+    size = len(points)
+    points = points[np.minimum(np.arange(-(-size // CHUNK) * CHUNK), size - 1)]
+    chunks = [function(part) for part in points.reshape(-1, CHUNK, points.shape[1])]
+    return tuple(
+        np.concatenate([np.asarray(part, float) for part in parts])[:size]
+        for parts in zip(*chunks, strict=True)
+    )
+
+
+@jax.jit
+def _log_joints(problem: Problem, x: jax.Array, points: jax.Array) -> jax.Array:
+    params = problem.constrain(x)
+    return jax.lax.map(
+        lambda u: problem.log_joint_unconstrained(params, u), points, batch_size=SIDE_BY_SIDE
+    )
+
+
+@jax.jit(static_argnums=0)
+def _sums(
+    count: int,
+    problem: Problem,
+    x: jax.Array,
+    center: np.ndarray,
+    owner: jax.Array,
+    points: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Terms relative to the center by component, (n, G), and the log-joint, (n,)."""
+    params = problem.constrain(x)
+    start = terms(problem, params, jnp.asarray(center))
+
+    def at(u: jax.Array) -> tuple[jax.Array, jax.Array]:
+        change = terms(problem, params, u) - start
+        pieces = jax.ops.segment_sum(change, owner, num_segments=count)
+        return pieces, problem.log_joint_unconstrained(params, u)
+
+    return jax.lax.map(at, points, batch_size=_side_by_side(owner.size))
+
+
+@jax.jit(static_argnums=0)
+def _line_integrals(
+    count: int,
+    problem: Problem,
+    x: jax.Array,
+    center: np.ndarray,
+    labels: jax.Array,
+    nodes: jax.Array,
+    weights: jax.Array,
+    points: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Integrals of the gradient from the center by component, (n, G), and the log-joint, (n,)."""
+    params = problem.constrain(x)
+
+    def density(u: jax.Array) -> jax.Array:
+        return problem.log_joint_unconstrained(params, u)
+
+    def at(point: jax.Array) -> tuple[jax.Array, jax.Array]:
+        path = point - center
+        slopes = jax.vmap(lambda t: jax.grad(density)(center + t * path))(nodes)
+        change = jnp.asarray(weights, path.dtype) @ slopes * path
+        return jax.ops.segment_sum(change, labels, num_segments=count), density(point)
+
+    return jax.lax.map(at, points, batch_size=_side_by_side(8 * labels.size))
+
+
+def _side_by_side(terms: int) -> int:
+    """A power of two, so that it divides `CHUNK`."""
+    return 1 << (max(1, min(SIDE_BY_SIDE, MAX_NUMBERS // max(terms, 1))).bit_length() - 1)

@@ -1,0 +1,30 @@
+"""What every room uses: messages, hashable constants, keys."""
+
+from ppl_em.util.errors import (
+    ModelError,
+    as_key,
+    check_call,
+    check_choice,
+    check_configuration,
+    check_known,
+    check_mapping,
+    check_option_names,
+    check_shape,
+    site_error,
+)
+from ppl_em.util.static import Static, content_key
+
+__all__ = [
+    "ModelError",
+    "Static",
+    "as_key",
+    "check_call",
+    "check_choice",
+    "check_configuration",
+    "check_known",
+    "check_mapping",
+    "check_option_names",
+    "check_shape",
+    "content_key",
+    "site_error",
+]
