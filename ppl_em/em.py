@@ -196,7 +196,7 @@ def run_plan(
         fixed=em.fixed,
         constraints=narrower,
         init_params=first,
-        by_term=getattr(chosen, "stochastic", False),
+        by_term=chosen.stochastic,
     )
     problem, params = restrict(problem, params, functional)
     if not (problem.spec.latents or problem.spec.discrete):
@@ -209,7 +209,7 @@ def run_plan(
         starts = [_nudged(key_resolve, problem, start) for start in starts]
     starts = [brought_inside(problem, start, params) for start in starts]
     e_step = chosen.resolve(key_resolve, problem, starts[0])
-    m_step = m_steps.for_problem(em.m_step, problem.spec.space.size, needs(problem))
+    m_step = m_steps.for_problem(em.m_step, problem.space.size, needs(problem))
     _check_plan(plan, e_step)
     limits = Limits(em.max_steps, em.stopping or Stopping(), em.on_decrease, begin, plan)
     title = "Direct" if plan.direct else "EM"

@@ -280,7 +280,7 @@ def test_ends_of_supports():
         constraints=None,
         init_params=None,
     )
-    space, nan = problem.spec.space, np.nan
+    space, nan = problem.space, np.nan
     found = ends(space)
     np.testing.assert_array_equal(found, [[0, nan], [3, nan], [0, 100], [0, 2], *[[nan, nan]] * 4])
     errors = np.array([1.1, 1.9, 0.6, 1.6, 0.6, 9, 9, 9, 9])  # a, b, c, c, d, e, e, e, f

@@ -14,7 +14,7 @@ from conjugate_models import CONJUGATE, Case, log_beta, positive
 from jax.scipy.special import digamma
 
 from ppl_em import e_step as e_steps
-from ppl_em.e_step.exact.find_parts import NotExactError
+from ppl_em.e_step.exact.not_exact import NotExactError
 from ppl_em.posterior import LogGamma, LogitBeta, Product
 from ppl_em.problem import Problem, build_problem
 from ppl_em.result import LatentPosterior

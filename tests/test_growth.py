@@ -91,7 +91,7 @@ def test_a_function_that_the_closed_form_would_lower_is_left_alone():
         return -jnp.sum(jnp.log(free["weights"]))
 
     for function in (against, negative):
-        grown = jax.jit(lambda x, f=function: grow(problem.spec.space, f, x))(x)
+        grown = jax.jit(lambda x, f=function: grow(problem.space, f, x))(x)
         np.testing.assert_array_equal(grown.x, x)
         assert grown.start_value == function(params)
 

@@ -55,7 +55,7 @@ def test_bounds_of_parameters():
             numpyro.sample("y", dist.Normal(z, low), obs=y)
 
     problem, params = build_problem(jax.random.key(0), model, (np.zeros(3),), {})
-    found = flat_bounds(problem.spec.space, params)
+    found = flat_bounds(problem.space, params)
     inf = np.inf
     np.testing.assert_array_equal(found, [(-1, 1), (-inf, inf), (2, inf), (0, 1), (0, 1)])
 

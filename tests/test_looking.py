@@ -12,9 +12,9 @@ from conftest import SEED
 from numpyro.distributions import constraints
 
 from ppl_em.e_step import Laplace
-from ppl_em.problem import build_problem, density_and_gradients, look, owners
+from ppl_em.problem import build_problem, density_and_gradients, look
 from ppl_em.problem.terms import terms
-from ppl_em.structure import find_blocks
+from ppl_em.structure import find_blocks, owners
 
 Y = np.array([0.3, -1.2, 2.0, 0.1, 0.7])
 
@@ -109,6 +109,6 @@ def test_everything_looks_by_one_program(by_term):
 def test_models_without_such_derivatives():
     """The checks then do without; an E-step that needs no terms goes on."""
     problem, params = build_problem(jax.random.key(SEED), backward_only, (Y,), {}, by_term=True)
-    assert not problem.spec.by_term
+    assert not problem.spec.term_slopes
     found = Laplace().resolve(jax.random.key(SEED), problem, params)
     assert found.structure.num_blocks == len(Y)

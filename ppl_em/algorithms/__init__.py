@@ -4,8 +4,8 @@ from ppl_em.algorithms.acceleration import ACCELERATORS, check_acceleration
 from ppl_em.algorithms.chain_health import complaint
 from ppl_em.algorithms.confirmation import Polish, Verdict, polish
 from ppl_em.algorithms.direct import METHODS
-from ppl_em.algorithms.history import Limits, Outcome, Plan
-from ppl_em.algorithms.run import run_loop
+from ppl_em.algorithms.history import Limits, Plan
+from ppl_em.algorithms.run import Outcome, run_loop
 from ppl_em.algorithms.sampler import Sampler
 from ppl_em.algorithms.stopping import Stopping, rounding
 

@@ -153,7 +153,7 @@ def jump(
     Jump or None
         None if the maximum is not at these bounds, as far as can be told.
     """
-    ground, limits = Landscape(problem, e_step), ends(problem.spec.space)
+    ground, limits = Landscape(problem, e_step), ends(problem.space)
     value, state = ground.look(x, state)
     sides = np.where(np.isfinite(limits[:, 0]), -1, 1)
     sides = np.where(towards != 0, towards, sides)
@@ -207,7 +207,7 @@ def _arrive(
         return None
     x, state, value = settled
     bounds = np.where(held, np.where(sides < 0, limits[:, 0], limits[:, 1]), np.nan)
-    labels = flat_labels(ground.problem.spec.space.unravel(np.asarray(x)))
+    labels = flat_labels(ground.problem.space.unravel(np.asarray(x)))
     found = {}
     for place in np.flatnonzero(held).tolist():
         side = int(sides[place])
@@ -217,7 +217,7 @@ def _arrive(
             return held & (np.arange(len(held)) != place), np.zeros_like(held)
         found[labels[place]] = slope
     logger.info("At a boundary, after %d Newton steps in the others", len(path) - 1)
-    return Jump(x, state, value, AtBounds(ground.problem.spec.space, bounds, found))
+    return Jump(x, state, value, AtBounds(ground.problem.space, bounds, found))
 
 
 def _rises(

@@ -142,7 +142,7 @@ class Landscape:
 
     def _value(self, x: jax.Array, place: int) -> float:
         """The parameter that coordinate `place` of `x` (p,) alone belongs to, on its own scale."""
-        space = self.problem.spec.space
+        space = self.problem.space
         values, marks = space.constrain(x), space.unravel(np.arange(x.size) == place)
         for name, mark in marks.items():
             if np.any(ravel_pytree(mark)[0]):

@@ -7,8 +7,8 @@ import numpy as np
 from numpyro.diagnostics import split_gelman_rubin
 from scipy.special import ndtri
 
-from ppl_em.e_step import ebfmi
 from ppl_em.problem import Problem
+from ppl_em.stats import ebfmi
 
 MIN_EBFMI = 0.2
 """Energies that change less, relative to their spread, mean that tails are hardly visited."""

@@ -254,7 +254,7 @@ class Deterministic:
             return Status.CONVERGED if take_newton_steps(*arguments) else Status.STALLED
         gap = max(self.limits.stopping.gap_for(False), rounding(trail.objective, trail.x.dtype))
         steps = trail.steps[self.first :]
-        reason = switch_reason(plan.finish, steps, self.problem.spec.space.size, gap)
+        reason = switch_reason(plan.finish, steps, self.problem.space.size, gap)
         if not reason:
             return None
         trail.decide(f"{reason}: on to the direct method")

@@ -215,7 +215,7 @@ class Ascent:
 
 def _method(problem: Problem, flag: str) -> str:
     """The method of SciPy for a flag, and for what the problem needs."""
-    asked, size = needs(problem, barriers=True), problem.spec.space.size
+    asked, size = needs(problem, barriers=True), problem.space.size
     if flag != "auto":
         method = SCIPY[flag]
         unmet = [need for need in asked if method not in TAKES[need]]

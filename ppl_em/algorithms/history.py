@@ -7,13 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ppl_em.algorithms.confirmation import Polish
 from ppl_em.algorithms.stopping import Step, Stopping, observed_rate, verdict
-from ppl_em.e_step import EStep
-from ppl_em.m_step import MStep
 from ppl_em.params import AtBounds
 from ppl_em.problem import Problem
-from ppl_em.result import Status
 
 logger = logging.getLogger("ppl_em")
 
@@ -45,25 +41,6 @@ class Limits:
         """When no further step is started."""
         seconds = self.stopping.max_seconds
         return np.inf if seconds is None else self.begin + seconds
-
-
-class Outcome(NamedTuple):
-    """What the loop hands to the result; everything belongs to `x` (p,), the last good point.
-
-    `e_step` is the one that it ended with, which may be finer than the first; `at` says which
-    parameters are at a bound, if some are; `m_step` is the last M-step's configuration.
-    """
-
-    x: jax.Array
-    e_step: EStep
-    e_state: Any
-    status: Status
-    rows: list[dict[str, Any]]
-    polish: Polish | None
-    begin: float
-    compile_seconds: float
-    at: AtBounds | None = None
-    m_step: MStep | None = None
 
 
 @dataclass

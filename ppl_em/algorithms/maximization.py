@@ -12,15 +12,8 @@ from ppl_em.e_step import expectation
 from ppl_em.m_step import ClosedForm, HostMStep, MStep, Region, TracedMStep, grow, simplex_sites
 from ppl_em.params import Params
 from ppl_em.posterior import Posterior, WeightedDraws, closed_form
-from ppl_em.problem import (
-    Problem,
-    barrier,
-    barrier_weights,
-    bounds,
-    conditions,
-    has_barrier,
-    is_inside,
-)
+from ppl_em.problem import Problem, barrier_weights, bounds, conditions, has_barrier, is_inside
+from ppl_em.problem.barrier import barrier
 
 __all__ = ["Maximized", "checked", "expectation", "maximization", "traced_maximization"]
 
@@ -185,9 +178,9 @@ def _grown(
     def q_of_params(free: Params) -> jax.Array:
         return posterior.expected_log_joint(problem, {**free, **problem.fixed})
 
-    if not simplex_sites(problem.spec.space):
+    if not simplex_sites(problem.space):
         return x, None
-    grown = grow(problem.spec.space, q_of_params, x)
+    grown = grow(problem.space, q_of_params, x)
     if not problem.spec.restrictions:
         return grown.x, grown.start_value
     here = _q(problem, posterior, x, x, weights)

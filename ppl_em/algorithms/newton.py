@@ -74,7 +74,7 @@ def is_due(steps: list[Step], e_step: Any, problem: Problem, stopping: Stopping)
         return len(steps) >= SOON
     if e_step.kind != "exact" or remaining_gap(steps) > NEAR or is_large(problem):
         return False
-    worth = max(WORTH, 2 * problem.spec.space.size)  # a Hessian costs an E-step per parameter
+    worth = max(WORTH, 2 * problem.space.size)  # a Hessian costs an E-step per parameter
     return remaining_steps(steps, stopping.gap_for(False)) > worth
 
 

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 from tqdm.auto import tqdm
@@ -10,14 +10,33 @@ from tqdm.auto import tqdm
 from ppl_em.algorithms.confirmation import Polish
 from ppl_em.algorithms.deterministic import Deterministic
 from ppl_em.algorithms.direct import climb_directly
-from ppl_em.algorithms.history import Limits, Outcome, Plan, Trail
+from ppl_em.algorithms.history import Limits, Plan, Trail
 from ppl_em.algorithms.monte_carlo import monte_carlo
 from ppl_em.algorithms.sampler import Sampler
 from ppl_em.e_step import DeterministicEStep, EStep, StochasticEStep, noise_of
 from ppl_em.m_step import MStep, for_problem
-from ppl_em.params import Params
+from ppl_em.params import AtBounds, Params
 from ppl_em.problem import Problem, firm, needs
 from ppl_em.result import CONVERGED, Status
+
+
+class Outcome(NamedTuple):
+    """What the loop hands to the result; everything belongs to `x` (p,), the last good point.
+
+    `e_step` is the one that it ended with, which may be finer than the first; `at` says which
+    parameters are at a bound, if some are; `m_step` is the last M-step's configuration.
+    """
+
+    x: jax.Array
+    e_step: EStep
+    e_state: Any
+    status: Status
+    rows: list[dict[str, Any]]
+    polish: Polish | None
+    begin: float
+    compile_seconds: float
+    at: AtBounds | None = None
+    m_step: MStep | None = None
 
 
 def run_loop(

@@ -4,7 +4,6 @@ from ppl_em.discrete.elimination import LOG_ZERO, Table, add, product
 from ppl_em.discrete.enum_messenger import BASIS
 from ppl_em.discrete.factors import Layout, LogFactors
 from ppl_em.discrete.joint_states import States, indicators, num_states
-from ppl_em.discrete.scans import dependence
 
 __all__ = [
     "BASIS",
@@ -14,7 +13,6 @@ __all__ = [
     "States",
     "Table",
     "add",
-    "dependence",
     "indicators",
     "num_states",
     "product",

@@ -15,6 +15,7 @@ from numpyro import handlers
 from numpyro.primitives import _PYRO_STACK
 
 from ppl_em.util import ModelError
+from ppl_em.util.dependence import dependence
 
 Values = dict[str, jax.Array]
 """Sample site to its given values."""
@@ -263,25 +264,3 @@ class _Handed:
         if i in self.constant:
             after = jnp.broadcast_to(after, (self.length, *after.shape))
         return jnp.concatenate([self._start(i)[None], after[:-1]])
-
-
-def dependence(function: Callable, *arguments: Any) -> list[frozenset[int]]:
-    """For each output leaf, which of the input leaves it depends on, judged from the program."""
-    closed = jax.make_jaxpr(function)(*arguments)
-    return _propagate(closed.jaxpr, [frozenset({i}) for i in range(len(closed.jaxpr.invars))])
-
-
-def _propagate(jaxpr: Any, inputs: Sequence[frozenset[int]]) -> list[frozenset[int]]:
-    known: dict[Any, frozenset[int]] = dict(zip(jaxpr.invars, inputs, strict=True))
-
-    def sources(atom: Any) -> frozenset[int]:
-        return frozenset() if hasattr(atom, "val") else known.get(atom, frozenset())
-
-    for equation in jaxpr.eqns:
-        found = [sources(atom) for atom in equation.invars]
-        if equation.primitive.name in ("jit", "pjit"):
-            results = _propagate(equation.params["jaxpr"].jaxpr, found)
-        else:
-            results = [frozenset().union(*found)] * len(equation.outvars)
-        known.update(zip(equation.outvars, results, strict=True))
-    return [sources(atom) for atom in jaxpr.outvars]

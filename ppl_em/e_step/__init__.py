@@ -12,7 +12,7 @@ from ppl_em.e_step.base import (
 from ppl_em.e_step.exact.enumeration import Enumeration
 from ppl_em.e_step.exact.exact import Exact
 from ppl_em.e_step.laplace import Laplace
-from ppl_em.e_step.nuts import NUTS, ebfmi
+from ppl_em.e_step.nuts import NUTS
 from ppl_em.e_step.quadrature import Quadrature
 from ppl_em.e_step.variational.mean_field import MeanField
 from ppl_em.e_step.variational.svi import StochasticGuide
@@ -51,7 +51,6 @@ __all__ = [
     "Quadrature",
     "StochasticEStep",
     "StochasticGuide",
-    "ebfmi",
     "expectation",
     "from_flag",
     "noise_of",

@@ -8,7 +8,7 @@ import jax
 
 from ppl_em.e_step.base import EStep
 from ppl_em.e_step.exact.exact import Exact
-from ppl_em.e_step.exact.find_parts import NotExactError
+from ppl_em.e_step.exact.not_exact import NotExactError
 from ppl_em.e_step.nuts import NUTS
 from ppl_em.params import Params
 from ppl_em.problem import Problem

@@ -120,8 +120,7 @@ class Laplace:
         fixed = jax.lax.stop_gradient(params)
         mode = jax.lax.stop_gradient(self._mode(problem, fixed, state)[1])
 
-        def density(u: jax.Array) -> jax.Array:
-            return problem.log_joint_unconstrained(params, u)
+        density = problem.density(params)
 
         moved = mode.u + mode.law.solve(jax.grad(density)(mode.u))
         trace = half_trace(density, moved, mode.law.columns())
@@ -141,7 +140,6 @@ class Laplace:
         return f"mode in {int(info.inner_steps)} steps, slope {float(info.inner_slope):.0e}"
 
     def _mode(self, problem: Problem, params: Params, state: LaplaceState) -> tuple[Density, Mode]:
-        def density(u: jax.Array) -> jax.Array:
-            return problem.log_joint_unconstrained(params, u)
+        density = problem.density(params)
 
         return density, find_mode(self._known_structure, density, state.center)

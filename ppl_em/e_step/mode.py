@@ -136,8 +136,7 @@ def mode_of(
 ) -> tuple[Mode, jax.Array, jax.Array]:
     """The mode found from `u` (D,), the log-joint there, and its gradient, (D,); compiled."""
 
-    def density(u: jax.Array) -> jax.Array:
-        return problem.log_joint_unconstrained(params, u)
+    density = problem.density(params)
 
     mode = find_mode(structure, density, u)
     return mode, density(mode.u), jax.grad(density)(mode.u)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from ppl_em.e_step.saem import SAEM, SHARE
 from ppl_em.params import Params
 from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import Problem
+from ppl_em.stats import ebfmi
 from ppl_em.util import check_choice
 
 REFIT = 4
@@ -267,15 +268,3 @@ def _inverse_mass(draws: jax.Array, before: jax.Array) -> jax.Array:
         found, prior = jnp.cov(flat.T), 5.0 + flat.shape[1]
     share = len(flat) / (len(flat) + prior)
     return share * found + (1 - share) * jnp.mean(before, axis=0)[None]
-
-
-def ebfmi(energy: Any) -> Any:
-    """Energy's Bayesian fraction of missing information by chain, (chain,), from (chain, draw).
-
-    Takes arrays of JAX or NumPy.
-
-    References
-    ----------
-    Betancourt (2016), Diagnosing suboptimal cotangent disintegrations, arXiv:1604.00695.
-    """
-    return ((energy[:, 1:] - energy[:, :-1]) ** 2).mean(axis=1) / energy.var(axis=1)

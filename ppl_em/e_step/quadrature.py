@@ -21,8 +21,8 @@ from ppl_em.posterior import (
     gauss_hermite,
     sinh_trapezoid,
 )
-from ppl_em.problem import Problem, owners
-from ppl_em.structure import Blocks, Density, find_blocks
+from ppl_em.problem import Problem
+from ppl_em.structure import Blocks, Density, find_blocks, owners
 from ppl_em.util import ModelError
 
 logger = logging.getLogger("ppl_em")
@@ -271,7 +271,7 @@ class Quadrature:
 
 
 def _density(problem: Problem, params: Params) -> Density:
-    return lambda u: problem.log_joint_unconstrained(params, u)
+    return problem.density(params)
 
 
 def _placed(law: Gaussian, span: Span | None, size: int) -> Placed:

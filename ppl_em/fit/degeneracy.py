@@ -75,7 +75,7 @@ def unbounded(problem: Problem, x: jax.Array, posterior: Posterior, suspected: n
         direction[i] = np.sign(slope[i])
         first, second = np.diff(_q_along(problem, posterior, x, jnp.asarray(direction)))
         if np.isfinite(first + second) and first > REACH[0] * STEEP and second > 0.8 * first:
-            label = flat_labels(problem.spec.space.unravel(np.asarray(x)))[i]
+            label = flat_labels(problem.space.unravel(np.asarray(x)))[i]
             value = jax.tree.leaves(_value(problem, x, label))
             goes = f" ({value[0]:.2g})" if value else ""
             return (
@@ -87,13 +87,13 @@ def unbounded(problem: Problem, x: jax.Array, posterior: Posterior, suspected: n
 
 def _has_gone_far(problem: Problem, away: np.ndarray) -> np.ndarray:
     """Coordinates of bounded parameters that are far from their start, (p,)."""
-    parts = problem.spec.space.unravel(away)
+    parts = problem.space.unravel(away)
     far = {
         site.name: jax.tree.map(
             lambda v, site=site: (np.abs(v) > FAR) & (site.constraint not in ON_THE_LINE),
             parts[site.name],
         )
-        for site in problem.spec.space.sites
+        for site in problem.space.sites
     }
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(far)])
 

@@ -14,10 +14,11 @@ from tqdm.auto import tqdm
 
 from ppl_em.algorithms import Limits
 from ppl_em.e_step import expectation
-from ppl_em.fit.make_result import FittedParts
+from ppl_em.fit.clusters import Fit, clusters
+from ppl_em.fit.fitted import FittedParts
 from ppl_em.params import Params
 from ppl_em.problem import Problem
-from ppl_em.result import NO_OPTIMUM, EMResult, Fit, Optimum, Restarts, Status, clusters
+from ppl_em.result import NO_OPTIMUM, EMResult, Optimum, Restarts, Status
 from ppl_em.structure import Group, exchangeable, nearest, permuted
 from ppl_em.util import ModelError
 

@@ -45,7 +45,7 @@ def _given(problem: Problem, params: Params, values: list[Params]) -> list[Param
         If one of them is no dictionary, names an unknown site, or is outside its constraint.
     """
     starts = []
-    space = problem.spec.space
+    space = problem.space
     for value in values:
         found = check_mapping("init_params", value)
         check_known("init_params", found, space.names, "parameter")
@@ -78,7 +78,7 @@ def _drawn(rng_key: jax.Array, problem: Problem, params: Params, count: int) -> 
             noise = jax.random.normal(key_noise, center.shape, center.dtype)
             x = center + 2.0 ** -max(attempt - 3, 0) * scale * noise
             start = problem.constrain(x)
-            if attempt < MAX_TRIES // 2 and any(s.is_sample for s in problem.spec.space.sites):
+            if attempt < MAX_TRIES // 2 and any(s.is_sample for s in problem.space.sites):
                 start |= {k: as_value(v) for k, v in _priors(key_prior, problem, start).items()}
             if bool(_usable(problem, problem.unconstrain(start))):
                 starts.append(start)
@@ -93,7 +93,7 @@ def _drawn(rng_key: jax.Array, problem: Problem, params: Params, count: int) -> 
 
 def _spread(problem: Problem, center: jax.Array) -> np.ndarray:
     """Standard deviation of every coordinate of a start, (p,)."""
-    parts = problem.spec.space.unravel(center)
+    parts = problem.space.unravel(center)
     wide = jax.tree.map(lambda v: jnp.full(v.shape, jnp.maximum(SPREAD, jnp.std(v))), parts)
     return np.asarray(ravel_pytree(wide)[0])
 
@@ -108,7 +108,7 @@ def _usable(problem: Problem, x: jax.Array) -> jax.Array:
 def _priors(rng_key: jax.Array, problem: Problem, params: Params) -> Params:
     """A draw of the sites that are maximised, from their priors at `params`."""
     args, kwargs = problem.arguments
-    drawn = {site.name for site in problem.spec.space.sites if site.is_sample}
+    drawn = {site.name for site in problem.space.sites if site.is_sample}
     known = {name: value for name, value in params.items() if name not in drawn}
     program = handlers.seed(handlers.substitute(problem.spec.model, data=known), rng_key)
     trace = handlers.trace(program).get_trace(*args, **kwargs)

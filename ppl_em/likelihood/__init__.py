@@ -1,6 +1,7 @@
 """Value, score and information of the log-likelihood."""
 
 from ppl_em.likelihood.active_constraints import hold, moved
+from ppl_em.likelihood.delta_method import constrained_covariance, flat_and_jacobian
 from ppl_em.likelihood.draw_evaluation import (
     curvature_of_score,
     find_motion,
@@ -9,17 +10,9 @@ from ppl_em.likelihood.draw_evaluation import (
 )
 from ppl_em.likelihood.identifiability import set_aside
 from ppl_em.likelihood.importance_information import sampled_information
-from ppl_em.likelihood.information import (
-    MAX_SE_NOISE,
-    Information,
-    constrained_covariance,
-    flat_and_jacobian,
-    is_large,
-    marginal_information,
-    relative_error,
-    value_and_score,
-)
+from ppl_em.likelihood.information import MAX_SE_NOISE, Information, relative_error
 from ppl_em.likelihood.louis import Components, ScoreMoments, find, louis_information
+from ppl_em.likelihood.observed import is_large, marginal_information, value_and_score
 
 __all__ = [
     "MAX_SE_NOISE",

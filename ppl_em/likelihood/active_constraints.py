@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.likelihood.information import Information, flat_and_jacobian, holding
+from ppl_em.likelihood.delta_method import flat_and_jacobian
+from ppl_em.likelihood.information import Information, holding
 from ppl_em.optimize import kkt
 from ppl_em.params import ActiveConstraint, flat_labels
 from ppl_em.problem import Problem, all_conditions, curvature, nearest_feasible
@@ -91,10 +92,10 @@ def moved(
 
 def rough_coordinates(problem: Problem, information: Information) -> np.ndarray:
     """Coordinates of `x` (p,) of parameters to which the log-likelihood has no gradient, (p,)."""
-    size = problem.spec.space.size
+    size = problem.space.size
     if not problem.spec.rough:
         return np.zeros(size, bool)
-    numbers = problem.spec.space.unravel(np.arange(size))
+    numbers = problem.space.unravel(np.arange(size))
     leaves = [leaf for name in problem.spec.rough for leaf in jax.tree.leaves(numbers[name])]
     named = np.isin(np.arange(size), np.concatenate([np.ravel(leaf) for leaf in leaves]))
     return named & np.all(information.matrix == 0, axis=0) & (information.gradient == 0)

@@ -263,9 +263,7 @@ def _precisions(problem: Problem, x: jax.Array, center: jax.Array, index: jax.Ar
 
     def column(places: jax.Array) -> jax.Array:  # one of every block: no others are coupled
         direction = jnp.zeros_like(center).at[places].set(1.0)
-        product = hessian_product(
-            lambda u: problem.log_joint_unconstrained(params, u), center, direction
-        )
+        product = hessian_product(problem.density(params), center, direction)
         return -product[index]
 
     columns = jax.lax.map(column, index.T, batch_size=8)

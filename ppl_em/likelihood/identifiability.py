@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from ppl_em.likelihood.active_constraints import explain, hold, moved_only_by, rough_coordinates
-from ppl_em.likelihood.information import Information, flat_and_jacobian, holding
+from ppl_em.likelihood.delta_method import flat_and_jacobian
+from ppl_em.likelihood.information import Information, holding
 from ppl_em.params import AtBounds, flat_labels
 from ppl_em.problem import Problem
 

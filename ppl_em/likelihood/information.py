@@ -1,23 +1,12 @@
 """Observed information and the covariance of the parameters."""
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
-from ppl_em.e_step import Approximation, DeterministicEStep, noise_of
-from ppl_em.optimize import difference_points, from_differences
 from ppl_em.params import flat_labels
 from ppl_em.problem import Problem
-
-MAX_HESSIAN = 2e7
-"""Parameters times data up to which Hessians are computed by automatic differentiation."""
-
-COLUMNS = 8
-"""Columns of a Hessian that are computed side by side."""
 
 MAX_SE_NOISE = 0.2
 """Standard errors with a larger relative Monte Carlo error are withheld."""
@@ -146,94 +135,6 @@ def holding(
     return replace(information, problem_text=text, known=directions)
 
 
-@jax.jit(static_argnums=0)
-def _score_and_hessian(
-    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
-) -> tuple:
-    def objective(x: jax.Array) -> jax.Array:
-        return e_step.log_likelihood(problem, problem.constrain(x), state)
-
-    score = jax.grad(objective)
-
-    def column(direction: jax.Array) -> jax.Array:
-        return jax.jvp(score, (x,), (direction,))[1]
-
-    # Not all at once: wide batches are no faster, and can lock up a processor with few threads.
-    columns = jax.lax.map(column, jnp.eye(x.size, dtype=x.dtype), batch_size=COLUMNS)
-    return score(x), columns
-
-
-def is_large(problem: Problem) -> bool:
-    """Whether a Hessian by automatic differentiation would be too large."""
-    size = sum(np.size(leaf) for leaf in problem.leaves) + problem.num_latents
-    return problem.spec.space.size * size > MAX_HESSIAN
-
-
-@jax.jit(static_argnums=0)
-def _values_and_scores(
-    e_step: DeterministicEStep,
-    problem: Problem,
-    points: jax.Array,
-    count: int | jax.Array,
-    state: Any,
-) -> tuple[jax.Array, jax.Array]:
-    """Values (m,) and gradients (m, p) at the first `count` of some `points` (m, p).
-
-    One program for any count.
-    """
-
-    def objective(x: jax.Array) -> jax.Array:
-        return e_step.log_likelihood(problem, problem.constrain(x), state)
-
-    def found(i: jax.Array, seen: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        value, gradient = jax.value_and_grad(objective)(points[i])
-        return seen[0].at[i].set(value), seen[1].at[i].set(gradient)
-
-    start = jnp.zeros_like(points[:, 0]), jnp.zeros_like(points)
-    return jax.lax.fori_loop(0, count, found, start)
-
-
-def value_and_score(
-    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
-) -> tuple[float, np.ndarray]:
-    """A deterministic E-step's objective at `x` (p,), and its gradient, (p,)."""
-    points = jnp.broadcast_to(x, (2 * x.size + 1, x.size))
-    values, scores = _values_and_scores(e_step, problem, points, 1, state)
-    return float(values[0]), np.asarray(scores[0])
-
-
-def _score_and_differences(
-    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """The gradient, (p,), and the Hessian by differences of gradients, (p, p)."""
-    points, width = difference_points(x)
-    points = jnp.concatenate([points, x[None]])
-    rough = e_step if noise_of(e_step) is None else cast(Approximation, e_step).for_curvature()
-    same = rough == e_step
-    scores = _values_and_scores(rough, problem, points, len(points) - (not same), state)[1]
-    gradient = scores[-1] if same else value_and_score(e_step, problem, x, state)[1]
-    return np.asarray(gradient), np.asarray(from_differences(scores[:-1], width))
-
-
-def marginal_information(
-    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
-) -> Information:
-    """Information of a deterministic E-step's objective.
-
-    By automatic differentiation, or by differences of gradients where that is too large or the
-    objective is an approximation that is differentiable once.
-    """
-    hessian = np.array(np.nan)
-    if not is_large(problem) and noise_of(e_step) is None:
-        gradient, hessian = jax.device_get(_score_and_hessian(e_step, problem, x, state))
-    if not np.all(np.isfinite(hessian)):
-        gradient, hessian = _score_and_differences(e_step, problem, x, state)
-    method = "Hessian of the exact log-likelihood"
-    if e_step.kind != "exact":
-        method = f"Hessian of the {e_step.kind.replace('_', ' ')}"
-    return checked(problem, x, gradient, -hessian, method, np.zeros_like(hessian))
-
-
 def relative_error(variances: np.ndarray) -> np.ndarray:
     """Jackknife error of standard errors relative to them, (P,), from their squares (R, P)."""
     errors = np.sqrt(variances)
@@ -269,7 +170,7 @@ def trouble(
     values, vectors = np.linalg.eigh(basis.T @ matrix @ basis)
     if values[0] > max(1e-10 * abs(values[-1]), 1e-10):
         return ""
-    labels = flat_labels(problem.spec.space.unravel(np.asarray(x)))
+    labels = flat_labels(problem.space.unravel(np.asarray(x)))
     weights = np.abs(basis @ vectors[:, 0])
     names = [labels[i] for i in np.argsort(-weights) if weights[i] > 0.3][:4]
     return (
@@ -278,22 +179,3 @@ def trouble(
         f"or running off to infinity, as where outcomes are all alike or a covariate separates "
         f"them; fix one of them with `fixed`, constrain it, or give it a prior (`map_sites`)"
     )
-
-
-def constrained_covariance(problem: Problem, x: jax.Array, covariance: np.ndarray) -> np.ndarray:
-    """Delta method: covariance of all flattened parameters on their own scale, (P, P).
-
-    Rows are in the order of `params.flat_labels`; fixed parameters have zeros.
-    """
-    jacobian = np.asarray(flat_and_jacobian(problem, x)[1])
-    return jacobian @ covariance @ jacobian.T
-
-
-@jax.jit
-def flat_and_jacobian(problem: Problem, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """All flattened parameters on their own scale, (P,), and their derivatives in `x`, (P, p)."""
-
-    def flat(x: jax.Array) -> jax.Array:
-        return ravel_pytree(problem.constrain(x))[0]
-
-    return flat(x), jax.jacobian(flat)(x)

@@ -17,9 +17,9 @@ import numpy as np
 from ppl_em.likelihood.information import Information, checked
 from ppl_em.likelihood.transport import Motion, log_joint
 from ppl_em.posterior import WeightedDraws
-from ppl_em.problem import Problem, owners
+from ppl_em.problem import Problem
 from ppl_em.problem.terms import terms
-from ppl_em.structure import find_components
+from ppl_em.structure import find_components, owners
 
 MAX_PARAMS = 64
 """With more parameters scores are not computed by component: each costs a pass of the model."""

@@ -6,7 +6,8 @@ from typing import ClassVar
 import jax
 
 from ppl_em.m_step.base import MStepInfo, report
-from ppl_em.optimize import Objective, lbfgs
+from ppl_em.optimize import Objective
+from ppl_em.optimize.lbfgs import lbfgs
 
 
 @dataclass(frozen=True)

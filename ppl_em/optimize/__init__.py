@@ -1,16 +1,9 @@
 """Maximisers of functions of a vector; nothing of models in them."""
 
+from ppl_em.optimize.base import Maximum, Objective
+from ppl_em.optimize.differences import difference_points, from_differences
 from ppl_em.optimize.kkt import Conditions, is_feasible
-from ppl_em.optimize.newton import (
-    Curvature,
-    Maximum,
-    Objective,
-    difference_points,
-    from_differences,
-    lbfgs,
-    no_curvature,
-    secant,
-)
+from ppl_em.optimize.newton import Curvature, no_curvature, secant
 from ppl_em.optimize.scipy import (
     DERIVATIVE_FREE,
     METHODS,
@@ -37,7 +30,6 @@ __all__ = [
     "difference_points",
     "from_differences",
     "is_feasible",
-    "lbfgs",
     "maximize",
     "no_curvature",
     "secant",

@@ -1,58 +1,14 @@
 """Numerical maximisers on an unconstrained vector; neither ever returns a lower objective."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Objective = Callable[[jax.Array], jax.Array]
-"""Unconstrained vector (p,) to the scalar to maximise."""
-
-
-class Maximum(NamedTuple):
-    """Where a maximiser stopped.
-
-    `value` is the objective at `x`, `start_value` that at the starting point, `gradient_norm`
-    the Euclidean norm of the gradient at `x`, `promised` the gain that the next step would
-    promise there, `num_steps` the accepted and refused steps.
-    """
-
-    x: jax.Array
-    value: jax.Array
-    start_value: jax.Array
-    gradient_norm: jax.Array
-    promised: jax.Array
-    num_steps: jax.Array
-
-
-def hessian(gradient: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """Hessian at `x` (p,) by central differences of a gradient, symmetric, (p, p).
-
-    About nine digits in double precision. Next to second derivatives by automatic
-    differentiation it compiles in half the time, and stays finite where they do not: at
-    structural zeros, such as the density of a detection at an unoccupied site.
-    """
-    points, width = difference_points(x)
-    return from_differences(jax.lax.map(gradient, points), width)
-
-
-def difference_points(x: Any) -> tuple[Any, Any]:
-    """Where gradients are taken around `x` (p,), (2p, p), and how far off it, (p,).
-
-    Takes arrays of JAX or NumPy.
-    """
-    xnp = np if isinstance(x, np.ndarray) else jnp
-    width = (float(jnp.finfo(x.dtype).eps) ** (1 / 3) * (1 + abs(x))).astype(x.dtype)
-    return xnp.concatenate([x + xnp.diag(width), x - xnp.diag(width)]), width
-
-
-def from_differences(found: Any, width: Any) -> Any:
-    """The Hessian (p, p) from gradients at `difference_points`, (2p, p), of JAX or NumPy."""
-    ahead, behind = found.reshape(2, -1, found.shape[-1])
-    matrix = (ahead - behind) / (2 * width[:, None])
-    return (matrix + matrix.T) / 2
+from ppl_em.optimize.base import Maximum, Objective
+from ppl_em.optimize.differences import hessian
 
 
 class Curvature(NamedTuple):
@@ -185,61 +141,3 @@ def _definite_inverse(curvature: jax.Array) -> jax.Array:
     values, vectors = jnp.linalg.eigh(scale[:, None] * curvature * scale)
     root = scale[:, None] * vectors / jnp.sqrt(jnp.maximum(jnp.abs(values), 1e-8))
     return root @ root.T
-
-
-def lbfgs(
-    objective: Objective, x: jax.Array, max_steps: int, tol: float, memory: int = 10
-) -> Maximum:
-    """Maximise by L-BFGS with a zoom line search (optax).
-
-    Parameters
-    ----------
-    objective
-        Differentiable.
-    x
-        Start, shape (p,).
-    max_steps
-        At most so many line searches.
-    tol
-        Stop once the predicted gain, half the gradient times the step, is below this or below
-        rounding.
-    memory
-        Number of stored curvature pairs.
-
-    References
-    ----------
-    Nocedal & Wright (2006), algorithms 7.5, 3.5 and 3.6; `optax.lbfgs`.
-    """
-
-    import optax  # takes a sixth of the time of importing NumPyro: only when used
-
-    def loss(x: jax.Array) -> jax.Array:
-        return -objective(x)
-
-    optimizer = optax.lbfgs(memory_size=memory)
-    value_and_grad = optax.value_and_grad_from_state(loss)
-
-    def body(carry: tuple) -> tuple:
-        x, state, best_x, best, count, _ = carry
-        value, gradient = value_and_grad(x, state=state)
-        updates, state = optimizer.update(
-            gradient, state, x, value=value, grad=gradient, value_fn=loss
-        )
-        new_x = optax.apply_updates(x, updates)
-        new_value = optax.tree_utils.tree_get(state, "value")
-        promised = -0.5 * gradient @ updates
-        better = new_value < best
-        best_x = jnp.where(better, new_x, best_x)
-        best = jnp.where(better, new_value, best)
-        floor = jnp.maximum(tol, jnp.finfo(x.dtype).eps * jnp.abs(best))
-        return new_x, state, best_x, best, count + 1, better & (promised > floor)
-
-    first = loss(x)
-    start = (x, optimizer.init(x), x, first, jnp.zeros((), int), jnp.isfinite(first))
-    _, state, x, value, count, _ = jax.lax.while_loop(
-        lambda carry: carry[-1] & (carry[-2] < max_steps), body, start
-    )
-    gradient = jax.grad(loss)(x)
-    direction, _ = optax.scale_by_lbfgs(memory).update(gradient, state[0], x)
-    promised = 0.5 * gradient @ direction
-    return Maximum(x, -value, -first, jnp.linalg.norm(gradient), promised, count)

@@ -8,16 +8,14 @@ from ppl_em.params.constraint import (
     resolve,
     split_option,
 )
+from ppl_em.params.labels import flat_bounds, flat_labels
 from ppl_em.params.space import (
     Params,
     ParamSite,
     ParamSpace,
     as_value,
-    brief,
     check_start,
     check_value,
-    flat_bounds,
-    flat_labels,
     is_inside,
     make_site,
 )
@@ -32,7 +30,6 @@ __all__ = [
     "Params",
     "Restriction",
     "as_value",
-    "brief",
     "check_start",
     "check_value",
     "ends",

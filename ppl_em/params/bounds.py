@@ -9,7 +9,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from numpyro.distributions import constraints
 
-from ppl_em.params.space import Params, ParamSite, ParamSpace, flat_labels
+from ppl_em.params.labels import flat_labels
+from ppl_em.params.space import Params, ParamSite, ParamSpace
 
 FAR = 40.0
 """Unconstrained value that is as good as infinite."""

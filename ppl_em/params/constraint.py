@@ -11,8 +11,8 @@ from jax.typing import ArrayLike
 from numpyro.distributions import biject_to
 from numpyro.distributions import constraints as supports
 
-from ppl_em.params.space import Params, ParamSpace, brief
-from ppl_em.util import ModelError, Static, check_known, check_mapping
+from ppl_em.params.space import Params, ParamSpace
+from ppl_em.util import ModelError, Static, brief, check_known, check_mapping
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 from numpyro.distributions import biject_to, constraints
 
-from ppl_em.util import Static, check_shape, content_key, site_error
+from ppl_em.util import Static, brief, check_shape, content_key, site_error
 
 Params = dict[str, Any]
 """Site name to value on the model's own scale; an array, or a pytree for `numpyro.module`."""
@@ -182,46 +182,6 @@ def _prototype(space: ParamSpace, dtype: np.dtype) -> dict[str, Any]:
         return jax.eval_shape(site.unconstrain, value)
 
     return {site.name: shape_of(site) for site in space.sites}
-
-
-def flat_labels(params: Params) -> list[str]:
-    """Label every scalar of `params` in the order of `ravel_pytree`: `sd`, `alpha[2]`, ..."""
-    labels = []
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        name = str(path[0].key) + "".join(f".{_key(entry)}" for entry in path[1:])
-        shape = np.shape(leaf)
-        labels += [
-            name + (f"[{','.join(map(str, index))}]" if shape else "")
-            for index in np.ndindex(shape)
-        ]
-    return labels
-
-
-def _key(entry: Any) -> str:
-    return str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry))))
-
-
-def flat_bounds(space: ParamSpace, params: Params) -> np.ndarray:
-    """Bounds of every scalar of `params`, in the order of `flat_labels`, (P, 2); none if fixed."""
-    supports = {site.name: site.constraint for site in space.sites}
-
-    def bounds(name: str, leaf: Any) -> np.ndarray:
-        support = supports.get(name)
-        support = getattr(support, "base_constraint", support)
-        simplex = isinstance(support, type(constraints.simplex))
-        low = 0.0 if simplex else getattr(support, "lower_bound", -np.inf)
-        high = 1.0 if simplex else getattr(support, "upper_bound", np.inf)
-        return np.stack([np.broadcast_to(b, np.shape(leaf)).ravel() for b in (low, high)], axis=1)
-
-    sites = [(name, jax.tree.leaves(params[name])) for name in sorted(params)]
-    found = [bounds(name, leaf) for name, leaves in sites for leaf in leaves]
-    return np.concatenate([*found, np.zeros((0, 2))])
-
-
-def brief(value: Any) -> str:
-    """A value in a few characters, for messages."""
-    text = np.array2string(np.asarray(jax.tree.leaves(value)[0]), precision=4, threshold=6)
-    return " ".join(text.split())
 
 
 # Compiled as a whole, also where they are called outside of compiled code.

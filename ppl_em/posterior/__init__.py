@@ -9,9 +9,10 @@ from ppl_em.posterior.expectation import closed_form
 from ppl_em.posterior.factorized import Factorized
 from ppl_em.posterior.full_rank import FullRank
 from ppl_em.posterior.gaussian_arrow import GaussianArrow
-from ppl_em.posterior.gaussian_blocks import Gaussian, solve
+from ppl_em.posterior.gaussian_blocks import Gaussian
 from ppl_em.posterior.gaussian_chain import GaussianChain
 from ppl_em.posterior.laplace import GaussianLaw, LaplaceApproximation, half_trace
+from ppl_em.posterior.linalg import solve
 from ppl_em.posterior.log_likelihood import RELIABLE_KHAT, LogLikelihood
 from ppl_em.posterior.mixture import BlockLayout, GaussianMixture
 from ppl_em.posterior.numpyro_guide import AutoLaw, Guided, Law, UserLaw

@@ -39,7 +39,7 @@ class TermLayout:
     def pieces(self, problem: Problem, params: Params, draws: jax.Array) -> jax.Array:
         """The log-joint at `draws` (n, D) by block, (n, G), and last what belongs to none."""
         if self.owner is None:
-            whole = _map(lambda u: problem.log_joint_unconstrained(params, u), draws)
+            whole = _map(problem.density(params), draws)
             return jnp.stack([whole, jnp.zeros_like(whole)], axis=-1)
         owner, count = jnp.asarray(self.owner.value), self.blocks.num_blocks + 1
 

@@ -91,7 +91,7 @@ def closed_form(
             f"Option `m_step`: the function of ClosedForm returned {type(found).__name__}. Return "
             f"a dictionary, site name to value."
         )
-    space = problem.spec.space
+    space = problem.space
     check_known("ClosedForm", found, space.names, "free parameter")
     for name, value in found.items():
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(value)]

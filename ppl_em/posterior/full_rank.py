@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.posterior.gaussian_blocks import log_det, solve
+from ppl_em.posterior.linalg import log_det, solve
 from ppl_em.posterior.variational import GaussianGuide
 from ppl_em.structure import Blocks
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.posterior.gaussian_blocks import inverse_transpose, log_det, solve, standard_normal
+from ppl_em.posterior.linalg import inverse_transpose, log_det, solve, standard_normal
 from ppl_em.structure import Arrow, ArrowMatrix
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl_em.posterior.linalg import inverse_transpose, log_det, solve, standard_normal
 from ppl_em.structure import Blocks
 
 
@@ -76,26 +77,3 @@ class Gaussian:
         shape = (num_samples, *self.root.shape[:2])
         noise = jax.random.normal(rng_key, shape, self.mean.dtype)
         return self.mean + self.blocks.join(jnp.einsum("gij,ngj->ngi", self.root, noise))
-
-
-def solve(tril: jax.Array, right: jax.Array, trans: str = "N") -> jax.Array:
-    """Triangular systems (..., k, k) with right-hand sides (..., k, n)."""
-    return jax.lax.linalg.triangular_solve(
-        tril, right, left_side=True, lower=True, transpose_a=trans == "T"
-    )
-
-
-def inverse_transpose(tril: jax.Array) -> jax.Array:
-    """Of triangular matrices (..., k, k)."""
-    identity = jnp.broadcast_to(jnp.eye(tril.shape[-1], dtype=tril.dtype), tril.shape)
-    return jnp.swapaxes(solve(tril, identity), -1, -2)
-
-
-def log_det(tril: jax.Array) -> jax.Array:
-    """Log-determinant of all triangular matrices (..., k, k) together; a scalar."""
-    return jnp.sum(jnp.log(jnp.diagonal(tril, axis1=-2, axis2=-1)))
-
-
-def standard_normal(noise: jax.Array, size: int) -> jax.Array:
-    """Log-density of standard normal `noise` with `size` entries that count; a scalar."""
-    return -0.5 * jnp.sum(noise**2) - 0.5 * size * np.log(2 * np.pi)

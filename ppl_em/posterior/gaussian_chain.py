@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.posterior.gaussian_blocks import inverse_transpose, log_det, standard_normal
+from ppl_em.posterior.linalg import inverse_transpose, log_det, standard_normal
 from ppl_em.structure import Band, Chain
 
 

@@ -49,8 +49,7 @@ class LaplaceApproximation:
         Its gradient at the parameters of this approximation is that of Laplace's log-likelihood.
         """
 
-        def density(u: jax.Array) -> jax.Array:
-            return problem.log_joint_unconstrained(params, u)
+        density = problem.density(params)
 
         value, slope = jax.jvp(density, (self.law.center,), (self.shift,))
         return value + slope + half_trace(density, self.law.center, self.law.columns())

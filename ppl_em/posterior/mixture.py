@@ -11,7 +11,7 @@ import numpy as np
 from ppl_em.discrete import States
 from ppl_em.params import Params
 from ppl_em.posterior.base import constrain_draws
-from ppl_em.posterior.gaussian_blocks import inverse_transpose
+from ppl_em.posterior.linalg import inverse_transpose
 from ppl_em.problem import Latents, Problem
 from ppl_em.structure import Blocks
 

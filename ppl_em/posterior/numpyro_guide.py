@@ -169,8 +169,7 @@ class Guided:
     def expected_log_joint(self, problem: Problem, params: Params) -> jax.Array:
         """Q(params) under q, the average over the points; a scalar."""
 
-        def density(u: jax.Array) -> jax.Array:
-            return problem.log_joint_unconstrained(params, u)
+        density = problem.density(params)
 
         return jnp.mean(jax.vmap(density)(self.points))
 

@@ -90,8 +90,7 @@ class Product:
         if self.steps is not None and self.nodes is not None:
             return self._from_steps(problem, params, self.steps, self.nodes)
 
-        def density(u: jax.Array) -> jax.Array:
-            return problem.log_joint_unconstrained(params, u)
+        density = problem.density(params)
 
         points = self.points() if self.nodes is None else self.nodes
         if len(points) <= 16:

@@ -68,8 +68,7 @@ class GaussianGuide:
     def expected_log_joint(self, problem: Problem, params: Params) -> jax.Array:
         """Q(params) under q, the average over the fixed points; a scalar."""
 
-        def density(u: jax.Array) -> jax.Array:
-            return problem.log_joint_unconstrained(params, u)
+        density = problem.density(params)
 
         return jnp.mean(jax.vmap(density)(self.points()))
 

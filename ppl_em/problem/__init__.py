@@ -1,17 +1,15 @@
 """A model and its data as one function of parameters and latents."""
 
-from ppl_em.problem.build import build_problem, site_dims
+from ppl_em.problem.barrier import barrier_weights, firm, has_barrier
+from ppl_em.problem.build import build_problem
 from ppl_em.problem.checks import is_factor
+from ppl_em.problem.derivatives import WIDE, density_and_gradients, look
 from ppl_em.problem.feasibility import (
     all_conditions,
-    barrier,
-    barrier_weights,
     bounds,
     brought_inside,
     conditions,
     curvature,
-    firm,
-    has_barrier,
     is_inside,
     nearest_feasible,
     needs,
@@ -19,9 +17,9 @@ from ppl_em.problem.feasibility import (
     violated,
 )
 from ppl_em.problem.minibatches import check_batches, draw_rows
-from ppl_em.problem.problem import Latents, LatentSite, Problem
+from ppl_em.problem.problem import Latents, Problem
+from ppl_em.problem.sites import LatentSite, site_dims
 from ppl_em.problem.subsampling import AllRows, Indices, Rows
-from ppl_em.problem.terms import WIDE, density_and_gradients, look, owners
 
 __all__ = [
     "WIDE",
@@ -32,7 +30,6 @@ __all__ = [
     "Problem",
     "Rows",
     "all_conditions",
-    "barrier",
     "barrier_weights",
     "bounds",
     "brought_inside",
@@ -49,7 +46,6 @@ __all__ = [
     "look",
     "nearest_feasible",
     "needs",
-    "owners",
     "restrict",
     "site_dims",
     "violated",

@@ -23,12 +23,14 @@ from ppl_em.problem.checks import (
     is_latent,
     param_constraint,
 )
+from ppl_em.problem.derivatives import density_and_gradients
 from ppl_em.problem.probe import probe
-from ppl_em.problem.problem import DiscreteSite, LatentSite, Problem, ProblemSpec
+from ppl_em.problem.problem import Problem
+from ppl_em.problem.sites import ProblemSpec, _discrete_site, _latent_site
 from ppl_em.problem.subsampling import Plate, Whole
-from ppl_em.problem.terms import density_and_gradients
+from ppl_em.problem.supports import _moving_supports
 from ppl_em.problem.trace import run_model
-from ppl_em.util import ModelError, Static, check_call, check_mapping, content_key, site_error
+from ppl_em.util import ModelError, check_call, check_mapping
 
 logger = logging.getLogger("ppl_em")
 
@@ -105,7 +107,7 @@ def build_problem(
         tuple(k for k, s in trace.items() if s["type"] == "sample" and s["is_observed"]),
         min([f.dim for f in frames if f.dim is not None], default=0) - 1,
         factors=tuple(k for k, s in trace.items() if is_factor(s)),
-        by_term=by_term,
+        term_slopes=by_term,
     )
     parts = [_unconstrained_start(continuous[site.name]) for site in sites]
     u = jax.device_put(np.concatenate(parts)) if parts else jnp.zeros((0,))
@@ -144,108 +146,6 @@ def _parameters(
     return space, values
 
 
-@jax.jit(static_argnums=0)
-def _shifted(space: ParamSpace, values: Params) -> Params:
-    """Other valid values of the parameters, near the initial ones."""
-    x = space.unconstrain(values)
-    return space.constrain(x + 0.1 * (1 + jnp.arange(x.size) / (1 + x.size)))
-
-
-def _support_key(site: Site) -> Any:
-    support = site["fn"].support
-    return (type(support).__name__, content_key(support), np.shape(site["value"]))
-
-
-def _moving_supports(
-    model, rng_key, args, kwargs, trace, space: ParamSpace, values: Params, fixed, continuous
-) -> set[str]:
-    """Latents whose support moves with other latents; raise if it moves with parameters."""
-    supports = [trace[k]["fn"].support for k in continuous]
-    supports += [s.constraint for s in space.sites if s.is_sample]
-    if all(_has_no_numbers(support) for support in supports):
-        return set()
-    shifted = _shifted(space, values)
-    at_same_latents = {k: s["value"] for k, s in trace.items() if is_latent(s) and k not in values}
-    other = run_model(model, rng_key, args, kwargs, {**at_same_latents, **shifted, **fixed})
-    moved = {k: _moved(s) for k, s in continuous.items()}
-    drawn = run_model(model, rng_key, args, kwargs, {**at_same_latents, **moved, **values, **fixed})
-    moving = set()
-    for name in [*continuous, *(s.name for s in space.sites if s.is_sample)]:
-        key = _support_key(trace[name])
-        if name not in other or key != _support_key(other[name]):
-            raise site_error(
-                name,
-                f"its support {trace[name]['fn'].support} or its shape changes with the parameters",
-                "Rescale it: give the latent a fixed support (a unit interval, say) and apply the "
-                "parameter afterwards",
-            )
-        if name in drawn and key != _support_key(drawn[name]):
-            if name in space.names:
-                raise site_error(
-                    name,
-                    "its support changes with other sites, so it cannot be in `map_sites`",
-                    "Rescale it to a fixed support",
-                )
-            moving.add(name)
-    return moving
-
-
-def _has_no_numbers(support: Any) -> bool:
-    """Whether a support is one of NumPyro's own, or has no bounds that a model could compute."""
-    named = any(support is known for known in vars(constraints).values())
-    return named or not jax.tree.leaves(support)
-
-
-def _moved(site: Site) -> jax.Array:
-    """Another value of a continuous site, inside its support."""
-    transform = biject_to(site["fn"].support)
-    return transform(transform.inv(jnp.asarray(site["value"])) + 0.3)
-
-
-def _latent_site(site: Site, fixed_support: bool) -> LatentSite:
-    fn = site["fn"]
-    transform = biject_to(fn.support)
-    shape = np.shape(site["value"])
-    shape_u = jax.eval_shape(transform.inv, site["value"]).shape
-    event_u = len(shape_u) - (len(shape) - fn.event_dim)
-    frames = sorted((f for f in site["cond_indep_stack"] if f.dim is not None), key=lambda f: f.dim)
-    return LatentSite(
-        site["name"],
-        Static(fn.support, (type(fn.support).__name__, content_key(fn.support)))
-        if fixed_support
-        else None,
-        shape,
-        shape_u,
-        tuple((f.name, f.dim - event_u) for f in frames),
-        site_dims(site, shape),
-    )
-
-
-def _discrete_site(site: Site) -> DiscreteSite:
-    shape = np.shape(site["value"])
-    values = np.asarray(site["fn"].enumerate_support(expand=False))
-    return DiscreteSite(
-        site["name"],
-        shape,
-        site_dims(site, shape),
-        Static(values.reshape((len(values), *site["fn"].event_shape))),
-        "_scan_current_index" in site["infer"],
-    )
-
-
-def site_dims(site: Site, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Name every axis of a site: plates by their names, `time_T` in a scan, else `NAME_dim_i`."""
-    names = [f"{site['name']}_dim_{i}" for i in range(len(shape))]
-    if shape and "_scan_current_index" in site["infer"]:
-        names[0] = f"time_{shape[0]}"
-    event = site["fn"].event_dim
-    for frame in site["cond_indep_stack"]:
-        axis = len(shape) - event + frame.dim if frame.dim is not None else -1
-        if 0 <= axis < len(shape) and shape[axis] == frame.size:
-            names[axis] = frame.name
-    return tuple(names)
-
-
 def _unconstrained_start(site: Site) -> np.ndarray:
     value = jnp.asarray(site["value"], jnp.result_type(float))
     return np.ravel(biject_to(site["fn"].support).inv(value))
@@ -267,9 +167,9 @@ def _with_arguments(
 
 def _side_by_side(problem: Problem, values: Params) -> Problem:
     """Let the steps of the model's scans be evaluated side by side, if they are of that kind."""
-    candidate = dataclasses.replace(problem, spec=dataclasses.replace(problem.spec, scans=True))
+    candidate = problem.with_spec(scans=True)
     try:
-        x = problem.spec.space.unconstrain(values)
+        x = problem.space.unconstrain(values)
         jax.eval_shape(density_and_gradients, candidate, x, problem.start)
     except Exception as error:
         if problem.spec.discrete:

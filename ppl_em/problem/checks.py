@@ -11,13 +11,12 @@ from ppl_em.params import (
     Params,
     ParamSpace,
     as_value,
-    brief,
     check_start,
     check_value,
     is_inside,
     make_site,
 )
-from ppl_em.util import ModelError, check_known, check_shape, site_error
+from ppl_em.util import ModelError, brief, check_known, check_shape, site_error
 
 Site = dict[str, Any]
 Trace = dict[str, Site]

@@ -1,38 +1,19 @@
-"""A problem's constraints as seen from the unconstrained vector: bounds, conditions, barrier.
+"""A problem's constraints as seen from the unconstrained vector: bounds, conditions, a start."""
 
-The barrier adds Σ_i μ_i [s_i′ log s_i − s_i] to Q, with s_i the slacks and s_i′ those before the
-step. It is largest at s = s′, so EM still never lowers the log-likelihood; at a fixed point its
-gradient vanishes, so an interior maximum is not moved; and where one is on the bound, s shrinks by
-the factor μ / (μ + λ) in every step, λ being its multiplier. μ follows λ to make that a tenth.
-Once s is small, and the run would end, the constraint is held as it is, see `firm`.
-"""
-
-import dataclasses
 import logging
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import xlogy
 from numpyro.distributions import biject_to
 
 from ppl_em.optimize import Conditions, kkt
-from ppl_em.params import Constraint, Params, Restriction, brief, resolve
+from ppl_em.params import Constraint, Params, Restriction, resolve
 from ppl_em.problem.problem import Problem
-from ppl_em.util import ModelError
+from ppl_em.util import ModelError, brief
 
 logger = logging.getLogger("ppl_em")
-
-THIN = 1e-3
-"""Slack, relative to 1 + |bound|, below which a barrier gets no weaker: maximisers that take
-differences of gradients need room."""
-
-SHRINK = 0.1
-"""How much of its slack a step leaves to a constraint that is active."""
-
-FAINT = 1e-4
-"""Smallest μ, in units of log-likelihood."""
 
 MARGIN = 1e-2
 """Slack, relative to 1 + |bound|, of a start that was moved inside a barrier."""
@@ -48,12 +29,10 @@ def restrict(
     ModelError
         If a constraint cannot be used, or nothing near the start satisfies it.
     """
-    restrictions = resolve(functional, problem.spec.space, params)
+    restrictions = resolve(functional, problem.space, params)
     if not restrictions:
         return problem, params
-    problem = dataclasses.replace(
-        problem, spec=dataclasses.replace(problem.spec, restrictions=restrictions)
-    )
+    problem = problem.with_spec(restrictions=restrictions)
     x = problem.unconstrain(params)
     if violated(problem, x) is None and bool(is_inside(problem, x)):
         return problem, params
@@ -123,7 +102,7 @@ def bounds(problem: Problem, barriers: bool = False) -> tuple[np.ndarray, np.nda
     rows = [r for r in problem.spec.restrictions if r.site and (barriers or not r.barrier)]
     if not rows:
         return None
-    space = problem.spec.space
+    space = problem.space
     numbers = space.unravel(np.arange(space.size))
     lower, upper = np.full(space.size, -np.inf), np.full(space.size, np.inf)
     sites = {site.name: site for site in space.sites}
@@ -224,61 +203,19 @@ def violated(problem: Problem, x: jax.Array) -> str | None:
     return names[int(np.argmax(amount))]
 
 
-def _slacks(problem: Problem, x: jax.Array, rows: tuple[Restriction, ...]) -> jax.Array:
+def is_inside(problem: Problem, x: jax.Array) -> jax.Array:
+    """Whether all constraints hold at `x` (p,), with room where there is a barrier; traceable."""
+    rows = problem.spec.restrictions
+    firm = tuple(row for row in rows if not row.barrier)
+    soft = tuple(row for row in rows if row.barrier)
+    inside = jnp.all(slacks(problem, x, firm) >= -kkt.FEASIBLE)
+    return inside & jnp.all(slacks(problem, x, soft) > 0)
+
+
+def slacks(problem: Problem, x: jax.Array, rows: tuple[Restriction, ...]) -> jax.Array:
     """Distances to all finite bounds, relative to 1 + |bound|; negative outside."""
     found, (lower, upper) = values(problem, x, rows), limits_of(rows)
     low, high = np.isfinite(lower), np.isfinite(upper)
     below = (found[low] - lower[low]) / (1 + np.abs(lower[low]))
     above = (upper[high] - found[high]) / (1 + np.abs(upper[high]))
     return jnp.concatenate([below, above])
-
-
-def is_inside(problem: Problem, x: jax.Array) -> jax.Array:
-    """Whether all constraints hold at `x` (p,), with room where there is a barrier; traceable."""
-    rows = problem.spec.restrictions
-    firm = tuple(row for row in rows if not row.barrier)
-    soft = tuple(row for row in rows if row.barrier)
-    inside = jnp.all(_slacks(problem, x, firm) >= -kkt.FEASIBLE)
-    return inside & jnp.all(_slacks(problem, x, soft) > 0)
-
-
-def barrier_weights(problem: Problem, x: jax.Array, slope: jax.Array) -> jax.Array:
-    """μ of every barrier in a step from `x` (p,), where Q has the gradient `slope` (p,)."""
-    rows = tuple(row for row in problem.spec.restrictions if row.barrier)
-    jacobian = jax.jacobian(_slacks, argnums=1)(problem, x, rows)
-    multipliers = -jnp.linalg.lstsq(jacobian.T, slope)[0]
-    return jnp.maximum(SHRINK / (1 - SHRINK) * multipliers, FAINT)
-
-
-def barrier(problem: Problem, x: jax.Array, x_before: jax.Array, weights: jax.Array) -> jax.Array:
-    """What barriers add to Q at `x` (p,) in a step from `x_before`; a scalar, traceable."""
-    rows = tuple(row for row in problem.spec.restrictions if row.barrier)
-    slack = _slacks(problem, x, rows)
-    before = jnp.maximum(_slacks(problem, x_before, rows), THIN)
-    inside = slack > 0
-    safe = jnp.where(inside, slack, 1.0)
-    terms = jnp.where(inside, xlogy(before, safe / before) - safe + before, -jnp.inf)
-    return jnp.sum(weights * terms)
-
-
-def has_barrier(problem: Problem) -> bool:
-    """Whether any constraint is kept by a barrier."""
-    return any(row.barrier for row in problem.spec.restrictions)
-
-
-def firm(problem: Problem, x: jax.Array) -> Problem | None:
-    """The problem with constraints held that a barrier keeps at little slack; None if none is."""
-    rows = tuple(
-        dataclasses.replace(row, barrier=False)
-        if row.barrier and _is_thin(problem, x, row)
-        else row
-        for row in problem.spec.restrictions
-    )
-    if rows == problem.spec.restrictions:
-        return None
-    logger.info("the barrier has reached a bound: its constraint is held from here on")
-    return dataclasses.replace(problem, spec=dataclasses.replace(problem.spec, restrictions=rows))
-
-
-def _is_thin(problem: Problem, x: jax.Array, row: Restriction) -> bool:
-    return bool(np.any(np.asarray(_slacks(problem, x, (row,))) < 10 * THIN))

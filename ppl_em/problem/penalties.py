@@ -35,7 +35,7 @@ def penalties(problem: Problem, params: Params) -> dict[str, float]:
     dict
         Empty for models without such sites, which are not run for that.
     """
-    priors = tuple(site.name for site in problem.spec.space.sites if site.is_sample)
+    priors = tuple(site.name for site in problem.space.sites if site.is_sample)
     candidates = (*priors, *problem.spec.factors)
     if not candidates:
         return {}
@@ -44,7 +44,7 @@ def penalties(problem: Problem, params: Params) -> dict[str, float]:
     for site in problem.spec.discrete:
         first = np.asarray(site.values.value)[0]
         hidden[site.name] = np.broadcast_to(first, site.shape)
-    free = {name: params[name] for name in problem.spec.space.names}
+    free = {name: params[name] for name in problem.space.names}
     inputs = (free, hidden, problem.leaves)
     traced = jax.make_jaxpr(lambda *some: _terms(candidates, problem, *some))(*inputs)
     flags = [[False] * len(jax.tree.leaves(part)) for part in inputs]

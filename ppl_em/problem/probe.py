@@ -11,8 +11,8 @@ from numpyro import handlers
 from numpyro.infer.util import compute_log_probs
 
 from ppl_em.params import Params
+from ppl_em.problem.derivatives import WIDE, Look, density_and_gradients, log_joint_at, look
 from ppl_em.problem.problem import Problem
-from ppl_em.problem.terms import WIDE, Look, density, density_and_gradients, look
 from ppl_em.util import ModelError, Static, site_error
 
 logger = logging.getLogger("ppl_em")
@@ -28,7 +28,7 @@ STRIDES = (-4.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0)
 DISTANCES = (0.0, 0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 """Scales on which points are drawn around the start of the latents."""
 
-_density_at = jax.jit(density)
+_density_at = jax.jit(log_joint_at)
 
 
 def probe(rng_key: jax.Array, problem: Problem, values: Params) -> Problem:
@@ -62,18 +62,17 @@ def probe(rng_key: jax.Array, problem: Problem, values: Params) -> Problem:
         _refuse_unused(problem, unused & ~rough)
         problem = _with_rough(problem, rough)
     idle = np.all(by_latent == 0, axis=0)
-    spec = problem.spec
     if idle.any():
         logger.info("%d latent coordinates touch nothing (imputed where observed)", idle.sum())
-        spec = dataclasses.replace(spec, idle=Static(idle))
+        problem = problem.with_spec(idle=Static(idle))
     start = jax.device_put(points[int(np.argmax(good))])
-    return dataclasses.replace(problem, start=start, spec=spec)
+    return dataclasses.replace(problem, start=start)
 
 
 def _first_look(problem: Problem, x: jax.Array, points: np.ndarray) -> tuple[Problem, Look]:
     """What is at `points` (n, D), by the program that E-steps will use to look at the latents.
 
-    The problem comes back without `by_term` if the model has no derivatives of that kind.
+    The problem comes back without `term_slopes` if the model has no derivatives of that kind.
     """
     if points.shape[1] > WIDE:
         return problem, look(problem, x, points)
@@ -82,8 +81,7 @@ def _first_look(problem: Problem, x: jax.Array, points: np.ndarray) -> tuple[Pro
             return problem, look(problem, x, points, np.zeros_like(points))
         except Exception as error:
             logger.info("looked at without second derivatives: %s", str(error).split("\n")[0])
-    spec = dataclasses.replace(problem.spec, by_term=False)
-    return dataclasses.replace(problem, spec=spec), look(problem, x, points)
+    return problem.with_spec(term_slopes=False), look(problem, x, points)
 
 
 def _responds(problem: Problem, x: jax.Array, u: jax.Array, unused: np.ndarray) -> np.ndarray:
@@ -104,16 +102,16 @@ def _slope_at(problem: Problem, x: jax.Array, u: jax.Array) -> jax.Array:
 
 def _with_rough(problem: Problem, rough: np.ndarray) -> Problem:
     """The problem with the names of the parameters that have such coordinates, (p,)."""
-    flags = problem.spec.space.unravel(rough)
+    flags = problem.space.unravel(rough)
     names = [n for n, tree in flags.items() if any(np.any(v) for v in jax.tree.leaves(tree))]
     if not names:
         return problem
     logger.info("no gradient in %s, although the log-density responds", ", ".join(names))
-    return dataclasses.replace(problem, spec=dataclasses.replace(problem.spec, rough=tuple(names)))
+    return problem.with_spec(rough=tuple(names))
 
 
 def _refuse_unused(problem: Problem, unused: np.ndarray) -> None:
-    space = problem.spec.space
+    space = problem.space
     flags = space.unravel(unused)
     for name in space.names:
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(flags[name])]
@@ -142,7 +140,7 @@ def _not_finite(problem: Problem, values: Params, u: jax.Array) -> ModelError:
                 f"its log-density at the initial values is {float(term)}",
                 "Check that the data lie in its support, or start elsewhere with `init_params`",
             )
-    name = problem.spec.space.names[0]
+    name = problem.space.names[0]
     return site_error(
         name,
         "the gradient of the log-joint is not finite at the initial values",

@@ -1,7 +1,7 @@
 """Problem: a NumPyro model with its data, seen as a log-joint of parameters and latents."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -11,78 +11,16 @@ import numpy as np
 import numpyro
 from numpyro import handlers
 from numpyro.distributions import biject_to
-from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import sum_rightmost
 from numpyro.infer.util import constrain_fn, log_density, potential_energy
 
 from ppl_em.discrete import LogFactors, factors, marginalization
-from ppl_em.params import Params, ParamSpace, Restriction
-from ppl_em.problem.arguments import Arguments
-from ppl_em.util import ModelError, Static
+from ppl_em.params import Params, ParamSpace
+from ppl_em.problem.sites import ProblemSpec
+from ppl_em.util import ModelError
 
 Latents = dict[str, jax.Array]
 """Continuous latent sites, name to value on the constrained scale."""
-
-
-@dataclass(frozen=True)
-class LatentSite:
-    """One continuous latent site.
-
-    `shape` is the site's, `shape_u` that of its unconstrained value, `plates` its plates as
-    (name, axis counted from the right of `shape_u`). `support` is None where it changes with
-    other latents and has to be read off a run of the model.
-    """
-
-    name: str
-    support: Static | None
-    shape: tuple[int, ...]
-    shape_u: tuple[int, ...]
-    plates: tuple[tuple[str, int], ...]
-    dims: tuple[str, ...]
-
-    @property
-    def transform(self) -> Transform:
-        """From unconstrained values to those of the site; only where the support is fixed."""
-        if self.support is None:
-            raise ValueError(f"the support of '{self.name}' moves with other latents")
-        return biject_to(self.support.value)
-
-
-@dataclass(frozen=True)
-class DiscreteSite:
-    """One discrete latent site, its plate dimensions and its support values."""
-
-    name: str
-    shape: tuple[int, ...]
-    dims: tuple[str, ...]
-    values: Static
-    in_scan: bool
-
-
-@dataclass(frozen=True)
-class ProblemSpec:
-    """Everything static about a problem; hashable, so that compiled programs are shared.
-
-    `scans` says whether steps of a `scan` are evaluated side by side, see `scans.py`; `idle` marks
-    coordinates that touch nothing, shape (D,); `rough` names parameters to which the log-joint
-    responds without a gradient; `restrictions` are constraints on functions of the parameters;
-    `factors` are the observed `numpyro.factor` sites; `by_term` says whether the terms of the
-    log-joint will be told apart, see `terms.look`.
-    """
-
-    model: Callable
-    arguments: Arguments
-    space: ParamSpace
-    latents: tuple[LatentSite, ...]
-    discrete: tuple[DiscreteSite, ...]
-    observed: tuple[str, ...]
-    first_available_dim: int
-    scans: bool = False
-    idle: Static | None = None
-    rough: tuple[str, ...] = ()
-    restrictions: tuple[Restriction, ...] = ()
-    factors: tuple[str, ...] = ()
-    by_term: bool = False
 
 
 @jax.tree_util.register_dataclass
@@ -105,6 +43,11 @@ class Problem:
     def num_latents(self) -> int:
         """D, the number of unconstrained continuous latents."""
         return sum(int(np.prod(site.shape_u)) for site in self.spec.latents)
+
+    @property
+    def space(self) -> ParamSpace:
+        """The free parameters, and the bijection between their values and `x`."""
+        return self.spec.space
 
     @property
     def arguments(self) -> tuple[tuple, dict[str, Any]]:
@@ -146,11 +89,10 @@ class Problem:
         names = [site.name for site in self.spec.latents]
         self._check(params, dict.fromkeys(names))
         u, idle = self.without_idle(u)
-        values = self.unravel(u)
-        if any(site.support is None for site in self.spec.latents):
-            return self._with_moving_supports(params, values) + jnp.sum(idle)
-        latents, jacobian = self._transformed(values)
-        return self.log_joint(params, latents) + jacobian + jnp.sum(idle)
+        if self.spec.has_moving_supports:
+            return self._with_moving_supports(params, self.unravel(u)) + jnp.sum(idle)
+        latents, jacobians = self.transformed(u)
+        return self.log_joint(params, latents) + _total(jacobians) + jnp.sum(idle)
 
     def log_factors_unconstrained(
         self, params: Params, u: jax.Array, points: dict[str, jax.Array] | None = None
@@ -161,8 +103,8 @@ class Problem:
         support may change with other latents.
         """
         u, idle = self.without_idle(u)
-        latents, jacobian = self._transformed(self.unravel(u))
-        return self.log_factors(params, latents, points), jacobian + jnp.sum(idle)
+        latents, jacobians = self.transformed(u)
+        return self.log_factors(params, latents, points), _total(jacobians) + jnp.sum(idle)
 
     def without_idle(self, u: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`u` with idle coordinates at 0, and the log-density that each carries, both (D,)."""
@@ -173,14 +115,14 @@ class Problem:
         density = jnp.where(idle, normal - self._log_jacobian_at_zero(), 0.0)
         return jnp.where(idle, 0.0, u), density
 
-    def _transformed(self, values: Latents) -> tuple[Latents, jax.Array]:
-        """Latents from unconstrained values, and the log-Jacobian; fixed supports only."""
-        latents, jacobian = {}, jnp.zeros(())
+    def transformed(self, u: jax.Array) -> tuple[Latents, list[jax.Array]]:
+        """Latents by site from `u` (D,), and the log-Jacobian of each; fixed supports only."""
+        values = self.unravel(u)
+        latents, jacobians = {}, []
         for site in self.spec.latents:
-            value = site.transform(values[site.name])
-            latents[site.name] = value
-            jacobian += jnp.sum(site.transform.log_abs_det_jacobian(values[site.name], value))
-        return latents, jacobian
+            latents[site.name] = value = site.transform(values[site.name])
+            jacobians.append(site.transform.log_abs_det_jacobian(values[site.name], value))
+        return latents, jacobians
 
     def _with_moving_supports(self, params: Params, values: Latents) -> jax.Array:
         args, kwargs = self.arguments
@@ -189,6 +131,21 @@ class Problem:
         model = handlers.substitute(self.at(params), substitute_fn=partial(_at, values))
         dim = self.spec.first_available_dim
         return marginalization.log_normalizer(factors.log_factors(model, dim, args, kwargs, {}))
+
+    def density(self, params: Params) -> Callable[[jax.Array], jax.Array]:
+        """`log_joint_unconstrained` at `params`, as a function of `u` (D,) alone."""
+        return partial(self.log_joint_unconstrained, params)
+
+    def with_spec(self, **changes: Any) -> "Problem":
+        """The same with other static facts, by the names of `ProblemSpec`."""
+        return replace(self, spec=replace(self.spec, **changes))
+
+    def bare(self) -> "Problem":
+        """The same without what does not change its densities, so that programs are shared.
+
+        Idle coordinates are no longer known: callers that have any treat them themselves.
+        """
+        return self.with_spec(idle=None, rough=(), restrictions=())
 
     def require_continuous(self, flag: str) -> None:
         """Raise if there is no continuous latent for the E-step `flag` to work on."""
@@ -214,7 +171,7 @@ class Problem:
     def constrain_latents(self, params: Params, u: jax.Array) -> Latents:
         """Latents on the constrained scale at the unconstrained vector `u` (D,)."""
         values = self.unravel(u)
-        if any(site.support is None for site in self.spec.latents):
+        if self.spec.has_moving_supports:
             args, kwargs = self.arguments
             return constrain_fn(self.at(params), args, kwargs, values)
         return {site.name: site.transform(values[site.name]) for site in self.spec.latents}
@@ -273,6 +230,10 @@ class Problem:
                     f"{f'no value for this {what}' if missing else f'not a {what} of the model'}. "
                     f"Pass exactly: {', '.join(sorted(expected)) or 'nothing'}."
                 )
+
+
+def _total(parts: list[jax.Array]) -> jax.Array:
+    return sum(map(jnp.sum, parts), start=jnp.zeros(()))
 
 
 @jax.jit  # so that the model is traced once, and not in every program that contains it

@@ -5,7 +5,7 @@ from ppl_em.result.datatree import to_datatree
 from ppl_em.result.em_result import EMResult
 from ppl_em.result.latents import LatentPosterior
 from ppl_em.result.plots import plot_fit
-from ppl_em.result.restarts import NO_OPTIMUM, Fit, Optimum, Restarts, clusters
+from ppl_em.result.restarts import NO_OPTIMUM, Optimum, Restarts
 from ppl_em.result.status import CONVERGED, Status
 from ppl_em.result.storage import load
 from ppl_em.result.uncertainty import Uncertainty
@@ -15,13 +15,11 @@ __all__ = [
     "NO_OPTIMUM",
     "Audit",
     "EMResult",
-    "Fit",
     "LatentPosterior",
     "Optimum",
     "Restarts",
     "Status",
     "Uncertainty",
-    "clusters",
     "load",
     "plot_fit",
     "to_datatree",

@@ -103,7 +103,7 @@ def _draws(result: EMResult, problem: Problem) -> tuple[Arrays, Arrays]:
 
 @jax.jit
 def _log_joints(problem: Problem, params: Params, u: jax.Array) -> jax.Array:
-    return jax.vmap(jax.vmap(lambda v: problem.log_joint_unconstrained(params, v)))(u)
+    return jax.vmap(jax.vmap(problem.density(params)))(u)
 
 
 def _replay(problem: Problem, params: Params, draws: Arrays) -> _Replayed:

@@ -1,6 +1,6 @@
 """Where the Hessian of the log-joint in the latents is zero: proposed patterns, checked."""
 
-from ppl_em.structure.additive import NotAdditive, Target, by_component, log_joints, targets
+from ppl_em.structure.additive import NotAdditive, Target, by_component, log_joints, owners, targets
 from ppl_em.structure.arrow import Arrow, ArrowMatrix
 from ppl_em.structure.base import (
     Density,
@@ -52,6 +52,7 @@ __all__ = [
     "log_joints",
     "nearest",
     "other_terms",
+    "owners",
     "permuted",
     "restrict",
     "site_names",

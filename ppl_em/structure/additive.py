@@ -1,7 +1,12 @@
 """The log-joint as a sum of functions of independent components of the latents.
 
-Where its terms belong to one component each, see `terms.py`, one run of the model is enough; where
-not, line integrals of the gradient tell them apart.
+A term of the log-joint mostly depends on the latents of one component only. Which one is found by
+derivatives along directions that move half of the components: with number k of a component in
+binary, the term moves with the components that have a certain bit, or with those that have not. A
+term that moves with both depends on two components.
+
+Where all terms belong to one component each, one run of the model is enough to see the components
+apart; where not, line integrals of the gradient tell them apart.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.problem import Problem, owners
+from ppl_em.problem import Problem, look
 from ppl_em.problem.terms import terms
 
 CHUNK = 512
@@ -121,9 +126,7 @@ def _in_chunks(function: Callable, points: np.ndarray) -> tuple[np.ndarray, ...]
 @jax.jit
 def _log_joints(problem: Problem, x: jax.Array, points: jax.Array) -> jax.Array:
     params = problem.constrain(x)
-    return jax.lax.map(
-        lambda u: problem.log_joint_unconstrained(params, u), points, batch_size=SIDE_BY_SIDE
-    )
+    return jax.lax.map(problem.density(params), points, batch_size=SIDE_BY_SIDE)
 
 
 @jax.jit(static_argnums=0)
@@ -161,8 +164,7 @@ def _line_integrals(
     """Integrals of the gradient from the center by component, (n, G), and the log-joint, (n,)."""
     params = problem.constrain(x)
 
-    def density(u: jax.Array) -> jax.Array:
-        return problem.log_joint_unconstrained(params, u)
+    density = problem.density(params)
 
     def at(point: jax.Array) -> tuple[jax.Array, jax.Array]:
         path = point - center
@@ -176,3 +178,43 @@ def _line_integrals(
 def _side_by_side(terms: int) -> int:
     """A power of two, so that it divides `CHUNK`."""
     return 1 << (max(1, min(SIDE_BY_SIDE, MAX_NUMBERS // max(terms, 1))).bit_length() - 1)
+
+
+def owners(
+    problem: Problem, x: jax.Array, center: np.ndarray, labels: np.ndarray
+) -> np.ndarray | None:
+    """The component of every term, G for constants, (E,); None where terms depend on two."""
+    if problem.spec.has_moving_supports:
+        return None
+    count = int(labels.max()) + 1
+    rng = np.random.default_rng(0)
+    bits = np.arange(int(count - 1).bit_length())
+    has = (labels >> bits[:, None]) & 1 == 1
+    moved = np.concatenate([has, ~has]) * rng.uniform(1.0, 2.0, len(labels))
+    point = center + 0.1 * rng.uniform(1.0, 2.0, len(labels))
+    slopes = _slopes(problem, x, point.astype(center.dtype), moved.astype(center.dtype))
+    with_bit, without = np.split(slopes != 0, 2)
+    constant = ~np.any(with_bit | without, axis=0)
+    if not np.all(np.isfinite(slopes)) or not np.all((with_bit ^ without) | constant):
+        return None
+    return np.where(constant, count, np.sum(with_bit << bits[:, None], axis=0))
+
+
+def _slopes(
+    problem: Problem, x: jax.Array, point: np.ndarray, directions: np.ndarray
+) -> np.ndarray:
+    """Derivatives of the terms at `point` (D,) along `directions` (n, D), shape (n, E)."""
+    if problem.spec.term_slopes:
+        points = np.broadcast_to(point, directions.shape)
+        return np.asarray(look(problem, x, points, directions).slopes)
+    return np.asarray(_slopes_alone(problem, x, point, directions))
+
+
+@jax.jit
+def _slopes_alone(problem: Problem, x: jax.Array, u: jax.Array, directions: jax.Array) -> jax.Array:
+    """The same where nothing else is looked at."""
+
+    def slope(direction: jax.Array) -> jax.Array:
+        return jax.jvp(lambda u: terms(problem, problem.constrain(x), u), (u,), (direction,))[1]
+
+    return jax.lax.map(slope, directions)

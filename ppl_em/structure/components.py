@@ -65,6 +65,4 @@ def find_components(
 @jax.jit
 def _hessian(problem: Problem, x: jax.Array, u: jax.Array) -> jax.Array:
     params = problem.constrain(x)
-    return compressed_hessian(
-        dense(problem), lambda u: problem.log_joint_unconstrained(params, u), u
-    )
+    return compressed_hessian(dense(problem), problem.density(params), u)

@@ -19,6 +19,7 @@ import numpy as np
 
 from ppl_em.discrete import BASIS, Layout, LogFactors, Table, add
 from ppl_em.problem import Problem
+from ppl_em.structure.interpolation import MAX_EVENT, corners, tolerance
 
 
 class Condensed(NamedTuple):
@@ -34,9 +35,6 @@ Condensation = dict[str, Condensed]
 
 MAX_VALUES = 200
 """Distinct rows up to which each one is a point of its own."""
-
-MAX_EVENT = 20
-"""Elements of a row up to which quadratic functions are tried: R is 231 for 20."""
 
 MAX_ENTRIES = 10**8
 """Coefficients that may be stored for one site."""
@@ -182,13 +180,6 @@ def _quadratic(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return center + scale * basis, coefficients
 
 
-def corners(d: int) -> np.ndarray:
-    """Points that determine a quadratic function: 0, e_i, -e_i and e_i + e_j, ((d+1)(d+2)/2, d)."""
-    unit = np.eye(d)
-    row, column = np.tril_indices(d, -1)
-    return np.concatenate([np.zeros((1, d)), unit, -unit, unit[row] + unit[column]])
-
-
 def _with_offsets(
     rng_key: jax.Array, problem: Problem, x: jax.Array, proposed: Condensation
 ) -> tuple[Condensation, list[str]]:
@@ -227,8 +218,3 @@ def _compare(
         scale = jnp.max(jnp.abs(short.tables[key])) + 1.0
         result[key] = mean, jnp.max(jnp.abs(gap)) / scale
     return result
-
-
-def tolerance(dtype: np.dtype) -> float:
-    """Relative error below which a table over points counts as that over rows."""
-    return float(np.finfo(dtype).eps) ** 0.5 * 1e-3

@@ -19,7 +19,7 @@ import numpy as np
 from ppl_em.discrete import BASIS, LogFactors, Table, product
 from ppl_em.params import Params
 from ppl_em.problem import Problem
-from ppl_em.structure.condense_rows import MAX_EVENT, corners, tolerance
+from ppl_em.structure.interpolation import MAX_EVENT, corners, tolerance
 
 StepPoints = dict[str, jax.Array]
 """Time axis of a scan to the points w_r, shape (R, m)."""

@@ -128,7 +128,7 @@ class _Probe(NamedTuple):
 @jax.jit
 def _product(problem: Problem, x: jax.Array, u: jax.Array, direction: jax.Array) -> jax.Array:
     params = problem.constrain(x)
-    return hessian_product(lambda u: problem.log_joint_unconstrained(params, u), u, direction)
+    return hessian_product(problem.density(params), u, direction)
 
 
 def _multiply(structure: Structure, products: Any, vector: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from ppl_em.util.errors import (
     ModelError,
-    as_key,
+    brief,
     check_call,
     check_choice,
     check_configuration,
@@ -12,12 +12,14 @@ from ppl_em.util.errors import (
     check_shape,
     site_error,
 )
+from ppl_em.util.keys import as_key
 from ppl_em.util.static import Static, content_key
 
 __all__ = [
     "ModelError",
     "Static",
     "as_key",
+    "brief",
     "check_call",
     "check_choice",
     "check_configuration",

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 
@@ -112,13 +111,7 @@ def check_call(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
         ) from None
 
 
-def as_key(rng_key: jax.Array) -> jax.Array:
-    """A new-style key from one of either style, or raise if it is none."""
-    if not isinstance(rng_key, jax.Array | np.ndarray):
-        raise ModelError(
-            f"Argument `rng_key`: found {type(rng_key).__name__}. The random key comes first: "
-            f"`run(jax.random.key(0), *args)`."
-        )
-    if jnp.issubdtype(jnp.asarray(rng_key).dtype, jax.dtypes.prng_key):
-        return rng_key
-    return jax.random.wrap_key_data(jnp.asarray(rng_key))
+def brief(value: Any) -> str:
+    """A value in a few characters, for messages."""
+    text = np.array2string(np.asarray(jax.tree.leaves(value)[0]), precision=4, threshold=6)
+    return " ".join(text.split())

@@ -104,8 +104,7 @@ class Continuous:
     def _fit(
         self, problem: Problem, params: Params, state: ContinuousState
     ) -> tuple[jax.Array, Product]:
-        def density(u: jax.Array) -> jax.Array:
-            return problem.log_joint_unconstrained(params, u)
+        density = problem.density(params)
 
         u = state.center
         value, gradient = jax.value_and_grad(density)(u)

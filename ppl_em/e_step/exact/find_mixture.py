@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.discrete import Layout, States, dependence, num_states
-from ppl_em.e_step.exact.find_parts import REMEDY, NotExactError
+from ppl_em.discrete import Layout, States, num_states
 from ppl_em.e_step.exact.mixture import Conditional, Expansion
+from ppl_em.e_step.exact.not_exact import REMEDY, NotExactError
 from ppl_em.posterior import BlockLayout
 from ppl_em.problem import Problem
 from ppl_em.structure import Blocks, site_names, tolerance
 from ppl_em.util import ModelError, Static
+from ppl_em.util.dependence import dependence
 
 
 def find_layout(
@@ -216,7 +217,7 @@ def _errors(
         joint = gap / blocks.join(jnp.sum(weights * size, 0))
 
         posterior = engine.fit(problem, params, first)[1]
-        density = lambda u: problem.log_joint_unconstrained(params, u)  # noqa: E731
+        density = problem.density(params)
         points = jnp.stack([first, other])
         true, found = (jax.lax.map(jax.grad(f), points) for f in (density, posterior.log_density))
         mixture = jnp.max(jnp.abs(true - found), 0) / (jnp.max(jnp.abs(true), 0) + 1e-30)

@@ -15,6 +15,7 @@ from numpyro.distributions.transforms import ExpTransform
 from ppl_em.e_step.exact.conjugate_part import NAMES, BetaPart, GammaPart, family, stick_shift
 from ppl_em.e_step.exact.continuous import Continuous, Part
 from ppl_em.e_step.exact.gaussian_part import GaussianPart
+from ppl_em.e_step.exact.not_exact import REMEDY, NotExactError
 from ppl_em.problem import Problem
 from ppl_em.structure import (
     Blocks,
@@ -24,16 +25,7 @@ from ppl_em.structure import (
     site_names,
     tolerance,
 )
-from ppl_em.util import ModelError, Static
-
-REMEDY = (
-    "Use e_step='nuts' (Monte Carlo EM), 'quadrature' (where at most 3 latents depend on one "
-    "another), or with some bias 'laplace' or 'mean_field'."
-)
-
-
-class NotExactError(ModelError):
-    """The model has no closed-form posterior that this version recognises."""
+from ppl_em.util import Static
 
 
 def find_parts(
@@ -169,8 +161,7 @@ def _gradient_errors(
         spread = jax.random.uniform(keys[1], (3, 1), u.dtype, 0.3, 1.5)
         points = u + spread * jax.random.normal(keys[2], (3, *u.shape), u.dtype)
 
-        def density(u: jax.Array) -> jax.Array:
-            return problem.log_joint_unconstrained(params, u)
+        density = problem.density(params)
 
         expected = jax.lax.map(jax.grad(density), points)
         posterior = engine.posterior(density, points[0], expected[0])
@@ -204,7 +195,7 @@ def _curvature_changes(
         points = u + spread * jax.random.normal(keys[2], (2, *u.shape), u.dtype)
 
         def product(point: jax.Array) -> jax.Array:
-            density = lambda v: problem.log_joint_unconstrained(params, v)  # noqa: E731
+            density = problem.density(params)
             return hessian_product(density, point, direction)
 
         first, second = product(points[0]), product(points[1])

@@ -15,7 +15,7 @@ from ppl_em.e_step.variational.base_draws import base_draws
 from ppl_em.e_step.variational.guides import find_law
 from ppl_em.e_step.variational.psis import corrected
 from ppl_em.e_step.variational.svi import StochasticGuide
-from ppl_em.optimize import lbfgs
+from ppl_em.optimize.lbfgs import lbfgs
 from ppl_em.params import Params
 from ppl_em.posterior import (
     MAX_HESSIAN,

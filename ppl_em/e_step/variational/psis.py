@@ -20,9 +20,9 @@ from ppl_em.posterior import (
     draw_mixing,
     roots,
 )
-from ppl_em.problem import Problem, owners
+from ppl_em.problem import Problem
 from ppl_em.stats import smooth
-from ppl_em.structure import dense
+from ppl_em.structure import dense, owners
 from ppl_em.util import Static
 
 MAX_KHAT = 0.7

@@ -165,7 +165,7 @@ class StochasticGuide:
     ) -> tuple[jax.Array, jax.Array]:
         """The points (n, D) of the guide, and log-joint less log q at each, (n,)."""
         points, log_q = self.law.draws(problem, phi, base)
-        log_joint = jax.vmap(lambda u: problem.log_joint_unconstrained(params, u))(points)
+        log_joint = jax.vmap(problem.density(params))(points)
         return points, log_joint - log_q
 
     def _engine(self, start: jax.Array | None) -> SVI:

@@ -1,0 +1,167 @@
+"""What a result computes from on request: the problem and the end of a run."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import jax
+import numpy as np
+
+from ppl_em.algorithms import Polish, Verdict
+from ppl_em.e_step import DeterministicEStep, EStep
+from ppl_em.fit.audit import audit
+from ppl_em.likelihood import (
+    Information,
+    constrained_covariance,
+    find,
+    find_motion,
+    flat_and_jacobian,
+    louis_information,
+    marginal_information,
+    relative_error,
+    sampled_information,
+    score_moments,
+    set_aside,
+)
+from ppl_em.likelihood.active_constraints import active_constraints
+from ppl_em.params import AtBounds, flat_bounds, within_reach
+from ppl_em.posterior import Posterior, WeightedDraws
+from ppl_em.problem import Problem
+from ppl_em.result import Audit, EMResult, Uncertainty, to_datatree
+
+if TYPE_CHECKING:
+    import xarray
+
+
+FINAL_STEPS = 10
+"""E-steps at the returned parameters, under Monte Carlo."""
+
+MAX_FINAL_NOISE = 0.05
+"""Relative Monte Carlo error of standard errors up to which the last draws alone give them."""
+
+NEARBY = 0.01
+"""Gain by the last step, per parameter, up to which the information before it is that after it."""
+
+
+@dataclass(frozen=True)
+class FittedParts:
+    """What a result computes from on request: the problem and the end of the run."""
+
+    problem: Problem
+    e_step: EStep
+    x: jax.Array
+    e_state: Any
+    posterior: Posterior
+    polish: Polish | None
+    at: AtBounds | None = None
+    penalised: bool = False
+
+    def datatree(self, result: EMResult) -> "xarray.DataTree":
+        """Build the result's DataTree."""
+        return to_datatree(result, self.problem)
+
+    def audit(self, result: EMResult, rng_key: jax.Array, e_step: str | EStep) -> Audit:
+        """Look at the returned parameters with a stronger E-step."""
+        return audit(rng_key, self.problem, self.x, result, e_step)
+
+    def uncertainty(self) -> Uncertainty:
+        """Invert the observed information; carry it to the model's own scale."""
+        found, (information, left_out, note), reason = self._information()
+        active = active_constraints(self.problem, self.x, found)
+        covariance_x = (
+            np.full_like(information.matrix, np.nan) if reason else information.covariance
+        )
+        covariance = constrained_covariance(self.problem, self.x, covariance_x)
+        covariance[left_out], covariance[:, left_out] = np.nan, np.nan
+        if self.e_step.stochastic and not (reason or note):
+            note = self._unexcluded(np.sqrt(np.diag(covariance)))
+        if self.polish is not None:
+            mcse_x = self.polish.mcse_x
+        else:
+            mcse_x = np.full_like(covariance_x, np.nan if self.e_step.stochastic else 0.0)
+        mcse = constrained_covariance(self.problem, self.x, mcse_x)
+        mcse = np.sqrt(np.maximum(np.diag(mcse), 0.0))  # NaN stays
+        if self.e_step.stochastic:
+            mcse[left_out] = np.nan
+        se_mcse = self._se_mcse(information) * np.sqrt(np.diag(covariance))
+        method = information.method + (", penalised" if self.penalised else "")
+        bounds = flat_bounds(self.problem.space, self.problem.constrain(self.x))
+        return Uncertainty(covariance, mcse, se_mcse, method, reason, note, active, bounds)
+
+    def _unexcluded(self, errors: np.ndarray) -> str:
+        """Which bounds the draws do not exclude, from standard errors (P,); empty if none."""
+        params = self.problem.constrain(self.x)
+        near = within_reach(self.problem.space, params, errors)
+        if not near:
+            return ""
+        where = ", ".join(f"`{label}` from {bound:.6g}" for label, bound in near.items())
+        return (
+            f"{where}: less than a standard error from the boundary, which a Monte Carlo E-step "
+            f"neither reaches nor excludes, so the standard error is not to be relied on; "
+            f"e_step='exact', 'quadrature' or 'laplace' would tell"
+        )
+
+    def _se_mcse(self, information: Information) -> np.ndarray:
+        """Relative Monte Carlo errors of the standard errors, (P,)."""
+        jacobian = np.asarray(flat_and_jacobian(self.problem, self.x)[1])
+        if information.replicates is None:
+            return np.full(len(jacobian), np.nan if self.e_step.stochastic else 0.0)
+        variances = np.einsum("pi,rij,pj->rp", jacobian, information.replicates, jacobian)
+        return relative_error(np.maximum(variances, 0.0))
+
+    def _information(self) -> tuple[Information, tuple[Information, np.ndarray, str], str]:
+        """The first that is good enough, what is left with some set aside, and an empty reason.
+
+        If none is, the first of all and why.
+        """
+        found: list[tuple[Information, tuple[Information, np.ndarray, str]]] = []
+        for information in self._candidates():
+            aside = information, np.zeros(0, int), ""
+            if not self.e_step.stochastic or np.any(np.isfinite(information.matrix)):
+                aside = set_aside(self.problem, self.x, information, self.at)
+            if aside[0].precise:
+                return information, aside, ""
+            found.append((information, aside))
+        if not self.e_step.stochastic:
+            return *found[0], _complaint(found[0][1][0])
+        why = {aside[0].method: _complaint(aside[0]) for _, aside in reversed(found)}
+        reason = "; ".join(f"by {way}, {text}" for way, text in reversed(why.items()))
+        return *found[0], (
+            f"{reason}; let the run converge, allow more draws with `Stopping(max_draws=...)`, or "
+            f"reparameterise the latents"
+        )
+
+    def _candidates(self) -> Iterator[Information]:
+        """At the returned parameters: from the objective, or from the draws there.
+
+        The confirming phase had more draws, but before its last step: if that was short, it is the
+        second choice. The last is the Hessian of an importance-sampled log-likelihood.
+        """
+        if not isinstance(self.posterior, WeightedDraws):
+            e_step = cast(DeterministicEStep, self.e_step)
+            yield marginal_information(e_step, self.problem, self.x, self.e_state)
+            return
+        draws = np.asarray(self.posterior.draws)
+        first, *rest = (
+            WeightedDraws.equal(jax.device_put(piece))
+            for piece in np.split(draws, FINAL_STEPS, axis=1)
+        )
+        last = self.polish
+        components = last.components if last else find(self.problem, self.x, first)
+        motion = find_motion(self.problem, self.x, first, components)
+        moments = [score_moments(self.problem, piece, components, motion) for piece in rest]
+        found = louis_information(self.problem, self.x, moments)
+        alone = found.usable and found.se_noise < MAX_FINAL_NOISE
+        before = last.information if last and not alone else None
+        if before and before.usable and before.gap < NEARBY * self.x.size:
+            yield before
+        yield found
+        if last is None or last.verdict is not Verdict.SICK:  # proposals are fitted to the chains
+            yield sampled_information(self.problem, self.x, draws, components, motion)
+
+
+def _complaint(information: Information) -> str:
+    """Why standard errors are withheld."""
+    if information.problem_text:
+        return information.problem_text
+    return f"their Monte Carlo error is {100 * information.se_noise:.0f} %"
