@@ -98,5 +98,5 @@ def test_a_decrease_raises(monkeypatch, rng_key):
 
 def test_a_singular_information_matrix_gives_no_step():
     for known in (None, np.eye(3)[:, :1]):
-        here = Information(np.ones(3), np.zeros((3, 3)), "", np.eye(3), "singular", known=known)
+        here = Information(np.ones(3), np.zeros((3, 3)), "", np.eye(3), "singular", held=known)
         assert np.isnan(here.newton_step).any() and np.isnan(here.gap) and np.isnan(here.gap_noise)

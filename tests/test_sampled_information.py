@@ -233,7 +233,7 @@ def test_withheld(model, args, draws, reason):
     components = find(problem, x, WeightedDraws.equal(jnp.asarray(some)))
     found = sampled_information(problem, x, some, components, still(x, some[0, 0]))
     assert not found.precise and not found.usable
-    assert reason in found.problem_text
+    assert reason in found.reason
     assert np.all(np.isnan(found.covariance))
 
 
@@ -243,7 +243,7 @@ def spoiled(how):
     def louis(problem, x, moments):
         found = louis_information(problem, x, moments)
         if how == "singular":
-            return replace(found, problem_text="not positive definite", replicates=None)
+            return replace(found, reason="not positive definite", replicates=None)
         if how == "noisy":
             return replace(
                 found, replicates=found.covariance * np.linspace(0.7, 1.3, 8)[:, None, None]
@@ -263,7 +263,7 @@ def test_it_stands_in_exactly_where_louis_is_not_good_enough(monkeypatch, how, h
     def sampled(*args):
         calls.append(args)
         found = sampled_information(*args)
-        return replace(found, problem_text="its weights have a Pareto k-hat") if heavy else found
+        return replace(found, reason="its weights have a Pareto k-hat") if heavy else found
 
     for module in (ppl_em.algorithms.confirmation, ppl_em.fit.make_result):
         monkeypatch.setattr(module, "louis_information", spoiled(how))

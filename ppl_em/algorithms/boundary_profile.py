@@ -29,7 +29,7 @@ SETTLED = 3e-9
 No smaller: a latent with a standard deviation of tau has scores with rounding errors of 1 / tau^2.
 """
 
-ROUGH = 1e-5
+IN_ROUNDING = 1e-5
 """The same where it does not shrink any more, which is rounding: at a correlation of 1, say."""
 
 NEAR = 1e-8
@@ -81,7 +81,7 @@ class Landscape:
             change = abs(value - here[2])
             if change <= max(SETTLED, self.floor(value)):
                 return here
-            if last / 2 < change < ROUGH:
+            if last / 2 < change < IN_ROUNDING:
                 return earlier
             earlier, here, last = here, (x, state, value), change
         return None

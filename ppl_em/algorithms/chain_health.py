@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpyro.diagnostics import split_gelman_rubin
-from scipy.special import ndtri
 
 from ppl_em.problem import Problem
-from ppl_em.stats import ebfmi
+from ppl_em.stats import ebfmi, rank_rhat
 
 MIN_EBFMI = 0.2
 """Energies that change less, relative to their spread, mean that tails are hardly visited."""
@@ -67,7 +65,7 @@ def examine(stats: Sequence[dict[str, np.ndarray]], scores: np.ndarray) -> Healt
     moving = scores[..., np.ptp(scores, axis=(0, 1)) > 0]
     rhat = 1.0  # of scores that are the same for all draws
     if moving.size:
-        rhat = max(_rhat(moving), _rhat(np.abs(moving - np.median(moving, axis=(0, 1)))))
+        rhat = max(rank_rhat(moving), rank_rhat(np.abs(moving - np.median(moving, axis=(0, 1)))))
     return Health(
         int(np.size(joined["energy"])),
         int(np.sum(joined["diverging"])),
@@ -75,19 +73,6 @@ def examine(stats: Sequence[dict[str, np.ndarray]], scores: np.ndarray) -> Healt
         float(np.mean(joined["acceptance_rate"])),
         rhat,
     )
-
-
-def _rhat(values: np.ndarray) -> float:
-    """Largest split R-hat of the ranks of `values` (chain, draw, p) on the normal scale.
-
-    As ArviZ has it, whose import would take a second of every run on the command line.
-    """
-    if values.shape[-1] == 0 or values.shape[1] < 4:
-        return 1.0
-    flat = values.reshape(-1, values.shape[-1])
-    ranks = 1 + np.argsort(np.argsort(flat, axis=0), axis=0)
-    normal = ndtri((ranks - 0.375) / (len(flat) + 0.25))
-    return float(np.max(split_gelman_rubin(normal.reshape(values.shape))))
 
 
 def complaint(health: Health, problem: Problem) -> str:

@@ -14,6 +14,7 @@ from ppl_em.params import Params
 from ppl_em.posterior import Posterior, WeightedDraws, closed_form
 from ppl_em.problem import Problem, barrier_weights, bounds, conditions, has_barrier, is_inside
 from ppl_em.problem.barrier import barrier
+from ppl_em.stats import mean_and_error
 
 __all__ = ["Maximized", "checked", "expectation", "maximization", "traced_maximization"]
 
@@ -198,25 +199,10 @@ def _gains(
     before, here, after = (
         posterior.log_joints(problem, problem.constrain(point)) for point in (x_before, x, new_x)
     )
-    forward = _mean_and_error(after - here, posterior.weights)
-    return forward, _mean_and_error(here - before, posterior.weights)
+    forward = mean_and_error(after - here, posterior.weights)
+    return forward, mean_and_error(here - before, posterior.weights)
 
 
 _grown_at, _gains_at, _q_at = jax.jit(_grown), jax.jit(_gains), jax.jit(_q)
 _weights_at = jax.jit(_barrier_weights)
 _q_and_gradient = jax.jit(jax.value_and_grad(_q, argnums=2))
-
-
-def _mean_and_error(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """Weighted mean of `values` (chain, draw), standard error by batch means; shape (2,)."""
-    chains, draws = values.shape
-    batches = min(max(2, min(5, draws // 5)), draws)
-    length = draws // batches
-    mean = jnp.sum(weights * values)
-
-    def by_batch(terms: jax.Array) -> jax.Array:
-        return terms[:, : batches * length].reshape(chains * batches, length).sum(axis=1)
-
-    count = chains * batches
-    error = jnp.sqrt(jnp.sum(by_batch(weights * (values - mean)) ** 2) * count / (count - 1))
-    return jnp.stack([mean, error])

@@ -105,7 +105,7 @@ def newton_steps(
         value, gradient = value_and_score(e_step, problem, x, state)
         evaluations, promised = 0, 0.5 * gradient @ inverse @ gradient
         yield NewtonStep(x, value, promised, 1, inverse)
-    by_secants = noise_of(e_step) is not None and (here is None or here.known is None)
+    by_secants = noise_of(e_step) is not None and (here is None or here.held is None)
 
     def kept(inverse: np.ndarray) -> np.ndarray | None:
         return inverse if by_secants and not problem.spec.restrictions else None

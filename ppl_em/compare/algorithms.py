@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ppl_em.algorithms import rounding
-from ppl_em.compare.plots_algorithms import Curve, plot_algorithms
+from ppl_em.compare.plots import Curve, plot_algorithms
 from ppl_em.direct import Direct, directly
 from ppl_em.e_step import from_flag
 from ppl_em.em import EM

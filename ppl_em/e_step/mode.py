@@ -31,7 +31,7 @@ CLOSE = 1e-14
 RANDOM_STARTS = 5
 """Starts that are tried before the search for a first mode is given up."""
 
-ROUGH = 1e-6
+NEAR_MODE = 1e-6
 """Squared length of the step still to go, per latent, that counts as a failure."""
 
 
@@ -51,7 +51,7 @@ class Mode(NamedTuple):
     @property
     def found(self) -> jax.Array:
         """Whether this is a maximum, up to rounding."""
-        return self.slope**2 < ROUGH * self.u.size
+        return self.slope**2 < NEAR_MODE * self.u.size
 
 
 class _Search(NamedTuple):

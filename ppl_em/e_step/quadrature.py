@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.e_step.mode import Mode, find_mode, first_mode, law_near, mode_of
-from ppl_em.e_step.quadrature_refinement import HERMITE, MANY, ROUGH, Rule, choose, ladder, value_on
+from ppl_em.e_step.quadrature_refinement import (
+    COARSE,
+    HERMITE,
+    MANY,
+    Rule,
+    choose,
+    ladder,
+    value_on,
+)
 from ppl_em.params import Params
 from ppl_em.posterior import (
     Gaussian,
@@ -98,7 +106,7 @@ class Quadrature:
     max_points: int = 30_000
     blocks: Blocks | None = field(default=None, repr=False)
     rule: Rule | None = field(default=None, repr=False)
-    rough: Rule | None = field(default=None, repr=False)
+    coarse: Rule | None = field(default=None, repr=False)
     stochastic: ClassVar[bool] = False
     kind: ClassVar[str] = "quadrature"
 
@@ -111,8 +119,8 @@ class Quadrature:
     @property
     def noise(self) -> float:
         """What moving the nodes may change."""
-        if self.blocks is not None and self._is_dear and self.rough is None:
-            return ROUGH * self.blocks.num_blocks
+        if self.blocks is not None and self._is_dear and self.coarse is None:
+            return COARSE * self.blocks.num_blocks
         return 10 * self.tol
 
     def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "Quadrature":
@@ -193,7 +201,7 @@ class Quadrature:
         self, problem: Problem, params: Params, state: QuadratureState
     ) -> "Quadrature | None":
         """One with more nodes, if this one has too few at `params`; None if it has enough."""
-        if self.num_nodes is not None or self.rough is not None:
+        if self.num_nodes is not None or self.coarse is not None:
             return None
         blocks = self.known_blocks
         values: dict[Rule, float] = {}
@@ -211,8 +219,10 @@ class Quadrature:
         rules = ladder(blocks.block_size, self.max_points)
         if self._is_dear:
             rule, change = choose(value, allowed, rules, None, 1.0)
-            near = (r for r in values if abs(values[r] - values[rule]) <= ROUGH * blocks.num_blocks)
-            finer: Quadrature | None = replace(self, rule=rule, rough=next(near))
+            near = (
+                r for r in values if abs(values[r] - values[rule]) <= COARSE * blocks.num_blocks
+            )
+            finer: Quadrature | None = replace(self, rule=rule, coarse=next(near))
         else:
             rule, change = choose(value, allowed, rules, self.rule)
             is_finer = self.rule is None or rules.index(rule) > rules.index(self.rule)
@@ -231,7 +241,7 @@ class Quadrature:
 
     def for_curvature(self) -> "Quadrature":
         """With fewer nodes, if these do for second derivatives."""
-        return self if self.rough is None else replace(self, rule=self.rough)
+        return self if self.coarse is None else replace(self, rule=self.coarse)
 
     def describe(self, info: QuadratureInfo) -> str:
         """Nodes in each dimension."""

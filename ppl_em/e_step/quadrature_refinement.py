@@ -28,7 +28,7 @@ DOUBT = 10.0
 """How many times the change allowed the other rule may be away."""
 
 
-ROUGH = 1e-5
+COARSE = 1e-5
 """Error of the log-likelihood by block that second derivatives may have: a like share of them."""
 
 CHUNK = 16

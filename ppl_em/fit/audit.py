@@ -106,7 +106,7 @@ def _auditor(
 def _shifts(problem: Problem, x: jax.Array, found: Climb) -> dict[str, Any]:
     """What an `Audit` says by parameter, and how far it may be trusted."""
     information, left_out, note = set_aside(problem, found.x, found.information)
-    reason = found.trouble or information.problem_text
+    reason = found.trouble or information.reason
     if not reason and information.se_noise > MAX_SE_NOISE:
         reason = f"standard errors have a Monte Carlo error of {information.se_noise:.0%}"
     estimate = _flat(problem, x)

@@ -96,7 +96,7 @@ def _by_derivatives(
     trouble = f"its log-likelihood has no maximum within {MAX_STEPS} Newton steps"
     for _ in range(MAX_STEPS):
         if not np.all(np.isfinite(here.matrix)):
-            trouble = here.problem_text
+            trouble = here.reason
             break
         step = newton_step(here)
         noise = max(rounding(value, x.dtype), noise_of(e_step) or 0.0)
@@ -104,7 +104,7 @@ def _by_derivatives(
             finer = _refined(problem, x, e_step, state)
             if finer is None:
                 last = moved(problem, x, step, here)
-                x, trouble = x if last is None else last, here.problem_text
+                x, trouble = x if last is None else last, here.reason
                 break
             e_step = finer
             _, state, info = expectation(e_step, problem, x, state)
@@ -165,7 +165,7 @@ def _by_draws(
             if found.verdict is not Verdict.MOVED:
                 trouble = ""
                 break
-    trouble = found.information.problem_text or trouble
+    trouble = found.information.reason or trouble
     last = found.information
     return Climb(x, found.mcse_x, log_likelihood, start or last, last, trouble)
 

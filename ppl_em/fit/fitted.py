@@ -18,7 +18,6 @@ from ppl_em.likelihood import (
     flat_and_jacobian,
     louis_information,
     marginal_information,
-    relative_error,
     sampled_information,
     score_moments,
     set_aside,
@@ -28,6 +27,7 @@ from ppl_em.params import AtBounds, flat_bounds, within_reach
 from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Problem
 from ppl_em.result import Audit, EMResult, Uncertainty, to_datatree
+from ppl_em.stats import relative_error
 
 if TYPE_CHECKING:
     import xarray
@@ -162,6 +162,6 @@ class FittedParts:
 
 def _complaint(information: Information) -> str:
     """Why standard errors are withheld."""
-    if information.problem_text:
-        return information.problem_text
+    if information.reason:
+        return information.reason
     return f"their Monte Carlo error is {100 * information.se_noise:.0f} %"

@@ -117,7 +117,7 @@ def explain(
         )
     active = active_constraints(problem, x, information)
     if active:
-        known = hold(problem, x, information).known
+        known = hold(problem, x, information).held
         if known is not None:
             jacobian = np.asarray(flat_and_jacobian(problem, x)[1])
             size = np.linalg.norm(jacobian, axis=1)

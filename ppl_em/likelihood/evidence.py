@@ -20,7 +20,7 @@ from ppl_em.posterior import (
     WeightedDraws,
 )
 from ppl_em.problem import Problem
-from ppl_em.stats import Integral, Proposals, importance, pareto_khat
+from ppl_em.stats import MAX_KHAT, Integral, Proposals, importance, pareto_khat
 from ppl_em.stats.bridge import bridge
 from ppl_em.structure import (
     NotAdditive,
@@ -31,6 +31,7 @@ from ppl_em.structure import (
     log_joints,
     targets,
 )
+from ppl_em.util import generator
 
 logger = logging.getLogger("ppl_em")
 
@@ -46,9 +47,6 @@ too few for so many covariances."""
 
 MAX_WIDE = 1500
 """Largest block for which that is done: its Hessian is dense."""
-
-MAX_KHAT = 0.7
-"""Smaller blocks are bridged too where importance weights have a heavier tail."""
 
 
 def lower_bound(
@@ -177,7 +175,7 @@ def importance_sampled(
     Analysis 54, for the split.
     """
     key_blocks, key_sample = jax.random.split(rng_key)
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key_sample)).astype(np.uint32))
+    rng = generator(key_sample)
     draws = np.asarray(posterior.draws)
     center = draws.mean(axis=(0, 1))
     for partition, target in _partitions(key_blocks, problem, x, draws, center, known):

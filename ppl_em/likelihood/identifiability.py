@@ -70,7 +70,7 @@ def set_aside(
         f"{_shortened([labels[i] for i in places])} take part in: no standard errors there; the "
         f"others do not depend on it"
     )
-    return replace(information, problem_text="", known=directions), places, note
+    return replace(information, reason="", held=directions), places, note
 
 
 def _at_bounds(
@@ -97,7 +97,7 @@ def flat_directions(information: Information) -> np.ndarray | None:
     """Orthonormal directions without curvature, (p, r); None if there are none, or in doubt."""
     matrix = information.matrix
     diagonal = np.diag(matrix)
-    if information.known is not None:
+    if information.held is not None:
         return None
     if not np.all(np.isfinite(matrix)) or np.any(information.score_error) or diagonal.min() <= 0:
         return None

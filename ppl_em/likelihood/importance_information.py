@@ -23,13 +23,11 @@ from ppl_em.likelihood.louis import MAX_PARAMS, Components, pieces
 from ppl_em.likelihood.transport import Motion
 from ppl_em.optimize import difference_points, from_differences
 from ppl_em.problem import Problem
-from ppl_em.stats import Proposals, pareto_khat
+from ppl_em.stats import MAX_KHAT, Proposals, pareto_khat
 from ppl_em.structure import NotAdditive, targets
 
 METHOD = "Hessian of an importance-sampled log-likelihood"
 
-MAX_KHAT = 0.7
-"""Importance weights with a heavier tail give neither a value nor its error."""
 
 MAX_BLOCK = 30
 """Latents in a block, at most: in more dimensions a fitted proposal misses the posterior."""
@@ -71,7 +69,7 @@ def sampled_information(
     -------
     Information
         Its errors are by the jackknife over independent parts of the draws. Where it is not to be
-        had, `problem_text` says why: large blocks, many parameters, importance weights with a
+        had, `reason` says why: large blocks, many parameters, importance weights with a
         Pareto k-hat of 0.7 or more, or standard errors with an error above 20 %.
 
     References
@@ -122,7 +120,7 @@ def sampled_information(
     found = replace(found, replicates=np.linalg.pinv(-hessians[1:]))
     if not found.precise:
         noise = f"their Monte Carlo error is {100 * found.se_noise:.0f} %"
-        return replace(found, problem_text=noise)
+        return replace(found, reason=noise)
     return found
 
 

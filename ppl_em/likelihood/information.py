@@ -7,6 +7,7 @@ import numpy as np
 
 from ppl_em.params import flat_labels
 from ppl_em.problem import Problem
+from ppl_em.stats import relative_error
 
 MAX_SE_NOISE = 0.2
 """Standard errors with a larger relative Monte Carlo error are withheld."""
@@ -29,9 +30,9 @@ class Information:
     replicates
         Estimates of the covariance from parts of the draws, (R, p, p), each without one of R
         parts; None if deterministic.
-    problem_text
+    reason
         Empty if the matrix is positive definite; else which direction is not, and what to do.
-    known
+    held
         Directions, (p, r), in which nothing is estimated: towards a boundary or an active
         constraint, or where the likelihood is flat; None for none.
     """
@@ -40,14 +41,14 @@ class Information:
     matrix: np.ndarray
     method: str
     score_error: np.ndarray
-    problem_text: str
+    reason: str
     replicates: np.ndarray | None = None
-    known: np.ndarray | None = None
+    held: np.ndarray | None = None
 
     @property
     def usable(self) -> bool:
         """Whether the matrix is positive definite."""
-        return not self.problem_text
+        return not self.reason
 
     @property
     def precise(self) -> bool:
@@ -59,9 +60,9 @@ class Information:
         """Inverse of the matrix, shape (p, p); NaN where it is not usable."""
         if not self.usable:
             return np.full_like(self.matrix, np.nan)
-        if self.known is None:
+        if self.held is None:
             return np.linalg.inv(self.matrix)
-        rest = complement(self.known)
+        rest = complement(self.held)
         return rest @ np.linalg.inv(rest.T @ self.matrix @ rest) @ rest.T
 
     @property
@@ -72,11 +73,11 @@ class Information:
         """
         if self.replicates is None:
             return 0.0
-        replicates, known = self.replicates, self.known
-        if known is not None:  # what they say given that nothing moves along these
-            seen = replicates @ known
-            inner = np.linalg.solve(known.T @ seen, np.swapaxes(seen, 1, 2))
-            rest = complement(known)
+        replicates, held = self.replicates, self.held
+        if held is not None:  # what they say given that nothing moves along these
+            seen = replicates @ held
+            inner = np.linalg.solve(held.T @ seen, np.swapaxes(seen, 1, 2))
+            rest = complement(held)
             replicates = rest.T @ (replicates - seen @ inner) @ rest
         variances = np.diagonal(replicates, axis1=1, axis2=2)
         if len(variances) < 2 or not np.min(variances) > 0:
@@ -89,11 +90,11 @@ class Information:
         return self.solve(self.gradient)
 
     def solve(self, right: np.ndarray) -> np.ndarray:
-        """The inverse of the matrix, (p, p), times `right` (p,) or (p, n), known directions held.
+        """The inverse of the matrix, (p, p), times `right` (p,) or (p, n), what is held in place.
 
         Also where the matrix is not positive definite; NaN where it is exactly singular.
         """
-        rest = np.eye(len(self.matrix)) if self.known is None else complement(self.known)
+        rest = np.eye(len(self.matrix)) if self.held is None else complement(self.held)
         try:
             return rest @ np.linalg.solve(rest.T @ self.matrix @ rest, rest.T @ right)
         except np.linalg.LinAlgError:
@@ -129,17 +130,10 @@ def holding(
     problem: Problem, x: jax.Array, information: Information, directions: np.ndarray
 ) -> Information:
     """The information with nothing moving along `directions` (p, r) either."""
-    if information.known is not None:
-        directions = np.concatenate([information.known, directions], axis=1)
+    if information.held is not None:
+        directions = np.concatenate([information.held, directions], axis=1)
     text = trouble(problem, x, information.matrix, complement(directions))
-    return replace(information, problem_text=text, known=directions)
-
-
-def relative_error(variances: np.ndarray) -> np.ndarray:
-    """Jackknife error of standard errors relative to them, (P,), from their squares (R, P)."""
-    errors = np.sqrt(variances)
-    spread = np.sqrt((len(errors) - 1) * np.var(errors, axis=0))
-    return spread / np.maximum(errors.mean(axis=0), np.finfo(float).tiny)
+    return replace(information, reason=text, held=directions)
 
 
 def checked(

@@ -18,8 +18,7 @@ from ppl_em.likelihood.information import Information, checked
 from ppl_em.likelihood.transport import Motion, log_joint
 from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import Problem
-from ppl_em.problem.terms import terms
-from ppl_em.structure import find_components, owners
+from ppl_em.structure import by_block, find_components, owners
 
 MAX_PARAMS = 64
 """With more parameters scores are not computed by component: each costs a pass of the model."""
@@ -82,8 +81,7 @@ def pieces(
     if owner is None:
         return jnp.stack([log_joint(problem, motion, x, u), jnp.zeros((), x.dtype)])
     moved, log_scale = motion.at(x, u)
-    values = terms(problem, problem.constrain(x), moved)
-    sums = jax.ops.segment_sum(values, owner, num_segments=number + 1)
+    sums = by_block(problem, problem.constrain(x), moved, owner, number)
     return sums.at[-1].add(jnp.sum(log_scale))
 
 

@@ -80,9 +80,9 @@ def _score_and_differences(
     """The gradient, (p,), and the Hessian by differences of gradients, (p, p)."""
     points, width = difference_points(x)
     points = jnp.concatenate([points, x[None]])
-    rough = e_step if noise_of(e_step) is None else cast(Approximation, e_step).for_curvature()
-    same = rough == e_step
-    scores = _values_and_scores(rough, problem, points, len(points) - (not same), state)[1]
+    coarse = e_step if noise_of(e_step) is None else cast(Approximation, e_step).for_curvature()
+    same = coarse == e_step
+    scores = _values_and_scores(coarse, problem, points, len(points) - (not same), state)[1]
     gradient = scores[-1] if same else value_and_score(e_step, problem, x, state)[1]
     return np.asarray(gradient), np.asarray(from_differences(scores[:-1], width))
 

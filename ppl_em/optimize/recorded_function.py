@@ -18,7 +18,7 @@ REACH = 1e-3
 """Relative slack up to which a bound is tried that the gradient pushes against."""
 
 
-class Search:
+class RecordedFunction:
     """A function (see `Function`) under conditions, or None; each point is evaluated once.
 
     Attributes

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppl_em.optimize.kkt import Conditions, box, joined
-from ppl_em.optimize.recorded_function import Function, Search
+from ppl_em.optimize.recorded_function import Function, RecordedFunction
 
 DERIVATIVE_FREE = ("Nelder-Mead", "COBYLA")
 SECOND_ORDER = ("trust-exact",)
@@ -118,28 +118,28 @@ def maximize(
         x = np.clip(x, *bounds)
     parts = [] if conditions is None else [conditions]
     everything = joined([*parts, *([] if bounds is None else [box(*bounds)])])
-    search = Search(function, everything, method not in DERIVATIVE_FREE)
+    recorded = RecordedFunction(function, everything, method not in DERIVATIVE_FREE)
     x = np.array(x, dtype=float)
-    start_value = search.at(x)[0]
+    start_value = recorded.at(x)[0]
     if not np.isfinite(start_value):
-        return _stuck(search, x)
-    search.record(x)
+        return _stuck(recorded, x)
+    recorded.record(x)
 
     def after(point: np.ndarray, *_: Any) -> None:
-        search.record(point)
-        value = search.at(point)[0]
+        recorded.record(point)
+        value = recorded.at(point)[0]
         if not np.isfinite(value):
             return
         if callback is not None:
             callback(np.array(point), value)
         floor = max(tol, np.finfo(float).eps * abs(value))
-        ends = method not in DERIVATIVE_FREE and search.is_allowed(point)
-        if ends and search.promised(point) <= floor:
+        ends = method not in DERIVATIVE_FREE and recorded.is_allowed(point)
+        if ends and recorded.promised(point) <= floor:
             raise _Enough
 
     arguments = _arguments(method, bounds, conditions, hessian)
     if method not in DERIVATIVE_FREE:
-        arguments["jac"] = search.slope
+        arguments["jac"] = recorded.slope
     settings = _settings(method, x, max_steps, tol, size, start_value, inverse_hessian)
     spread = np.nan
     try:
@@ -147,15 +147,19 @@ def maximize(
             for text in CHATTER:
                 warnings.filterwarnings("ignore", text)
             found = minimize(
-                search.loss, x, callback=after, options={**settings, **(options or {})}, **arguments
+                recorded.loss,
+                x,
+                callback=after,
+                options={**settings, **(options or {})},
+                **arguments,
             )
         last, message = np.asarray(found.x), str(found.message)
         if "final_simplex" in found:
             spread = float(np.ptp(np.asarray(found.final_simplex[1])))
     except _Enough:
-        last, message = search.points[-1][0], "another step would gain less than the tolerance"
-    search.repair(last)
-    return _summary(search, x, start_value, spread, message)
+        last, message = recorded.points[-1][0], "another step would gain less than the tolerance"
+    recorded.repair(last)
+    return _summary(recorded, x, start_value, spread, message)
 
 
 def _check(method: str, bounds: Any, conditions: Any, hessian: Any) -> None:
@@ -216,32 +220,30 @@ def _settings(
         return settings | {"ftol": 0.0, "gtol": 0.0, "maxcor": 20, "maxfun": 100 * max_steps}
     if method == "trust-constr":
         return settings | {"gtol": 1e-12, "xtol": 1e-14, "barrier_tol": 1e-12}
-    if method == "Newton-CG":
-        return settings | {"xtol": 0.0}
     settings["gtol"] = 0.0
     if inverse_hessian is not None and method == "BFGS":
         settings["hess_inv0"] = (inverse_hessian + inverse_hessian.T) / 2
     return settings
 
 
-def _stuck(search: Search, x: np.ndarray) -> HostMaximum:
-    size = 0 if search.conditions is None else len(search.conditions.lower)
+def _stuck(recorded: RecordedFunction, x: np.ndarray) -> HostMaximum:
+    size = 0 if recorded.conditions is None else len(recorded.conditions.lower)
     text = "the function, or its gradient, is not finite at the start"
     return HostMaximum(x, -np.inf, -np.inf, np.nan, np.nan, 0, 1, np.zeros(size), text)
 
 
 def _summary(
-    search: Search, x: np.ndarray, start_value: float, spread: float, message: str
+    recorded: RecordedFunction, x: np.ndarray, start_value: float, spread: float, message: str
 ) -> HostMaximum:
-    if search.best_x is not None:
-        x = search.best_x
-    value, held = search.at(x)[0], search.held(x)
-    every = np.zeros(0 if search.conditions is None else len(search.conditions.lower))
+    if recorded.best_x is not None:
+        x = recorded.best_x
+    value, held = recorded.at(x)[0], recorded.held(x)
+    every = np.zeros(0 if recorded.conditions is None else len(recorded.conditions.lower))
     every[held.rows] = held.values
     norm, promised = np.nan, spread
-    if search.with_gradient:
-        norm, promised = float(np.linalg.norm(held.projected)), search.promised(x)
-    count = len(search.seen)
+    if recorded.with_gradient:
+        norm, promised = float(np.linalg.norm(held.projected)), recorded.promised(x)
+    count = len(recorded.seen)
     return HostMaximum(
-        x, value, start_value, norm, promised, search.num_steps, count, every, message
+        x, value, start_value, norm, promised, recorded.num_steps, count, every, message
     )

@@ -13,7 +13,7 @@ from ppl_em.posterior.gaussian_blocks import Gaussian
 from ppl_em.posterior.gaussian_chain import GaussianChain
 from ppl_em.posterior.laplace import GaussianLaw, LaplaceApproximation, half_trace
 from ppl_em.posterior.linalg import solve
-from ppl_em.posterior.log_likelihood import RELIABLE_KHAT, LogLikelihood
+from ppl_em.posterior.log_likelihood import LogLikelihood
 from ppl_em.posterior.mixture import BlockLayout, GaussianMixture
 from ppl_em.posterior.numpyro_guide import AutoLaw, Guided, Law, UserLaw
 from ppl_em.posterior.product import PartPosterior, Product
@@ -23,7 +23,6 @@ from ppl_em.posterior.variational import MAX_HESSIAN, GaussianGuide, flat_blocks
 
 __all__ = [
     "MAX_HESSIAN",
-    "RELIABLE_KHAT",
     "AutoLaw",
     "BlockDraws",
     "BlockLayout",

@@ -1,23 +1,18 @@
 """Weighted draws of independent blocks of latents: each block has weights of its own."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import gammaln
 
 from ppl_em.params import Params
 from ppl_em.posterior.base import constrain_draws
 from ppl_em.problem import Latents, Problem
-from ppl_em.problem.terms import terms
-from ppl_em.structure import Blocks
-from ppl_em.util import Static
-
-DEGREES = 7.0
-"""Degrees of freedom of heavy-tailed proposals."""
+from ppl_em.stats import DEGREES, log_density_of_noise
+from ppl_em.structure import Blocks, by_block
+from ppl_em.util import Static, generator, in_batches
 
 AT_ONCE = 64
 """Draws evaluated side by side where they are many or large."""
@@ -38,15 +33,16 @@ class TermLayout:
 
     def pieces(self, problem: Problem, params: Params, draws: jax.Array) -> jax.Array:
         """The log-joint at `draws` (n, D) by block, (n, G), and last what belongs to none."""
+        at_once = len(draws) if draws.size <= MAX_NUMBERS else AT_ONCE
         if self.owner is None:
-            whole = _map(problem.density(params), draws)
+            whole = in_batches(problem.density(params), draws, at_once)
             return jnp.stack([whole, jnp.zeros_like(whole)], axis=-1)
-        owner, count = jnp.asarray(self.owner.value), self.blocks.num_blocks + 1
+        owner = jnp.asarray(self.owner.value)
 
         def at(u: jax.Array) -> jax.Array:
-            return jax.ops.segment_sum(terms(problem, params, u), owner, num_segments=count)
+            return by_block(problem, params, u, owner, self.blocks.num_blocks)
 
-        found = _map(at, draws)
+        found = in_batches(at, draws, at_once)
         whole = problem.log_joint_unconstrained(params, draws[0])
         left_out = jax.lax.stop_gradient(whole - jnp.sum(found[0]))  # constants of idle latents
         return found.at[:, -1].add(left_out)
@@ -76,12 +72,9 @@ class Proposal(NamedTuple):
 
     def _log_density(self, noise: jax.Array) -> jax.Array:
         """From draws with location and scale removed, (n, G, d), to (n, G)."""
-        width, nu = noise.shape[-1], DEGREES
-        square = jnp.sum(noise**2, axis=-1)
+        square, width = jnp.sum(noise**2, axis=-1), noise.shape[-1]
         log_det = jnp.sum(jnp.log(jnp.diagonal(self.root, axis1=-2, axis2=-1)), axis=-1)
-        normal = -0.5 * square - 0.5 * width * np.log(2 * np.pi)
-        constant = gammaln((nu + width) / 2) - gammaln(nu / 2) - 0.5 * width * np.log(nu * np.pi)
-        student = constant - 0.5 * (nu + width) * jnp.log1p(square / nu)
+        normal, student = (log_density_of_noise(square, width, nu) for nu in (np.inf, DEGREES))
         return jnp.where(self.heavy == 1, student, normal) - log_det
 
 
@@ -121,7 +114,7 @@ class BlockDraws:
     def fresh(self, rng_key: jax.Array, num_samples: int) -> tuple[jax.Array, jax.Array]:
         """New draws from the proposal, (num_samples, D), and log-densities, (num_samples, G)."""
         blocks, dtype = self.layout.blocks, self.draws.dtype
-        rng = np.random.default_rng(np.asarray(jax.random.key_data(rng_key)).astype(np.uint32))
+        rng = generator(rng_key)
         normal = rng.standard_normal((num_samples, self.draws.shape[1]))
         mixing = draw_mixing(rng, num_samples, blocks.num_blocks)
         return self.proposal.move(blocks, jnp.asarray(normal, dtype), jnp.asarray(mixing, dtype))
@@ -137,10 +130,3 @@ def roots(covariance: jax.Array, fallback: jax.Array) -> jax.Array:
     tril = jnp.linalg.cholesky(covariance)
     good = jnp.all(jnp.isfinite(tril), axis=(-2, -1), keepdims=True)
     return jnp.where(good, tril, fallback)
-
-
-def _map(function: Callable, draws: jax.Array) -> jax.Array:
-    """Values of `function` at all draws, side by side if they are not too many."""
-    if draws.size <= MAX_NUMBERS:
-        return jax.vmap(function)(draws)
-    return jax.lax.map(jax.checkpoint(function), draws, batch_size=AT_ONCE)

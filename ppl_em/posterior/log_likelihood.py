@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
+from ppl_em.stats import MAX_KHAT
+
 KINDS = ("exact", "quadrature", "laplace", "lower_bound", "estimate")
 """Every kind of marginal log-likelihood; only `"exact"` is free of approximation."""
 
-RELIABLE_KHAT = 0.7
-"""Importance weights with a larger Pareto k-hat cannot be trusted (Vehtari et al. 2024)."""
 
 WARNINGS = {
     "estimate": ": too large, so neither the value nor its error can be trusted; draw more per "
@@ -43,6 +43,6 @@ class LogLikelihood(NamedTuple):
             text += f", Monte Carlo error {self.mcse:.2g}"
         if self.pareto_khat is not None:
             text += f", Pareto k-hat {self.pareto_khat:.2f}"
-        if self.pareto_khat is not None and self.pareto_khat > RELIABLE_KHAT:
+        if self.pareto_khat is not None and self.pareto_khat > MAX_KHAT:
             text += WARNINGS.get(self.kind, "")
         return text + ")"

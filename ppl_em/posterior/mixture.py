@@ -1,8 +1,6 @@
 """Latents that are Gaussian given discrete ones: a mixture of Gaussians in every block."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +12,10 @@ from ppl_em.posterior.base import constrain_draws
 from ppl_em.posterior.linalg import inverse_transpose
 from ppl_em.problem import Latents, Problem
 from ppl_em.structure import Blocks
+from ppl_em.util import in_batches
+
+AT_ONCE = 16
+"""Points evaluated side by side, at most."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,13 @@ class GaussianMixture:
         def outside(u: jax.Array) -> jax.Array:
             return self.layout.terms(problem, params, u)[1]
 
-        q = fixed + jnp.sum(_map(inside, (points.reshape(-1, points.shape[-1]), state))) / count
+        q = (
+            fixed
+            + jnp.sum(in_batches(inside, (points.reshape(-1, points.shape[-1]), state), AT_ONCE))
+            / count
+        )
         if self.layout.shared:
-            return q + jnp.mean(_map(outside, self.points()))
+            return q + jnp.mean(in_batches(outside, self.points(), AT_ONCE))
         return q + outside(self.center)
 
     def sample(
@@ -147,10 +153,3 @@ class GaussianMixture:
             return jnp.sum(weight * jnp.where(weight != 0, tables[name], 0.0))
 
         return sum((term(name) for name in self.marginals), start=jnp.zeros(()))
-
-
-def _map(function: Callable, inputs: Any) -> jax.Array:
-    """Values of `function` over leading axes: side by side if they are few."""
-    if len(jax.tree.leaves(inputs)[0]) <= 16:
-        return jax.vmap(function)(inputs)
-    return jax.lax.map(jax.checkpoint(function), inputs, batch_size=16)

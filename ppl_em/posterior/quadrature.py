@@ -1,8 +1,6 @@
 """Independent blocks of latents on a few nodes each, with posterior probabilities."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +12,8 @@ from ppl_em.posterior.gaussian_blocks import Gaussian
 from ppl_em.posterior.quadrature_rules import Placed
 from ppl_em.problem import Latents, Problem
 from ppl_em.problem.terms import terms
+from ppl_em.structure import by_block
+from ppl_em.util import in_batches
 
 AT_ONCE = 500_000
 """Terms of the log-joint evaluated side by side, at most: few enough to stay in the cache."""
@@ -64,7 +64,7 @@ class Nodes:
             offsets, weight = inputs
             return weight[self.owner] @ terms(problem, params, _point(self.law, offsets))
 
-        return jnp.sum(_map(part, (self.placed.offsets, weights), self.owner.size))
+        return jnp.sum(in_batches(part, (self.placed.offsets, weights), AT_ONCE // self.owner.size))
 
     def moments(self, problem: Problem, params: Params) -> tuple[Latents, Latents]:
         """Means and standard deviations on the model's own scale, each of the site's shape."""
@@ -110,22 +110,11 @@ def block_sums(
     """
 
     def sums(offsets: jax.Array) -> jax.Array:
-        values = terms(problem, params, _point(law, offsets))
-        return jax.ops.segment_sum(values, owner, num_segments=law.blocks.num_blocks + 1)
+        return by_block(problem, params, _point(law, offsets), owner, law.blocks.num_blocks)
 
-    return _map(sums, offsets, owner.size)
+    return in_batches(sums, offsets, AT_ONCE // owner.size)
 
 
 def _point(law: Gaussian, offsets: jax.Array) -> jax.Array:
     """The latents (D,) with the blocks at `offsets` (G, k) from their modes."""
     return law.mean + law.blocks.join(offsets)
-
-
-def _map(function: Callable, inputs: Any, size: int) -> jax.Array:
-    """`function` over the first axis of `inputs`, as many at once as memory allows."""
-    count = len(jax.tree.leaves(inputs)[0])
-    fits = min(count, AT_ONCE // max(size, 1))
-    side = next((n for n in range(fits, 1, -1) if count % n == 0), 1)  # else two programs
-    if side == count:
-        return jax.vmap(function)(inputs)
-    return jax.lax.map(jax.checkpoint(function), inputs, batch_size=side)

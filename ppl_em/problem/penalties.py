@@ -4,7 +4,7 @@ EM maximises the log-joint with all of its terms. Those that depend on parameter
 latent and no data, can be told apart: the log-likelihood is reported without them.
 """
 
-from typing import Any
+from functools import partial
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from numpyro.infer.util import compute_log_probs
 
 from ppl_em.params import Params
 from ppl_em.problem.problem import Problem
+from ppl_em.util import sources
 
 
 def penalties(problem: Problem, params: Params) -> dict[str, float]:
@@ -45,17 +46,17 @@ def penalties(problem: Problem, params: Params) -> dict[str, float]:
         first = np.asarray(site.values.value)[0]
         hidden[site.name] = np.broadcast_to(first, site.shape)
     free = {name: params[name] for name in problem.space.names}
-    inputs = (free, hidden, problem.leaves)
-    traced = jax.make_jaxpr(lambda *some: _terms(candidates, problem, *some))(*inputs)
-    flags = [[False] * len(jax.tree.leaves(part)) for part in inputs]
-    by_free = _reached(traced, [[True] * len(flags[0]), *flags[1:]])
-    by_hidden = _reached(traced, [flags[0], [True] * len(flags[1]), flags[2]])
-    arrays = [np.ndim(leaf) > 0 for leaf in problem.leaves]
-    by_data = _reached(traced, [*flags[:2], arrays], _holds_data(problem))
+    free_leaves, hidden_leaves = jax.tree.leaves(free), jax.tree.leaves(hidden)
+    evaluated = partial(_terms, candidates, problem)
+    traced = jax.make_jaxpr(evaluated)(free, hidden, problem.leaves)
+    arrays = [{"data"} if np.ndim(leaf) > 0 else set() for leaf in problem.leaves]
+    marks = [*({"free"} for _ in free_leaves), *({"hidden"} for _ in hidden_leaves), *arrays]
+    held = frozenset({"data"} if _holds_data(problem) else ())
+    reached = sources(traced.jaxpr, [frozenset(mark) for mark in marks], held)
     chosen = tuple(
         name
-        for i, name in enumerate(candidates)
-        if by_free[i] and not by_hidden[i] and (name in priors or not by_data[i])
+        for name, by in zip(candidates, reached, strict=True)
+        if "free" in by and "hidden" not in by and (name in priors or "data" not in by)
     )
     if not chosen:
         return {}
@@ -84,22 +85,3 @@ def _holds_data(problem: Problem) -> bool:
     constants = problem.spec.arguments.constants
     held = any(c is not None and np.ndim(c.value) > 0 for c in constants)
     return held or set(problem.spec.observed) <= set(problem.spec.factors)
-
-
-def _reached(traced: Any, inputs: list[list[bool]], constants: bool = False) -> list[bool]:
-    """Which results of a traced function depend on marked inputs, or on arrays it holds."""
-    jaxpr = traced.jaxpr
-    marks = [mark for part in inputs for mark in part]
-    reached = {var for var, mark in zip(jaxpr.invars, marks, strict=True) if mark}
-    if constants:
-        reached |= {var for var in jaxpr.constvars if var.aval.shape}
-
-    def is_reached(atom: Any) -> bool:
-        if hasattr(atom, "val"):  # a literal
-            return constants and np.ndim(atom.val) > 0
-        return atom in reached
-
-    for equation in jaxpr.eqns:
-        if any(map(is_reached, equation.invars)):
-            reached |= set(equation.outvars)
-    return [is_reached(atom) for atom in jaxpr.outvars]

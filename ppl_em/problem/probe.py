@@ -13,7 +13,7 @@ from numpyro.infer.util import compute_log_probs
 from ppl_em.params import Params
 from ppl_em.problem.derivatives import WIDE, Look, density_and_gradients, log_joint_at, look
 from ppl_em.problem.problem import Problem
-from ppl_em.util import ModelError, Static, site_error
+from ppl_em.util import ModelError, Static, generator, site_error
 
 logger = logging.getLogger("ppl_em")
 
@@ -44,7 +44,7 @@ def probe(rng_key: jax.Array, problem: Problem, values: Params) -> Problem:
         if not bool(jnp.isfinite(_density_at(problem, x, u))):
             raise _not_finite(problem, values, u)
         return problem
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(rng_key)).astype(np.uint32))
+    rng = generator(rng_key)
     noise = rng.normal(size=(len(DISTANCES), u.size))
     points = (np.asarray(u) + np.array(DISTANCES)[:, None] * noise).astype(u.dtype)
     problem, seen = _first_look(problem, x, points)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ppl_em.posterior import RELIABLE_KHAT, LogLikelihood
+from ppl_em.posterior import LogLikelihood
+from ppl_em.stats import MAX_KHAT
 
 if TYPE_CHECKING:
     import pandas
@@ -85,7 +86,7 @@ class Audit:
 
     def __str__(self) -> str:
         gap = f"{self.gap:.4g}" + (f" ± {self.gap_mcse:.2g}" if self.gap_mcse else "")
-        if (self.log_likelihood.pareto_khat or 0.0) > RELIABLE_KHAT:
+        if (self.log_likelihood.pareto_khat or 0.0) > MAX_KHAT:
             gap += ", not to be trusted"
         lines = [
             f"{self.table().round(4) + 0.0}",
@@ -93,6 +94,6 @@ class Audit:
             f"gap to the fit's own      {gap}",
         ]
         if self.khat is not None:
-            far = ": q is far from the posterior" if self.khat > RELIABLE_KHAT else ""
+            far = ": q is far from the posterior" if self.khat > MAX_KHAT else ""
             lines.append(f"k-hat of the fit          {self.khat:.2f}{far}")
         return "\n".join([*lines, *filter(None, [self.note]), self.sentence])

@@ -1,12 +1,25 @@
 """Normal and Student-t laws fitted to draws, one for each block of latents."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from scipy.special import gammaincinv, gammaln, ndtri
 
 DEGREES = 7.0
 """Degrees of freedom of Student-t laws: heavier tails than most posteriors have."""
+
+
+def log_density_of_noise(square: Any, width: int, degrees: float) -> Any:
+    """Log-density of `width` standard Student-t variables, from the sum of their squares.
+
+    They share `degrees` of freedom, infinite for normal ones. Takes arrays of JAX or NumPy.
+    """
+    if not np.isfinite(degrees):
+        return -0.5 * square - 0.5 * width * np.log(2 * np.pi)
+    xnp, half = (np if isinstance(square, np.ndarray) else jnp), 0.5 * (degrees + width)
+    constant = gammaln(half) - gammaln(degrees / 2) - 0.5 * width * np.log(degrees * np.pi)
+    return constant - half * xnp.log1p(square / degrees)
 
 
 class Proposal(NamedTuple):
@@ -113,13 +126,9 @@ class Proposal(NamedTuple):
 
     def _log_density(self, standard: np.ndarray) -> np.ndarray:
         """From points with mean and scale removed, (G, d, n)."""
-        width, nu = self.mean.shape[1], self.degrees
         square = np.sum(standard**2, axis=1).T
         log_det = np.sum(np.log(np.diagonal(self.tril, axis1=1, axis2=2)), axis=1)
-        if not np.isfinite(nu):
-            return -0.5 * square - log_det - 0.5 * width * np.log(2 * np.pi)
-        constant = gammaln((nu + width) / 2) - gammaln(nu / 2) - 0.5 * width * np.log(nu * np.pi)
-        return constant - log_det - 0.5 * (nu + width) * np.log1p(square / nu)
+        return log_density_of_noise(square, self.mean.shape[1], self.degrees) - log_det
 
 
 class Proposals(NamedTuple):

@@ -1,6 +1,14 @@
 """Where the Hessian of the log-joint in the latents is zero: proposed patterns, checked."""
 
-from ppl_em.structure.additive import NotAdditive, Target, by_component, log_joints, owners, targets
+from ppl_em.structure.additive import (
+    NotAdditive,
+    Target,
+    by_block,
+    by_component,
+    log_joints,
+    owners,
+    targets,
+)
 from ppl_em.structure.arrow import Arrow, ArrowMatrix
 from ppl_em.structure.base import (
     Density,
@@ -40,6 +48,7 @@ __all__ = [
     "StepTotals",
     "Structure",
     "Target",
+    "by_block",
     "by_component",
     "compressed_hessian",
     "coordinates",

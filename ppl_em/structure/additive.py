@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl_em.params import Params
 from ppl_em.problem import Problem, look
 from ppl_em.problem.terms import terms
 
@@ -143,8 +144,7 @@ def _sums(
     start = terms(problem, params, jnp.asarray(center))
 
     def at(u: jax.Array) -> tuple[jax.Array, jax.Array]:
-        change = terms(problem, params, u) - start
-        pieces = jax.ops.segment_sum(change, owner, num_segments=count)
+        pieces = by_block(problem, params, u, owner, count, start)[:-1]
         return pieces, problem.log_joint_unconstrained(params, u)
 
     return jax.lax.map(at, points, batch_size=_side_by_side(owner.size))
@@ -178,6 +178,24 @@ def _line_integrals(
 def _side_by_side(terms: int) -> int:
     """A power of two, so that it divides `CHUNK`."""
     return 1 << (max(1, min(SIDE_BY_SIDE, MAX_NUMBERS // max(terms, 1))).bit_length() - 1)
+
+
+def by_block(
+    problem: Problem,
+    params: Params,
+    u: jax.Array,
+    owner: jax.Array,
+    number: int,
+    start: jax.Array | None = None,
+) -> jax.Array:
+    """The log-joint at `u` (D,) by block, (number + 1,): last what belongs to none.
+
+    `owner` (E,) is the block of every term, as `owners` has it. Relative to the terms `start`
+    (E,), if given.
+    """
+    values = terms(problem, params, u)
+    values = values if start is None else values - start
+    return jax.ops.segment_sum(values, owner, num_segments=number + 1)
 
 
 def owners(

@@ -15,7 +15,7 @@ from ppl_em.structure.candidates import (
     chain_candidates,
     coordinates,
 )
-from ppl_em.util import Static
+from ppl_em.util import Static, generator
 
 S = TypeVar("S", bound=Structure)
 
@@ -104,7 +104,7 @@ class _Probe(NamedTuple):
         rng_key: jax.Array,
         spreads: tuple[float, ...],
     ) -> "_Probe":
-        rng = np.random.default_rng(np.asarray(jax.random.key_data(rng_key)).astype(np.uint32))
+        rng = generator(rng_key)
         away = np.array(spreads)[:, None] * rng.normal(size=(len(spreads), x.size))
         start = np.asarray(u)[index]
         near = 0.3 * rng.normal(size=(len(spreads), start.size))

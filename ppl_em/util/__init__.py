@@ -1,5 +1,7 @@
 """What every room uses: messages, hashable constants, keys."""
 
+from ppl_em.util.batching import in_batches
+from ppl_em.util.dependence import sources
 from ppl_em.util.errors import (
     ModelError,
     brief,
@@ -12,7 +14,7 @@ from ppl_em.util.errors import (
     check_shape,
     site_error,
 )
-from ppl_em.util.keys import as_key
+from ppl_em.util.keys import as_key, generator
 from ppl_em.util.static import Static, content_key
 
 __all__ = [
@@ -28,5 +30,8 @@ __all__ = [
     "check_option_names",
     "check_shape",
     "content_key",
+    "generator",
+    "in_batches",
     "site_error",
+    "sources",
 ]

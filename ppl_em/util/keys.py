@@ -17,3 +17,8 @@ def as_key(rng_key: jax.Array) -> jax.Array:
     if jnp.issubdtype(jnp.asarray(rng_key).dtype, jax.dtypes.prng_key):
         return rng_key
     return jax.random.wrap_key_data(jnp.asarray(rng_key))
+
+
+def generator(rng_key: jax.Array) -> np.random.Generator:
+    """NumPy's random numbers from a JAX key: for what is drawn on the host."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(rng_key)).astype(np.uint32))

@@ -5,6 +5,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from ppl_em.structure import Blocks
+from ppl_em.util import generator
 
 
 def base_draws(rng_key: jax.Array, num_particles: int, blocks: Blocks) -> np.ndarray:
@@ -15,8 +16,7 @@ def base_draws(rng_key: jax.Array, num_particles: int, blocks: Blocks) -> np.nda
     """
     half, (groups, width) = num_particles // 2, blocks.index.value.shape
     size = groups * width
-    seed = np.asarray(jax.random.key_data(rng_key)).ravel()
-    order = np.random.default_rng(seed).permuted(np.tile(np.arange(half), (size, 1)), axis=1).T
+    order = generator(rng_key).permuted(np.tile(np.arange(half), (size, 1)), axis=1).T
     upper = ndtri((order + 0.5) / half)
     points = np.concatenate([upper, -upper])
     if width >= half // 2:

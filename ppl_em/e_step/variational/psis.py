@@ -21,12 +21,9 @@ from ppl_em.posterior import (
     roots,
 )
 from ppl_em.problem import Problem
-from ppl_em.stats import smooth
+from ppl_em.stats import MAX_KHAT, smooth
 from ppl_em.structure import dense, owners
-from ppl_em.util import Static
-
-MAX_KHAT = 0.7
-"""Blocks with a larger Pareto k-hat are not corrected: Vehtari et al. (2024)."""
+from ppl_em.util import Static, generator
 
 SMALL = 10
 """Blocks of more latents have normal proposals: in many dimensions heavy tails miss the bulk."""
@@ -107,7 +104,7 @@ class Corrected:
     def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> CorrectedState:
         """Base draws, and no proposal yet."""
         keys = jax.random.split(rng_key, 3)
-        rng = np.random.default_rng(np.asarray(jax.random.key_data(keys[1])).astype(np.uint32))
+        rng = generator(keys[1])
         blocks, u = self.layout.blocks, problem.start
         groups, size = blocks.num_blocks, blocks.block_size
         normal = jnp.asarray(base_draws(keys[0], self.num_draws, blocks), u.dtype)

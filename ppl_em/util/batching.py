@@ -1,0 +1,21 @@
+"""A function over leading axes, as many at once as memory allows."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def in_batches(function: Callable, inputs: Any, at_once: int) -> Any:
+    """`function` over the leading axis of `inputs`, at most `at_once` side by side.
+
+    Where they are more, batches follow one another and are evaluated again for the gradient, which
+    keeps memory small. Batches have one size if a fair one divides the number: else the rest is a
+    second program.
+    """
+    count, most = len(jax.tree.leaves(inputs)[0]), max(at_once, 1)
+    if count <= most:
+        return jax.vmap(function)(inputs)
+    side = next(n for n in range(most, 0, -1) if count % n == 0)
+    side = side if 4 * side >= most else most
+    return jax.lax.map(jax.checkpoint(function), inputs, batch_size=side)
