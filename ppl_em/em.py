@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from ppl_em import e_step as e_steps
 from ppl_em import m_step as m_steps
 from ppl_em.algorithms import Limits, Plan, Stopping, check_acceleration, run_loop
-from ppl_em.e_step import EStep, StochasticGuide, noise_of
+from ppl_em.e_step import EStep
 from ppl_em.fit import all_starts, judged, run_restarts, split_starts
 from ppl_em.fit.make_result import make_result
 from ppl_em.m_step import MStep
@@ -205,7 +205,7 @@ def run_plan(
             "has nothing to do beyond one M-step."
         )
     starts = all_starts(key_init, problem, params, more, em.num_restarts)
-    if noise_of(chosen) is not None:
+    if chosen.noise is not None:
         starts = [_nudged(key_resolve, problem, start) for start in starts]
     starts = [brought_inside(problem, start, params) for start in starts]
     e_step = chosen.resolve(key_resolve, problem, starts[0])
@@ -233,7 +233,7 @@ def _nudged(rng_key: jax.Array, problem: Problem, params: Params) -> Params:
 
 def _check_plan(plan: Plan, e_step: EStep) -> None:
     """Raise for what needs an objective without noise, or one that is a function of parameters."""
-    if isinstance(e_step, StochasticGuide) and plan not in (Plan(), Plan(finish="em")):
+    if not (e_step.stochastic or e_step.is_function) and plan not in (Plan(), Plan(finish="em")):
         raise ModelError(
             "Option `e_step`: a guide fitted by stochastic gradients moves from one evaluation to "
             "the next, so there is no function to accelerate or to maximise directly. Use plain "

@@ -15,8 +15,8 @@ from toy_models import two_latents
 
 import ppl_em
 from ppl_em import EM, ModelError
-from ppl_em.algorithms.chain_health import Health
 from ppl_em.e_step import FLAGS, NUTS, Exact
+from ppl_em.stats import Health
 
 seeds = load_model("seeds")
 Y = np.sqrt(5.0) * np.where(np.arange(20) % 2, 1.0, -1.0)
@@ -171,8 +171,8 @@ def test_singular_information_is_said():
 
 
 def test_sick_chains_are_said(biased, monkeypatch):
-    sick = Health(draws=1000, divergences=7, ebfmi=0.9, accept_prob=0.8, rhat=1.0)
-    monkeypatch.setattr(ppl_em.algorithms.confirmation, "examine", lambda stats, scores: sick)
+    sick = Health(1000, 1.0, {}, ("7 of 1000 transitions diverged",), "Reparameterise.")
+    monkeypatch.setattr(NUTS, "diagnose", lambda self, stats, scores: sick)
     audit = biased.audit(jax.random.key(SEED), NUTS(2, num_samples=20, num_warmup=40))
     assert not audit.trusted and np.all(np.isnan(audit.corrected))
     assert "not to be trusted" in audit.sentence and "7 of 1000 transitions" in audit.sentence

@@ -9,7 +9,7 @@ from hypothesis import Phase, example, given, seed, settings
 from random_models import Node, Spec, build, configurations, data, log_joints, sites, specs
 
 from ppl_em.discrete import marginalization
-from ppl_em.e_step import Enumeration
+from ppl_em.e_step.exact.enumeration import Enumeration
 from ppl_em.problem import build_problem
 
 TOP = Node((), 2, (), True, False, True, False)

@@ -12,7 +12,8 @@ from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 
 from ppl_em import EM
-from ppl_em.e_step import Enumeration, Exact
+from ppl_em.e_step import Exact
+from ppl_em.e_step.exact.enumeration import Enumeration
 from ppl_em.problem import build_problem
 from ppl_em.structure.condense_rows import condense
 from ppl_em.structure.condense_steps import condense_steps

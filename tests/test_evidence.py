@@ -16,8 +16,8 @@ from scipy.special import gammaln
 
 from ppl_em import LogLikelihood
 from ppl_em.e_step import NUTS
-from ppl_em.likelihood.evidence import importance_sampled
 from ppl_em.posterior import WeightedDraws
+from ppl_em.posterior.evidence import importance_sampled
 from ppl_em.problem import build_problem
 from ppl_em.stats import importance, pareto_khat
 from ppl_em.stats.bridge import bridge

@@ -14,10 +14,9 @@ from jax.flatten_util import ravel_pytree
 from toy_models import logit_normal, logit_normal_log_likelihood, normal_normal
 
 from ppl_em import EM, Status, Stopping
-from ppl_em.algorithms import complaint
-from ppl_em.algorithms.chain_health import examine
 from ppl_em.algorithms.stopping import Step, has_settled, verdict
 from ppl_em.e_step import NUTS, expectation
+from ppl_em.e_step.nuts_health import examine
 from ppl_em.e_step.saem import BURN, DECAY, MEMORY, SAEM
 from ppl_em.likelihood import (
     Components,
@@ -170,9 +169,8 @@ def synthetic(shift=0.0, diverging=0, energy_step=1.0):
     energy = energy if energy_step < 1 else rng.normal(size=(4, 500))
     flags = np.zeros((4, 500), bool)
     flags.flat[:diverging] = True
-    return [
-        {"energy": energy, "diverging": flags, "acceptance_rate": np.full((4, 500), 0.8)}
-    ], scores
+    stats = {"energy": energy, "diverging": flags, "acceptance_rate": np.full((4, 500), 0.8)}
+    return stats, scores
 
 
 def test_health_of_chains():
@@ -182,14 +180,18 @@ def test_health_of_chains():
     good = examine(stats, scores)
     expected = array_stats.rhat(scores, chain_axis=0, draw_axis=1)  # the default: rank-normalised
     assert good.rhat == pytest.approx(np.max(expected), abs=1e-6)
-    assert good.sound and good.mixed and complaint(good, problem) == ""
+    assert good.sound and good.mixed and good.complaint(problem.latent_names) == ""
     apart = examine(*synthetic(shift=1.0))
-    assert not apart.mixed and "chains disagree" in complaint(apart, problem)
+    assert not apart.mixed and "chains disagree" in apart.complaint(problem.latent_names)
     torn = examine(*synthetic(diverging=3))
-    assert not torn.sound and "3 of 2000 transitions diverged" in complaint(torn, problem)
-    assert "'x'" in complaint(torn, problem) and "LocScaleReparam" in complaint(torn, problem)
+    assert not torn.sound and "3 of 2000 transitions diverged" in torn.complaint(
+        problem.latent_names
+    )
+    assert "'x'" in torn.complaint(problem.latent_names) and "LocScaleReparam" in torn.complaint(
+        problem.latent_names
+    )
     stuck = examine(*synthetic(energy_step=0.05))
-    assert not stuck.sound and "E-BFMI" in complaint(stuck, problem)
+    assert not stuck.sound and "E-BFMI" in stuck.complaint(problem.latent_names)
 
 
 def funnel(y):

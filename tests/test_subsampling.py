@@ -15,8 +15,9 @@ from numpyro.infer.autoguide import AutoDiagonalNormal, AutoIAFNormal, AutoLowRa
 from small_models import POSITIVE
 
 from ppl_em import EM
-from ppl_em.e_step import NUTS, MeanField, StochasticGuide
+from ppl_em.e_step import NUTS, MeanField
 from ppl_em.e_step.variational.guides import find_law
+from ppl_em.e_step.variational.svi import StochasticGuide
 from ppl_em.posterior import AutoLaw
 from ppl_em.problem import build_problem, minibatches
 from ppl_em.problem.subsampling import Whole

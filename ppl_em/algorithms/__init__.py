@@ -1,7 +1,6 @@
 """Everything that moves the parameters."""
 
 from ppl_em.algorithms.acceleration import ACCELERATORS, check_acceleration
-from ppl_em.algorithms.chain_health import complaint
 from ppl_em.algorithms.confirmation import Polish, Verdict, polish
 from ppl_em.algorithms.direct import METHODS
 from ppl_em.algorithms.history import Limits, Plan
@@ -20,7 +19,6 @@ __all__ = [
     "Stopping",
     "Verdict",
     "check_acceleration",
-    "complaint",
     "polish",
     "rounding",
     "run_loop",

@@ -29,12 +29,10 @@ from ppl_em.algorithms.history import Trail
 from ppl_em.algorithms.stopping import Step, Stopping
 from ppl_em.e_step import DeterministicEStep
 from ppl_em.params import AtBounds, ends, flat_labels
+from ppl_em.posterior import OF_PARAMETERS
 from ppl_em.problem import Problem
 
 logger = logging.getLogger("ppl_em")
-
-KINDS = ("exact", "quadrature", "laplace")
-"""What is looked at: log-likelihoods, not bounds or estimates."""
 
 WINDOW = 4
 """Last places of a run, from each of which to the next a parameter must get closer to a bound."""
@@ -76,7 +74,7 @@ class Watch:
     seen: deque = field(default_factory=lambda: deque(maxlen=WINDOW))
 
     def __post_init__(self) -> None:
-        known = self.e_step.kind in KINDS and self.stopping.gap_for(False) > 0
+        known = self.e_step.kind in OF_PARAMETERS and self.stopping.gap_for(False) > 0
         spec = self.problem.spec
         known &= not (spec.restrictions or spec.rough)
         self.ends = ends(spec.space) if known else np.zeros((0, 2))

@@ -9,7 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from ppl_em.algorithms.stopping import rounding
-from ppl_em.e_step import DeterministicEStep, expectation, noise_of
+from ppl_em.e_step import DeterministicEStep, expectation
 from ppl_em.likelihood import marginal_information
 from ppl_em.params import Boundary
 from ppl_em.problem import Problem
@@ -65,7 +65,7 @@ class Landscape:
     def floor(self, value: float) -> float:
         """Differences that mean nothing."""
         dtype = self.problem.start.dtype
-        return max(noise_of(self.e_step) or 0.0, 10 * rounding(value, dtype))
+        return max(self.e_step.noise or 0.0, 10 * rounding(value, dtype))
 
     def descend(
         self, x: jax.Array, state: Any, value: float, step: np.ndarray

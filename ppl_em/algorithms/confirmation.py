@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
-from ppl_em.algorithms.chain_health import Health, examine
 from ppl_em.algorithms.sampler import Sampler
 from ppl_em.algorithms.stopping import Stopping
 from ppl_em.likelihood import (
@@ -33,6 +32,7 @@ from ppl_em.likelihood import (
     score_moments,
 )
 from ppl_em.problem import Problem
+from ppl_em.stats import Health
 
 SE_NOISE = 0.04
 """Relative Monte Carlo error that standard errors may have, unless `mcse_fraction` is larger."""
@@ -141,9 +141,11 @@ class _Round:
         return hold(self.problem, self.x, found)
 
     def health(self) -> Health:
-        """How the chains do."""
-        scores = np.concatenate([row.scores for row in self.rows], axis=1)
-        return examine(self.stats, scores)
+        """Whether they may be believed."""
+        names = self.stats[0] if self.stats else {}
+        stats = {k: np.concatenate([step[k] for step in self.stats], axis=1) for k in names}
+        scores = np.concatenate([np.asarray(row.scores) for row in self.rows], axis=1)
+        return self.sampler.e_step.diagnose(stats, scores)
 
     def newton_step(self, information: Information) -> np.ndarray:
         """The step to the maximum, (p,), corrected for curvature that Newton's does not see."""

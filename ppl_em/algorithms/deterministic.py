@@ -24,7 +24,7 @@ from ppl_em.algorithms.stopping import (
     is_stationary,
     rounding,
 )
-from ppl_em.e_step import DeterministicEStep, expectation, noise_of
+from ppl_em.e_step import DeterministicEStep, expectation
 from ppl_em.m_step import MStep
 from ppl_em.problem import Problem, nearest_feasible
 from ppl_em.result import CONVERGED, Status
@@ -54,11 +54,6 @@ class Visit:
     def objective(self) -> float:
         """The objective at `x`."""
         return float(self.info.objective)
-
-    @property
-    def by_gradients(self) -> bool:
-        """Whether the E-step took some stochastic gradient steps, and so has not come to rest."""
-        return hasattr(self.info, "window_rise")
 
 
 @dataclass
@@ -128,7 +123,7 @@ class Deterministic:
                 if trail.x is not here.x:  # the finish got somewhere, if not to the end
                     here = self._both(trail.x, trail.e_state)
                     trail.e_state = here.state
-            if bool(jnp.all(here.out.x == here.x)) and not here.by_gradients:
+            if bool(jnp.all(here.out.x == here.x)) and self.e_step.is_function:
                 promised = float(here.out.info.m_promised)
                 fine = is_stationary(here.objective, promised, here.x.dtype)
                 return Status.CONVERGED if fine else Status.STALLED, compile_seconds
@@ -173,7 +168,7 @@ class Deterministic:
 
     def _falls(self, value: float) -> bool:
         """Whether a step loses more than the noise of an approximation, or than rounding."""
-        noise, before = noise_of(self.e_step), self.trail.objective
+        noise, before = self.e_step.noise, self.trail.objective
         if noise is not None:
             return not value >= before - noise
         step = Step(value, value - before, 0.0, 0.0)
@@ -207,7 +202,7 @@ class Deterministic:
         change = here.objective - self.trail.objective
         step = Step(here.objective, change, 0.0, float(jnp.linalg.norm(here.x - before)))
         count = len(self.trail.rows) + 1
-        if has_decreased(step, here.x.dtype, noise_of(self.e_step) or 0.0):
+        if has_decreased(step, here.x.dtype, self.e_step.noise or 0.0):
             text = f"EM step {count} lowered the objective by {-change:.3g}"
             if self.limits.on_decrease == "raise":
                 raise ModelError(
@@ -225,9 +220,9 @@ class Deterministic:
         return True
 
     def _has_converged(self, here: Visit) -> bool:
-        if here.by_gradients:
+        if not self.e_step.is_function:
             return has_flattened(here.info)
-        gap, noise = self.limits.stopping.gap_for(False), noise_of(self.e_step) or 0.0
+        gap, noise = self.limits.stopping.gap_for(False), self.e_step.noise or 0.0
         left = None
         if self.accelerator is not None:
             # In the slowest direction an EM step gains this fraction of what is left.

@@ -19,7 +19,7 @@ from ppl_em.algorithms.boundary import Watch, to_boundary
 from ppl_em.algorithms.history import Limits, Trail
 from ppl_em.algorithms.newton import take_newton_steps
 from ppl_em.algorithms.stopping import Step, rounding
-from ppl_em.e_step import DeterministicEStep, EStep, noise_of
+from ppl_em.e_step import DeterministicEStep, EStep
 from ppl_em.likelihood import is_large, marginal_information
 from ppl_em.m_step import NEEDS, Region, Scipy, for_problem
 from ppl_em.optimize import DERIVATIVE_FREE, SECOND_ORDER, TAKES, maximize
@@ -54,7 +54,7 @@ def value_and_score(e_step: EStep, problem: Problem, x: jax.Array, state: Any) -
     By Fisher's identity; approximations have gradients of their own.
     """
     posterior, state, info = e_step.step(problem, problem.constrain(x), state)
-    if noise_of(e_step) is not None:
+    if e_step.noise is not None:
 
         def objective(x: jax.Array) -> jax.Array:
             own = cast(DeterministicEStep, e_step)
@@ -153,7 +153,7 @@ class Ascent:
             )
             self._record(best, float(info.q_end))
             return Status.STALLED  # there is no information to confirm it
-        noise = max(noise_of(self.e_step) or 0.0, rounding(trail.objective, trail.x.dtype))
+        noise = max(self.e_step.noise or 0.0, rounding(trail.objective, trail.x.dtype))
         found = maximize(
             self._value_and_gradient,
             start,

@@ -83,7 +83,8 @@ class Trail:
         row |= {"verdict": verdict(step, x.dtype), "evaluations": self.evaluations}
         row["decision"], self.pending = self.pending, ""
         for info in infos:
-            row |= {name: float(value) for name, value in info._asdict().items()}
+            said = info if isinstance(info, dict) else info._asdict()
+            row |= {name: float(value) for name, value in said.items()}
         self.steps.append(step)
         self.rows.append(row)
         self.objective = step.objective

@@ -7,14 +7,16 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from ppl_em.e_step import expectation
 from ppl_em.m_step import ClosedForm, HostMStep, MStep, Region, TracedMStep, grow, simplex_sites
 from ppl_em.params import Params
-from ppl_em.posterior import Posterior, WeightedDraws, closed_form
+from ppl_em.posterior import Expectation, Posterior, WeightedDraws
 from ppl_em.problem import Problem, barrier_weights, bounds, conditions, has_barrier, is_inside
 from ppl_em.problem.barrier import barrier
 from ppl_em.stats import mean_and_error
+from ppl_em.util import ModelError, check_known
 
 __all__ = ["Maximized", "checked", "expectation", "maximization", "traced_maximization"]
 
@@ -194,15 +196,44 @@ def _gains(
     problem: Problem, posterior: Posterior, x_before: jax.Array, x: jax.Array, new_x: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """`forward` and `backward` of `Maximized`."""
-    if not isinstance(posterior, WeightedDraws):
+    if not posterior.by_draws:
         return jnp.zeros(2, x.dtype), jnp.zeros(2, x.dtype)
+    own = cast(WeightedDraws, posterior)
     before, here, after = (
-        posterior.log_joints(problem, problem.constrain(point)) for point in (x_before, x, new_x)
+        own.log_joints(problem, problem.constrain(point)) for point in (x_before, x, new_x)
     )
-    forward = mean_and_error(after - here, posterior.weights)
-    return forward, mean_and_error(here - before, posterior.weights)
+    forward = mean_and_error(after - here, own.weights)
+    return forward, mean_and_error(here - before, own.weights)
 
 
 _grown_at, _gains_at, _q_at = jax.jit(_grown), jax.jit(_gains), jax.jit(_q)
 _weights_at = jax.jit(_barrier_weights)
 _q_and_gradient = jax.jit(jax.value_and_grad(_q, argnums=2))
+
+
+def closed_form(
+    m_step: ClosedForm, problem: Problem, posterior: Posterior, x: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Where the user's function leads from `x` (p,), and which coordinates it has set, (p,)."""
+    params = problem.constrain(x)
+    found = m_step.maximiser(Expectation(problem, posterior, params), params)
+    if not isinstance(found, dict) or not found:
+        raise ModelError(
+            f"Option `m_step`: the function of ClosedForm returned {type(found).__name__}. Return "
+            f"a dictionary, site name to value."
+        )
+    space = problem.space
+    check_known("ClosedForm", found, space.names, "free parameter")
+    for name, value in found.items():
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(value)]
+        known = [jnp.shape(leaf) for leaf in jax.tree.leaves(params[name])]
+        if shapes != known:
+            raise ModelError(
+                f"Site '{name}': ClosedForm gives it the shape {shapes}, the model {known}. "
+                f"Return a value of the model's shape."
+            )
+    new_x = problem.unconstrain({**params, **found})
+    marks = space.unravel(jnp.zeros(x.size))
+    ones = {name: jax.tree.map(jnp.ones_like, marks[name]) for name in found}
+    flat, _ = ravel_pytree({**marks, **ones})
+    return jnp.where(flat == 1, new_x, x), flat == 1

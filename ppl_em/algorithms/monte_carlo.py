@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
-from ppl_em.algorithms.chain_health import complaint
 from ppl_em.algorithms.confirmation import Polish, Verdict, draws_needed, polish
 from ppl_em.algorithms.history import Limits, Trail
 from ppl_em.algorithms.sampler import Sampler
@@ -106,7 +105,7 @@ def _confirm(
             trail.newton_failed, trail.x, trail.objective = True, before, objective
             return found, Status.SINGULAR if trail.rounds >= MAX_POLISHES else None
         trail.record(
-            _polish_step(trail, found), x, "polish", time.monotonic() - start, found.health
+            _polish_step(trail, found), x, "polish", time.monotonic() - start, found.health.row
         )
         trail.x, trail.e_state = x, e_step.resume(state)
         if found.verdict is Verdict.MOVED:
@@ -125,7 +124,7 @@ def _confirm(
             return found, Status.NOISE_LIMITED
         if found.verdict is Verdict.SICK:
             if count >= MAX_CALMED:
-                logger.warning("%s", complaint(found.health, problem))
+                logger.warning("%s", found.health.complaint(problem.latent_names))
                 return found, Status.UNHEALTHY
             state = fresh.e_step.calm(state)
     return found, Status.NOISE_LIMITED

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ppl_em.algorithms.history import Limits, Trail
 from ppl_em.algorithms.stopping import Step, Stopping, remaining_gap, remaining_steps, rounding
-from ppl_em.e_step import DeterministicEStep, expectation, noise_of
+from ppl_em.e_step import DeterministicEStep, Strength, expectation
 from ppl_em.likelihood import (
     Information,
     hold,
@@ -70,9 +70,9 @@ def is_due(steps: list[Step], e_step: Any, problem: Problem, stopping: Stopping)
         return False
     if not steps:
         return False
-    if noise_of(e_step) is not None:  # EM would end in noise, and the Hessian is needed anyway
+    if e_step.noise is not None:  # EM would end in noise, and the Hessian is needed anyway
         return len(steps) >= SOON
-    if e_step.kind != "exact" or remaining_gap(steps) > NEAR or is_large(problem):
+    if e_step.strength < Strength.EXACT or remaining_gap(steps) > NEAR or is_large(problem):
         return False
     worth = max(WORTH, 2 * problem.space.size)  # a Hessian costs an E-step per parameter
     return remaining_steps(steps, stopping.gap_for(False)) > worth
@@ -95,7 +95,7 @@ def newton_steps(
     gain. With the `inverse` (p, p) of a coarser approximation it starts from that, and stays at `x`
     once, to tell the log-likelihood there.
     """
-    noise, evaluations, here = noise_of(e_step) or 0.0, x.size, None
+    noise, evaluations, here = e_step.noise or 0.0, x.size, None
     if inverse is None:
         here = hold(problem, x, marginal_information(e_step, problem, x, state))
         if not here.usable:
@@ -105,7 +105,7 @@ def newton_steps(
         value, gradient = value_and_score(e_step, problem, x, state)
         evaluations, promised = 0, 0.5 * gradient @ inverse @ gradient
         yield NewtonStep(x, value, promised, 1, inverse)
-    by_secants = noise_of(e_step) is not None and (here is None or here.held is None)
+    by_secants = e_step.noise is not None and (here is None or here.held is None)
 
     def kept(inverse: np.ndarray) -> np.ndarray | None:
         return inverse if by_secants and not problem.spec.restrictions else None
@@ -163,7 +163,7 @@ def take_newton_steps(
     before, start, converged = trail.x, time.monotonic(), True
     found: list[tuple[NewtonStep, float, int]] = []
     gap = max(limits.stopping.gap_for(False), rounding(trail.objective, trail.x.dtype))
-    gap = max(gap, FINE * (noise_of(e_step) or 0.0))
+    gap = max(gap, FINE * (e_step.noise or 0.0))
     start_at, inverse, trail.inverse = trail.objective, trail.inverse, None
     for step in newton_steps(e_step, problem, trail.x, trail.e_state, start_at, gap, inverse):
         trail.evaluations += step.evaluations
@@ -182,7 +182,7 @@ def take_newton_steps(
             break
     else:
         converged = False
-    if not converged and noise_of(e_step) is None:  # EM takes as many steps for more
+    if not converged and e_step.noise is None:  # EM takes as many steps for more
         return False
     for step, seconds, evaluations in found:
         if step.x is before:

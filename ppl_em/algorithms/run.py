@@ -13,7 +13,7 @@ from ppl_em.algorithms.direct import climb_directly
 from ppl_em.algorithms.history import Limits, Plan, Trail
 from ppl_em.algorithms.monte_carlo import monte_carlo
 from ppl_em.algorithms.sampler import Sampler
-from ppl_em.e_step import DeterministicEStep, EStep, StochasticEStep, noise_of
+from ppl_em.e_step import DeterministicEStep, EStep, StochasticEStep
 from ppl_em.m_step import MStep, for_problem
 from ppl_em.params import AtBounds, Params
 from ppl_em.problem import Problem, firm, needs
@@ -112,6 +112,6 @@ def _without_noise(
 
 def _finer(problem: Problem, e_step: Any, trail: Trail) -> EStep | None:
     """An approximation that is good enough at the end of the run, if this one is not."""
-    if noise_of(e_step) is None:
+    if e_step.noise is None:
         return None
     return e_step.refined(problem, problem.constrain(trail.x), trail.e_state)

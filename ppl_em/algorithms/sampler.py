@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.algorithms.maximization import Maximized, checked, maximization, traced_maximization
-from ppl_em.e_step import NUTS, StochasticEStep, expectation
+from ppl_em.e_step import StochasticEStep, expectation
 from ppl_em.m_step import HostMStep, MStep, TracedMStep
 from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import Problem
@@ -31,9 +31,10 @@ class Sampler:
 
     def begin(self, rng_key: jax.Array, problem: Problem, x: jax.Array) -> Any:
         """The first state, at parameters `x` (p,), warmed up."""
-        if self._traced is None or not isinstance(self.e_step, NUTS):
-            return self.e_step.init(rng_key, problem, problem.constrain(x))
-        state = self.e_step.cold(rng_key, problem)
+        params = problem.constrain(x)
+        if self._traced is None:
+            return self.e_step.init(rng_key, problem, params)
+        state = self.e_step.cold(rng_key, problem, params)
         for _ in range(self.e_step.num_warmup_steps):
             state = self.draw(problem, x, state)[1]
         return state

@@ -10,7 +10,7 @@ import numpy as np
 from ppl_em.algorithms import rounding
 from ppl_em.compare.plots import Curve, plot_algorithms
 from ppl_em.direct import Direct, directly
-from ppl_em.e_step import from_flag
+from ppl_em.e_step import FLAGS, from_flag
 from ppl_em.em import EM
 from ppl_em.m_step import Newton
 from ppl_em.result import EMResult
@@ -219,13 +219,13 @@ def compare_algorithms(
         raise ModelError("Option `algorithms`: found none. Name some.")
     for name in names:
         check_choice("algorithms", name, ALGORITHMS)
-    if getattr(from_flag(em.e_step), "stochastic", False):
+    if from_flag(em.e_step).stochastic:
         raise ModelError(NOISY)
     results: dict[str, EMResult] = {}
     for name in names:
         runner = ALGORITHMS[name](em)
         found = runner.run(as_key(rng_key), *args, progress_bar=progress_bar, **kwargs)
-        if found.e_step == "nuts":  # as "auto" chose
+        if found.e_step in FLAGS and FLAGS[found.e_step].stochastic:  # as "auto" chose
             raise ModelError(NOISY)
         if found.seconds["total"] < REPEATED:  # again, with nothing left to compile
             found = runner.run(as_key(rng_key), *args, progress_bar=False, **kwargs)

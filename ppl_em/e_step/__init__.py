@@ -6,26 +6,23 @@ from ppl_em.e_step.base import (
     DeterministicEStep,
     EStep,
     StochasticEStep,
+    Strength,
     expectation,
-    noise_of,
 )
-from ppl_em.e_step.exact.enumeration import Enumeration
 from ppl_em.e_step.exact.exact import Exact
 from ppl_em.e_step.laplace import Laplace
 from ppl_em.e_step.nuts import NUTS
 from ppl_em.e_step.quadrature import Quadrature
 from ppl_em.e_step.variational.mean_field import MeanField
-from ppl_em.e_step.variational.svi import StochasticGuide
 from ppl_em.util import check_choice, check_configuration
 
-FLAGS: dict[str, type] = {
-    "auto": Auto,
-    "exact": Exact,
-    "laplace": Laplace,
-    "mean_field": MeanField,
-    "nuts": NUTS,
-    "quadrature": Quadrature,
+FLAGS: dict[str, type[EStep]] = {
+    kind.flag: kind for kind in (Auto, Exact, Laplace, MeanField, NUTS, Quadrature)
 }
+
+DEFAULT = Auto.flag
+
+"""The flag that chooses."""
 
 
 def from_flag(e_step: "str | EStep") -> EStep:
@@ -38,20 +35,19 @@ def from_flag(e_step: "str | EStep") -> EStep:
 
 
 __all__ = [
+    "DEFAULT",
     "FLAGS",
     "NUTS",
     "Approximation",
     "Auto",
     "DeterministicEStep",
     "EStep",
-    "Enumeration",
     "Exact",
     "Laplace",
     "MeanField",
     "Quadrature",
     "StochasticEStep",
-    "StochasticGuide",
+    "Strength",
     "expectation",
     "from_flag",
-    "noise_of",
 ]

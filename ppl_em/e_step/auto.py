@@ -2,11 +2,11 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 
-from ppl_em.e_step.base import EStep
+from ppl_em.e_step.base import Choice, EStep, Strength
 from ppl_em.e_step.exact.exact import Exact
 from ppl_em.e_step.exact.not_exact import NotExactError
 from ppl_em.e_step.nuts import NUTS
@@ -17,10 +17,11 @@ logger = logging.getLogger("ppl_em")
 
 
 @dataclass(frozen=True)
-class Auto:
+class Auto(Choice):
     """`Exact` if the model is found to be exact, else `NUTS`; never an approximation with bias."""
 
-    stochastic: ClassVar[bool] = False
+    flag: ClassVar[str] = "auto"
+    strength: ClassVar[Strength] = Strength.EXACT
     kind: ClassVar[str] = "exact"
 
     def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> EStep:
@@ -32,7 +33,3 @@ class Auto:
             return NUTS().resolve(rng_key, problem, params)
         logger.info("e_step='auto' chose 'exact' (%s)", type(chosen).__name__)
         return chosen
-
-    def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> Any:
-        """Call `resolve` first: it returns the E-step to run."""
-        return self.resolve(rng_key, problem, params).init(rng_key, problem, params)

@@ -1,12 +1,37 @@
-"""The contract of an E-step. A new one is a new file, an import line and a row in the tests."""
+"""The contract of an E-step. A new one is a new file, an import line and a row in the tests.
 
+An E-step inherits from `DeterministicEStep`, `Approximation` or `StochasticEStep` and says what
+is its own; the rest has defaults. Nothing outside of this folder asks which one it is: what others
+need to know is said here.
+"""
+
+from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 
 from ppl_em.params import Params
-from ppl_em.posterior import Posterior
+from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Problem
+from ppl_em.stats import Health
+
+
+class Strength(IntEnum):
+    """How far the maximum of an E-step's objective may be believed, from the most biased up.
+
+    An audit asks a stronger E-step than that of the fit.
+    """
+
+    BOUND = 0
+    """A lower bound, biased however long it runs."""
+    EXPANSION = 1
+    """An expansion about the mode: biased, the less so the more data a latent has."""
+    DRAWS = 2
+    """Right but for a Monte Carlo error that is known."""
+    NODES = 3
+    """Right to many digits, which are checked."""
+    EXACT = 4
+    """Proved."""
 
 
 class EStep(Protocol):
@@ -17,15 +42,33 @@ class EStep(Protocol):
 
     Attributes
     ----------
+    flag
+        The word that users choose it by.
+    strength
+        How far its answer may be believed.
     stochastic
         Whether Q is a Monte Carlo estimate. If False, info has a field `objective`: the
         log-likelihood or bound at the parameters, which EM never lowers.
     kind
-        What that objective is, one of `likelihood.KINDS`.
+        What that objective is, one of `log_likelihood.KINDS`.
+    is_function
+        Whether the objective is a function of the parameters, so that it can be accelerated and
+        maximised directly. If not, info has fields `window_rise` and `window_error`: the run ends
+        when the one is within the other.
+    noise
+        Size of changes of the objective that mean nothing, for an `Approximation`; else None.
     """
 
+    flag: ClassVar[str]
+    strength: ClassVar[Strength]
     stochastic: ClassVar[bool]
     kind: ClassVar[str]
+    is_function: ClassVar[bool]
+
+    @property
+    def noise(self) -> float | None:
+        """See above."""
+        return None
 
     def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "EStep":
         """Check on the host, once, that the method applies; return what to run.
@@ -35,19 +78,19 @@ class EStep(Protocol):
         ModelError
             If it does not apply: why, and which flags would do.
         """
-        ...
+        return self
 
     def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> Any:
         """The first state."""
         ...
 
-    def step(self, problem: Problem, params: Params, state: Any) -> tuple[Posterior, Any, Any]:
+    def step(self, problem: Problem, params: Params, state: Any) -> tuple[Any, Any, Any]:
         """Pure and traceable: the posterior at `params`, the next state, and info."""
         ...
 
     def describe(self, info: Any) -> str:
         """A few words for the progress bar."""
-        ...
+        return ""
 
 
 @jax.jit(static_argnums=0)
@@ -56,60 +99,109 @@ def expectation(e_step: EStep, problem: Problem, x: jax.Array, state: Any) -> tu
     return e_step.step(problem, problem.constrain(x), state)
 
 
+class Choice(EStep, Protocol):
+    """A configuration that only chooses: `resolve` returns the E-step to run."""
+
+    stochastic: ClassVar[bool] = False
+    is_function: ClassVar[bool] = True
+
+    def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> Any:
+        """The first state of what it resolves to."""
+        return self.resolve(rng_key, problem, params).init(rng_key, problem, params)
+
+    def step(self, problem: Problem, params: Params, state: Any) -> tuple[Any, Any, Any]:
+        """There is none: `resolve` comes first."""
+        raise ValueError("call `resolve` first: it returns the E-step to run")
+
+
 class DeterministicEStep(EStep, Protocol):
-    """An E-step whose objective is a function of the parameters alone, without noise."""
+    """An E-step whose objective has no noise."""
+
+    stochastic: ClassVar[bool] = False
+    is_function: ClassVar[bool] = True
+
+    def step(self, problem: Problem, params: Params, state: Any) -> tuple[Posterior, Any, Any]:
+        """Pure and traceable: the posterior at `params`, the next state, and info."""
+        ...
 
     def log_likelihood(self, problem: Problem, params: Params, state: Any) -> jax.Array:
         """The objective as a function of the parameters, differentiable; a scalar."""
         ...
+
+    def in_full(self, problem: Problem, params: Params, state: Any) -> jax.Array | None:
+        """The objective without the shortcuts that `state` holds, to compare with, a scalar.
+
+        None if it holds none.
+        """
+        return None
 
 
 class Approximation(DeterministicEStep, Protocol):
     """One whose objective may fall in an EM step, because Q is not a lower bound of it.
 
     Steps that lower it are halved. Its second derivatives are differences of first ones.
-
-    Attributes
-    ----------
-    noise
-        Size of changes of the objective that mean nothing.
     """
-
-    noise: float
 
     def refined(self, problem: Problem, params: Params, state: Any) -> "Approximation | None":
         """A better one, if this one is too coarse at `params`; None if it is not."""
-        ...
+        return None
 
     def for_curvature(self) -> "Approximation":
         """The one of which second derivatives are taken; cheaper, perhaps, but about as good."""
-        ...
-
-
-def noise_of(e_step: EStep) -> float | None:
-    """The noise of an `Approximation`; None for other E-steps."""
-    return getattr(e_step, "noise", None)
+        return self
 
 
 class StochasticEStep(EStep, Protocol):
-    """An E-step by draws."""
+    """An E-step by draws, of which each chain makes `num_samples` in a step."""
+
+    stochastic: ClassVar[bool] = True
+    is_function: ClassVar[bool] = False
+    kind: ClassVar[str] = "estimate"
+    num_samples: int
 
     @property
-    def num_samples(self) -> int:
-        """Draws that each chain makes in a step."""
+    def num_warmup_steps(self) -> int:
+        """Steps at the first parameters that make a state of `cold` a first state."""
+        return 0
+
+    def cold(self, rng_key: jax.Array, problem: Problem, params: Params) -> Any:
+        """The state before these steps."""
+        ...
+
+    def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> Any:
+        """The first state, warmed up at `params`."""
+        state, x = self.cold(rng_key, problem, params), problem.unconstrain(params)
+        for _ in range(self.num_warmup_steps):
+            state = expectation(self, problem, x, state)[1]
+        return state
+
+    def step(self, problem: Problem, params: Params, state: Any) -> tuple[WeightedDraws, Any, Any]:
+        """Pure and traceable: draws at `params`, the next state, and info."""
         ...
 
     def fresh(self, state: Any) -> tuple["StochasticEStep", Any]:
         """A sampler of equally weighted draws at one value of the parameters, tuning held."""
-        ...
+        return self, state
 
     def resume(self, state: Any) -> Any:
         """The state of this E-step from that of its fresh sampler, when the parameters move on."""
-        ...
+        return state
 
     def calm(self, state: Any) -> Any:
-        """The state of a fresh sampler, tuned to take smaller steps: for divergences."""
-        ...
+        """The state of a fresh sampler, tuned to take smaller steps: for unsound draws."""
+        return state
+
+    def diagnose(self, stats: dict[str, Any], scores: Any) -> Health:
+        """Whether the draws at one value of the parameters may be believed.
+
+        Parameters
+        ----------
+        stats
+            `WeightedDraws.stats` of all of them, arrays (chain, draw).
+        scores
+            Their complete-data scores, (chain, draw, p).
+        """
+        return Health.of_scores(scores)
 
 
 class ExactInfo(NamedTuple):

@@ -6,12 +6,16 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ppl_em.e_step.base import Approximation, Strength
 from ppl_em.e_step.mode import Mode, find_mode, first_mode
 from ppl_em.params import Params
 from ppl_em.posterior import LaplaceApproximation, half_trace
 from ppl_em.problem import Problem
 from ppl_em.structure import Blocks, Density, Structure, find_structure
 from ppl_em.util import ModelError
+
+NOISE = 1e-10
+"""Size of changes of the log-likelihood that mean nothing."""
 
 
 class LaplaceState(NamedTuple):
@@ -33,7 +37,7 @@ class LaplaceInfo(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Laplace:
+class Laplace(Approximation):
     """The log-joint is taken to be quadratic around its mode in the unconstrained latents.
 
     Its log-likelihood is exact where that holds, and good where every latent has many data. It is
@@ -58,9 +62,9 @@ class Laplace:
     num_starts: int = 1
     max_dense: int = 2000
     structure: Structure | None = field(default=None, repr=False)
-    stochastic: ClassVar[bool] = False
+    flag: ClassVar[str] = "laplace"
+    strength: ClassVar[Strength] = Strength.EXPANSION
     kind: ClassVar[str] = "laplace"
-    noise: ClassVar[float] = 1e-10
 
     def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "Laplace":
         """Find the structure of the Hessian, and see whether there is a mode to start with.
@@ -70,7 +74,7 @@ class Laplace:
         ModelError
             If there are no continuous latents, too many in one block, or no mode.
         """
-        problem.require_continuous("laplace")
+        problem.require_continuous(self.flag)
         x = problem.unconstrain(params)
         key_structure, key_mode = jax.random.split(rng_key)
         structure = find_structure(problem, x, problem.start, key_structure)
@@ -87,8 +91,13 @@ class Laplace:
     def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> LaplaceState:
         """The mode at the first parameters, the highest of those from `num_starts` starts."""
         known = self._known_structure
-        mode = first_mode("laplace", rng_key, known, problem, params, self.num_starts)
+        mode = first_mode(self.flag, rng_key, known, problem, params, self.num_starts)
         return LaplaceState(mode.u)
+
+    @property
+    def noise(self) -> float:
+        """What the search for the mode leaves open."""
+        return NOISE
 
     @property
     def _known_structure(self) -> Structure:
@@ -127,13 +136,6 @@ class Laplace:
         value = density(moved) - mode.law.log_density(mode.u)
         value += trace - jax.lax.stop_gradient(trace)
         return jnp.where(mode.found, value, jnp.nan)
-
-    def refined(self, problem: Problem, params: Params, state: LaplaceState) -> None:
-        """There is nothing finer."""
-
-    def for_curvature(self) -> "Laplace":
-        """Itself."""
-        return self
 
     def describe(self, info: LaplaceInfo) -> str:
         """Newton steps to the mode, and the slope that is left there."""

@@ -3,19 +3,20 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro.infer.hmc import hmc
 
-from ppl_em.e_step.base import expectation
+from ppl_em.e_step.base import StochasticEStep, Strength
+from ppl_em.e_step.nuts_health import examine
 from ppl_em.e_step.saem import SAEM, SHARE
 from ppl_em.params import Params
 from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import Problem
-from ppl_em.stats import ebfmi
+from ppl_em.stats import Health, ebfmi
 from ppl_em.util import check_choice
 
 REFIT = 4
@@ -54,7 +55,7 @@ class NUTSInfo(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NUTS:
+class NUTS(StochasticEStep):
     """Draws of the continuous latents by NUTS; discrete latents are summed out inside.
 
     Chains are warmed up once, at the initial parameters. After that positions, step sizes and
@@ -83,8 +84,8 @@ class NUTS:
     dense_mass: bool = False
     forward_mode_differentiation: bool = False
     schedule: str = "mcem"
-    stochastic: ClassVar[bool] = True
-    kind: ClassVar[str] = "estimate"
+    flag: ClassVar[str] = "nuts"
+    strength: ClassVar[Strength] = Strength.DRAWS
 
     def __post_init__(self) -> None:
         check_choice("schedule", self.schedule, ("mcem", "saem"))
@@ -97,20 +98,13 @@ class NUTS:
         ModelError
             If there is nothing to sample.
         """
-        problem.require_continuous("nuts")
+        problem.require_continuous(self.flag)
         if self.schedule == "mcem":
             return self
         each = max(1, self.num_samples // SHARE)
         return SAEM(replace(self, num_samples=each), self)
 
-    def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> NUTSState:
-        """Warm the chains up at `params`, in steps of `num_samples` transitions."""
-        state, x = self.cold(rng_key, problem), problem.unconstrain(params)
-        for _ in range(self.num_warmup_steps):
-            state = expectation(self, problem, x, state)[1]
-        return state
-
-    def cold(self, rng_key: jax.Array, problem: Problem) -> NUTSState:
+    def cold(self, rng_key: jax.Array, problem: Problem, params: Params) -> NUTSState:
         """Chains about the problem's own start, masses of one; the warm-up is still to come."""
         start = np.asarray(problem.start)
         shape, dtype = (self.num_chains, start.size), start.dtype
@@ -208,6 +202,10 @@ class NUTS:
             age=age,
             warm=jnp.maximum(state.warm - 1, 0),
         )
+
+    def diagnose(self, stats: dict[str, Any], scores: Any) -> Health:
+        """Divergences, energies, acceptance, and whether the chains agree."""
+        return examine(stats, scores)
 
     def describe(self, info: NUTSInfo) -> str:
         """Acceptance and divergences."""

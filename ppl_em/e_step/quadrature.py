@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl_em.e_step.base import Approximation, Strength
 from ppl_em.e_step.mode import Mode, find_mode, first_mode, law_near, mode_of
 from ppl_em.e_step.quadrature_refinement import (
     COARSE,
@@ -73,7 +74,7 @@ class QuadratureInfo(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Quadrature:
+class Quadrature(Approximation):
     """Integrals over each block of latents, on nodes around its mode.
 
     Latents with a support are on the unconstrained scale. The number of nodes is raised until the
@@ -107,7 +108,8 @@ class Quadrature:
     blocks: Blocks | None = field(default=None, repr=False)
     rule: Rule | None = field(default=None, repr=False)
     coarse: Rule | None = field(default=None, repr=False)
-    stochastic: ClassVar[bool] = False
+    flag: ClassVar[str] = "quadrature"
+    strength: ClassVar[Strength] = Strength.NODES
     kind: ClassVar[str] = "quadrature"
 
     def __post_init__(self) -> None:
@@ -131,7 +133,7 @@ class Quadrature:
         ModelError
             If there are no continuous latents, their blocks are too large, or no mode is found.
         """
-        problem.require_continuous("quadrature")
+        problem.require_continuous(self.flag)
         x = problem.unconstrain(params)
         blocks = find_blocks(problem, x, problem.start, rng_key, SPREAD)
         name, size = problem.spec.latents[0].name, blocks.block_size
@@ -151,7 +153,7 @@ class Quadrature:
     def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> QuadratureState:
         """The modes at the first parameters, and what belongs to which block."""
         blocks = self.known_blocks
-        mode = first_mode("quadrature", rng_key, blocks, problem, params)
+        mode = first_mode(self.flag, rng_key, blocks, problem, params)
         labels, x, center = blocks.labels, problem.unconstrain(params), np.asarray(mode.u)
         # Not at the first parameters: Beta(1, 1), say, does not depend on its latent.
         away = jax.random.normal(rng_key, x.shape, x.dtype)

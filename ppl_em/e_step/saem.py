@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.e_step.base import StochasticEStep
+from ppl_em.e_step.base import StochasticEStep, Strength
 from ppl_em.params import Params
 from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import Problem
+from ppl_em.stats import Health
 
 SHARE = 10
 """A step makes the draws of plain Monte Carlo EM divided by this."""
@@ -44,7 +45,7 @@ class SAEMState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SAEM:
+class SAEM(StochasticEStep):
     """Few draws per step of `inner`, weighted with those of the steps before.
 
     `full` makes the draws on which a result is confirmed. Users choose this by
@@ -53,15 +54,16 @@ class SAEM:
 
     inner: StochasticEStep
     full: StochasticEStep
-    stochastic: ClassVar[bool] = True
-    kind: ClassVar[str] = "estimate"
+    flag: ClassVar[str] = "nuts"
+    strength: ClassVar[Strength] = Strength.DRAWS
 
-    def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "SAEM":
-        """Nothing to check."""
-        return self
+    @property
+    def num_samples(self) -> int:  # type: ignore[override]
+        """Draws of each chain in a step."""
+        return self.inner.num_samples
 
-    def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> SAEMState:
-        """The sampler's own start, and no draws yet."""
+    def cold(self, rng_key: jax.Array, problem: Problem, params: Params) -> SAEMState:
+        """The sampler's own first state, warmed up, and no draws yet."""
         return self.resume(self.full.init(rng_key, problem, params))
 
     def step(
@@ -100,6 +102,10 @@ class SAEM:
         draws = np.zeros((num_chains, MEMORY, self.inner.num_samples, size), chains.u.dtype)
         weights = np.zeros(MEMORY, chains.u.dtype)
         return SAEMState(chains, *jax.device_put((draws, weights, np.zeros((), int))))
+
+    def diagnose(self, stats: dict[str, Any], scores: Any) -> Health:
+        """As the sampler does."""
+        return self.full.diagnose(stats, scores)
 
     def calm(self, state: Any) -> Any:
         """As the sampler does."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.e_step import FLAGS, EStep, from_flag
+from ppl_em.e_step import DEFAULT, FLAGS, EStep, Strength, from_flag
 from ppl_em.fit.audit_newton import MAX_LENGTH, Climb, climb, newton_step
 from ppl_em.likelihood import MAX_SE_NOISE, constrained_covariance, flat_and_jacobian, set_aside
 from ppl_em.params import Params, flat_labels
@@ -17,12 +17,6 @@ from ppl_em.result import Audit, EMResult
 from ppl_em.util import ModelError, as_key
 
 logger = logging.getLogger("ppl_em")
-
-STRENGTH = ("mean_field", "laplace", "nuts", "quadrature", "exact")
-"""Flags, from the most biased to the exact one."""
-
-AUDITORS = ("exact", "quadrature", "nuts")
-"""What `"auto"` tries, in this order."""
 
 NOTABLE = 0.1
 """Shifts, in standard errors, that are called wrong: it would take 100 times the data to see less
@@ -82,25 +76,29 @@ def _auditor(
 ) -> tuple[str, EStep]:
     """The flag of the stronger E-step, and the engine that it resolves to."""
     config = from_flag(e_step)
-    flag = next((name for name, kind in FLAGS.items() if type(config) is kind), fitted)
-    if flag != "auto":
-        rank = STRENGTH.index(fitted) if fitted in STRENGTH else 0
-        if flag in STRENGTH[: max(rank, 1)]:
-            stronger = [name for name in STRENGTH[rank + 1 :] if name in FLAGS]
+    if config.flag != DEFAULT:
+        own = FLAGS[fitted].strength if fitted in FLAGS else Strength.BOUND
+        if config.strength <= own and config.strength < max(Strength):
+            stronger = [flag for flag in _ladder() if FLAGS[flag].strength > own]
             raise ModelError(
-                f"`result.audit`: e_step='{flag}' is no stronger than the '{fitted}' of the fit. "
-                f"Pass one of {', '.join(map(repr, [*stronger, 'auto']))}."
+                f"`result.audit`: e_step='{config.flag}' is no stronger than the '{fitted}' of the "
+                f"fit. Pass one of {', '.join(map(repr, [*reversed(stronger), DEFAULT]))}."
             )
-        return flag, config.resolve(rng_key, problem, params)
-    last = ModelError(f"`result.audit`: none of {', '.join(AUDITORS)} applies.")
-    for flag in AUDITORS:
-        if flag in FLAGS:
-            try:
-                return flag, FLAGS[flag]().resolve(rng_key, problem, params)
-            except ModelError as error:
-                last = error
-                logger.info("The audit does not use '%s': %s", flag, error)
+        return config.flag, config.resolve(rng_key, problem, params)
+    auditors = [flag for flag in _ladder() if FLAGS[flag].strength >= Strength.DRAWS]
+    last = ModelError(f"`result.audit`: none of {', '.join(auditors)} applies.")
+    for flag in auditors:
+        try:
+            return flag, FLAGS[flag]().resolve(rng_key, problem, params)
+        except ModelError as error:
+            last = error
+            logger.info("The audit does not use '%s': %s", flag, error)
     raise last
+
+
+def _ladder() -> list[str]:
+    """Flags of E-steps, the strongest first."""
+    return sorted((f for f in FLAGS if f != DEFAULT), key=lambda f: -FLAGS[f].strength)
 
 
 def _shifts(problem: Problem, x: jax.Array, found: Climb) -> dict[str, Any]:

@@ -11,23 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
-from ppl_em.algorithms import Sampler, Stopping, Verdict, complaint, polish, rounding
-from ppl_em.e_step import (
-    Approximation,
-    DeterministicEStep,
-    EStep,
-    StochasticEStep,
-    expectation,
-    noise_of,
-)
-from ppl_em.likelihood import (
-    Components,
-    Information,
-    evidence,
-    marginal_information,
-    moved,
-    set_aside,
-)
+from ppl_em.algorithms import Sampler, Stopping, Verdict, polish, rounding
+from ppl_em.e_step import Approximation, DeterministicEStep, EStep, StochasticEStep, expectation
+from ppl_em.likelihood import Components, Information, marginal_information, moved, set_aside
 from ppl_em.posterior import LogLikelihood
 from ppl_em.problem import Problem
 
@@ -52,8 +38,8 @@ MAX_CALMED = 3
 PRECISION = Stopping(mcse_fraction=0.05, max_draws=100_000)
 """Monte Carlo error that the last round aims at, in standard errors."""
 
-NUM_STEPS, NUM_SAMPLES = 10, 4000
-"""E-steps, and draws from proposals, behind a Monte Carlo log-likelihood."""
+NUM_STEPS = 10
+"""E-steps behind a Monte Carlo log-likelihood."""
 
 
 class Climb(NamedTuple):
@@ -99,7 +85,7 @@ def _by_derivatives(
             trouble = here.reason
             break
         step = newton_step(here)
-        noise = max(rounding(value, x.dtype), noise_of(e_step) or 0.0)
+        noise = max(rounding(value, x.dtype), e_step.noise or 0.0)
         if 0.5 * here.gradient @ step < max(MAX_GAP, noise):  # nothing is left to gain
             finer = _refined(problem, x, e_step, state)
             if finer is None:
@@ -130,7 +116,7 @@ def _refined(
     problem: Problem, x: jax.Array, e_step: DeterministicEStep, state: Any
 ) -> DeterministicEStep | None:
     """A finer approximation, if this one is one and too coarse at `x` (p,)."""
-    if noise_of(e_step) is None:
+    if e_step.noise is None:
         return None
     return cast(Approximation, e_step).refined(problem, problem.constrain(x), state)
 
@@ -140,7 +126,7 @@ def _by_draws(
 ) -> Climb:
     sampler, state = Sampler(e_step).fresh(state)
     draws, state = sampler.draws(problem, x, state, NUM_STEPS)
-    log_likelihood = evidence.importance_sampled(rng_key, problem, x, draws, NUM_SAMPLES)
+    log_likelihood = draws.log_likelihood(rng_key, problem, x)
     start: Information | None = None
     components: Components | None = None
     calmed, trouble = 0, f"the Newton steps did not settle in {MAX_ROUNDS} rounds of draws"
@@ -151,7 +137,7 @@ def _by_draws(
             if found.verdict is Verdict.SICK:
                 calmed += 1
                 if calmed > MAX_CALMED:
-                    trouble = complaint(found.health, problem)
+                    trouble = found.health.complaint(problem.latent_names)
                     break
                 state = sampler.e_step.calm(state)
                 continue

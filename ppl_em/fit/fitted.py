@@ -137,11 +137,11 @@ class FittedParts:
         The confirming phase had more draws, but before its last step: if that was short, it is the
         second choice. The last is the Hessian of an importance-sampled log-likelihood.
         """
-        if not isinstance(self.posterior, WeightedDraws):
+        if not self.e_step.stochastic:
             e_step = cast(DeterministicEStep, self.e_step)
             yield marginal_information(e_step, self.problem, self.x, self.e_state)
             return
-        draws = np.asarray(self.posterior.draws)
+        draws = np.asarray(cast(WeightedDraws, self.posterior).draws)
         first, *rest = (
             WeightedDraws.equal(jax.device_put(piece))
             for piece in np.split(draws, FINAL_STEPS, axis=1)

@@ -8,11 +8,10 @@ import jax
 import numpy as np
 
 from ppl_em.algorithms import Outcome, Sampler, Stopping
-from ppl_em.e_step import Enumeration, EStep, StochasticEStep, expectation
+from ppl_em.e_step import DeterministicEStep, EStep, StochasticEStep, expectation
 from ppl_em.fit.fitted import FINAL_STEPS, FittedParts
-from ppl_em.likelihood import evidence
 from ppl_em.params import Params
-from ppl_em.posterior import BlockDraws, GaussianGuide, Guided, LogLikelihood
+from ppl_em.posterior import LogLikelihood
 from ppl_em.problem import Problem
 from ppl_em.problem.penalties import penalties
 from ppl_em.result import EMResult, LatentPosterior
@@ -51,22 +50,13 @@ def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMRes
         sampler, state = Sampler(cast(StochasticEStep, e_step), outcome.m_step).fresh(state)
         posterior, state = sampler.draws(problem, x, state, FINAL_STEPS)
         known = outcome.polish.known_blocks(problem, x) if outcome.polish else None
-        log_likelihood = evidence.importance_sampled(
-            key_evidence, problem, x, posterior, EVIDENCE_SAMPLES, known
-        )
+        log_likelihood = posterior.log_likelihood(key_evidence, problem, x, known)
     else:
         posterior, state, info = expectation(e_step, problem, x, state)
-        arguments: Any = key_evidence, problem, x, posterior, EVIDENCE_SAMPLES
-        if isinstance(posterior, GaussianGuide):
-            log_likelihood = evidence.lower_bound(*arguments)
-        elif isinstance(posterior, Guided):
-            log_likelihood = evidence.guide_bound(*arguments)
-        elif isinstance(posterior, BlockDraws):
-            log_likelihood = evidence.weighted(*arguments)
-        else:
-            value = float(info.objective)
-            if isinstance(e_step, Enumeration) and state:
-                value = _in_full(e_step, problem, x, value)
+        log_likelihood = posterior.log_likelihood(key_evidence, problem, x)
+        if log_likelihood is None:
+            own = cast(DeterministicEStep, e_step)
+            value = _in_full(own, problem, x, state, float(info.objective))
             log_likelihood = LogLikelihood(value, e_step.kind)
     _warn_of_float32(e_step, log_likelihood.value, x.dtype)
     params = problem.constrain(x)
@@ -81,7 +71,7 @@ def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMRes
         num_steps=len(outcome.rows),
         history=history,
         posterior=LatentPosterior(problem, params, posterior, key_posterior),
-        e_step=_flag(e_step),
+        e_step=e_step.flag,
         seconds={"total": time.monotonic() - outcome.begin, "compile": outcome.compile_seconds},
         parts=FittedParts(
             problem, e_step, x, state, posterior, outcome.polish, outcome.at, bool(terms)
@@ -91,14 +81,14 @@ def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMRes
     )
 
 
-@jax.jit(static_argnums=0)
-def _log_likelihood_in_full(e_step: Enumeration, problem: Problem, x: jax.Array) -> jax.Array:
-    return e_step.in_full(problem, problem.constrain(x))
-
-
-def _in_full(e_step: Enumeration, problem: Problem, x: jax.Array, condensed: float) -> float:
+def _in_full(
+    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any, condensed: float
+) -> float:
     """The log-likelihood from every row of the data, to compare with that of condensed ones."""
-    value = float(_log_likelihood_in_full(e_step, problem, x))
+    full = e_step.in_full(problem, problem.constrain(x), state)
+    if full is None:
+        return condensed
+    value = float(full)
     if not abs(value - condensed) < 1e-8 * (1 + abs(value)):
         logger.warning(
             "The condensed data give the log-likelihood %.10g, all rows %.10g: rounding has grown, "
@@ -107,18 +97,6 @@ def _in_full(e_step: Enumeration, problem: Problem, x: jax.Array, condensed: flo
             value,
         )
     return value
-
-
-def _flag(e_step: EStep) -> str:
-    exact = dict.fromkeys(("Enumeration", "Continuous", "Conditional"), "exact")
-    names = {
-        **exact,
-        "MeanField": "mean_field",
-        "Corrected": "mean_field",
-        "StochasticGuide": "mean_field",
-        "SAEM": "nuts",
-    }
-    return names.get(type(e_step).__name__, type(e_step).__name__.lower())
 
 
 def _history(

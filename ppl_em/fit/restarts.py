@@ -17,6 +17,7 @@ from ppl_em.e_step import expectation
 from ppl_em.fit.clusters import Fit, clusters
 from ppl_em.fit.fitted import FittedParts
 from ppl_em.params import Params
+from ppl_em.posterior import OF_PARAMETERS
 from ppl_em.problem import Problem
 from ppl_em.result import NO_OPTIMUM, EMResult, Optimum, Restarts, Status
 from ppl_em.structure import Group, exchangeable, nearest, permuted
@@ -95,7 +96,7 @@ def run_restarts(
             break
     if first_error is not None and not any(run[0] for run in runs):
         raise first_error
-    gap = limits.stopping.gap_for(any(r.e_step == "nuts" for r, *_ in runs if r))
+    gap = limits.stopping.gap_for(any(_is_stochastic(r) for r, *_ in runs if r))
     record = _record(problem, runs, gap)
     best: EMResult = next(r for r, *_ in runs[record.best :] if r)
     status = Status.INTERRUPTED if interrupted else best.status
@@ -208,7 +209,7 @@ def _dip(problem: Problem, result: EMResult, one: Params, other: Params) -> floa
     """
     parts = cast(FittedParts, result.parts)
     e_step, state = parts.e_step, parts.e_state
-    if e_step.stochastic or result.e_step == "mean_field":
+    if e_step.kind not in OF_PARAMETERS:
         return np.inf
     first, last = problem.unconstrain(one), problem.unconstrain(other)
     values = [
@@ -218,9 +219,13 @@ def _dip(problem: Problem, result: EMResult, one: Params, other: Params) -> floa
     return min(values[0], values[-1]) - min(values)
 
 
+def _is_stochastic(result: EMResult) -> bool:
+    return cast(FittedParts, result.parts).e_step.stochastic
+
+
 def _mcse(result: EMResult) -> Params:
     """Monte Carlo errors of the estimates, where the fit is by draws; else zeros."""
-    if result.e_step == "nuts":
+    if _is_stochastic(result):
         return result.mcse()
     return jax.tree.map(np.zeros_like, result.params)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.e_step import Approximation, DeterministicEStep, noise_of
+from ppl_em.e_step import Approximation, DeterministicEStep, Strength
 from ppl_em.likelihood.information import Information, checked
 from ppl_em.optimize import difference_points, from_differences
 from ppl_em.problem import Problem
@@ -80,7 +80,7 @@ def _score_and_differences(
     """The gradient, (p,), and the Hessian by differences of gradients, (p, p)."""
     points, width = difference_points(x)
     points = jnp.concatenate([points, x[None]])
-    coarse = e_step if noise_of(e_step) is None else cast(Approximation, e_step).for_curvature()
+    coarse = e_step if e_step.noise is None else cast(Approximation, e_step).for_curvature()
     same = coarse == e_step
     scores = _values_and_scores(coarse, problem, points, len(points) - (not same), state)[1]
     gradient = scores[-1] if same else value_and_score(e_step, problem, x, state)[1]
@@ -96,11 +96,10 @@ def marginal_information(
     objective is an approximation that is differentiable once.
     """
     hessian = np.array(np.nan)
-    if not is_large(problem) and noise_of(e_step) is None:
+    if not is_large(problem) and e_step.noise is None:
         gradient, hessian = jax.device_get(_score_and_hessian(e_step, problem, x, state))
     if not np.all(np.isfinite(hessian)):
         gradient, hessian = _score_and_differences(e_step, problem, x, state)
-    method = "Hessian of the exact log-likelihood"
-    if e_step.kind != "exact":
-        method = f"Hessian of the {e_step.kind.replace('_', ' ')}"
+    kind = "exact log-likelihood" if e_step.strength is Strength.EXACT else e_step.kind
+    method = f"Hessian of the {kind.replace('_', ' ')}"
     return checked(problem, x, gradient, -hessian, method, np.zeros_like(hessian))

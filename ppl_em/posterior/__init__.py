@@ -1,19 +1,19 @@
 """What an E-step returns: the latents given the data at one value of the parameters."""
 
-from ppl_em.posterior.base import Posterior, constrain_draws
-from ppl_em.posterior.block_draws import BlockDraws, Proposal, TermLayout, draw_mixing, roots
+from ppl_em.posterior.base import Posterior
+from ppl_em.posterior.block_draws import BlockDraws, Proposal, TermLayout, draw_mixing
 from ppl_em.posterior.conjugate import LogGamma, LogitBeta
 from ppl_em.posterior.draws import WeightedDraws
 from ppl_em.posterior.enumerated import Enumerated
-from ppl_em.posterior.expectation import closed_form
+from ppl_em.posterior.expectation import Expectation
 from ppl_em.posterior.factorized import Factorized
 from ppl_em.posterior.full_rank import FullRank
 from ppl_em.posterior.gaussian_arrow import GaussianArrow
 from ppl_em.posterior.gaussian_blocks import Gaussian
 from ppl_em.posterior.gaussian_chain import GaussianChain
 from ppl_em.posterior.laplace import GaussianLaw, LaplaceApproximation, half_trace
-from ppl_em.posterior.linalg import solve
-from ppl_em.posterior.log_likelihood import LogLikelihood
+from ppl_em.posterior.linalg import roots, solve
+from ppl_em.posterior.log_likelihood import OF_PARAMETERS, LogLikelihood
 from ppl_em.posterior.mixture import BlockLayout, GaussianMixture
 from ppl_em.posterior.numpyro_guide import AutoLaw, Guided, Law, UserLaw
 from ppl_em.posterior.product import PartPosterior, Product
@@ -23,10 +23,12 @@ from ppl_em.posterior.variational import MAX_HESSIAN, GaussianGuide, flat_blocks
 
 __all__ = [
     "MAX_HESSIAN",
+    "OF_PARAMETERS",
     "AutoLaw",
     "BlockDraws",
     "BlockLayout",
     "Enumerated",
+    "Expectation",
     "Factorized",
     "FullRank",
     "Gaussian",
@@ -52,8 +54,6 @@ __all__ = [
     "UserLaw",
     "WeightedDraws",
     "block_sums",
-    "closed_form",
-    "constrain_draws",
     "draw_mixing",
     "find_span",
     "flat_blocks",

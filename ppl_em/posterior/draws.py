@@ -1,24 +1,30 @@
 """Weighted draws: one representation for Monte Carlo EM, stochastic approximation, reweighting."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.params import Params
-from ppl_em.posterior.base import constrain_draws
+from ppl_em.posterior.base import Posterior, constrain_draws, weighted_mean
+from ppl_em.posterior.evidence import KnownBlocks, importance_sampled
+from ppl_em.posterior.log_likelihood import LogLikelihood
 from ppl_em.problem import Latents, Problem
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class WeightedDraws:
+class WeightedDraws(Posterior):
     """Draws of the unconstrained latents, (chain, draw, D), and weights (chain, draw).
 
     Weights sum to one; plain Monte Carlo EM has equal weights. `stats` holds what the sampler says
     of each draw, arrays (chain, draw) under ArviZ's names.
     """
+
+    by_draws: ClassVar[bool] = True
 
     draws: jax.Array
     weights: jax.Array
@@ -50,3 +56,18 @@ class WeightedDraws:
         flat = self.draws.reshape((-1, self.draws.shape[-1]))
         picked = jax.random.choice(rng_key, len(flat), (num_samples,), p=self.weights.ravel())
         return constrain_draws(problem, params, flat[picked])
+
+    def expectation(self, value: Callable[[jax.Array], Any]) -> Any:
+        """As good as Q is."""
+        flat = self.draws.reshape(self.weights.size, -1)
+        return weighted_mean(value, flat, self.weights.ravel())
+
+    def log_likelihood(
+        self,
+        rng_key: jax.Array,
+        problem: Problem,
+        x: jax.Array,
+        known: KnownBlocks | None = None,
+    ) -> LogLikelihood:
+        """By importance or bridge sampling, see `evidence.importance_sampled`."""
+        return importance_sampled(rng_key, problem, x, np.asarray(self.draws), known)

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from ppl_em.params import Params
+from ppl_em.posterior.base import Posterior
 from ppl_em.problem import Latents, Problem
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Enumerated:
+class Enumerated(Posterior):
     """Exact posterior of discrete sites, as the marginal of each factor's discrete sites.
 
     `marginals` has one table per sample site, of the shape of its log-factor: the derivative of

@@ -10,15 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 
 from ppl_em.discrete import marginalization
-from ppl_em.m_step import ClosedForm
 from ppl_em.params import Params
 from ppl_em.posterior.base import Posterior
-from ppl_em.posterior.draws import WeightedDraws
-from ppl_em.posterior.product import Product
 from ppl_em.problem import Latents, Problem
 from ppl_em.util import ModelError, check_known
 
@@ -47,21 +42,7 @@ class Expectation:
         def value(u: jax.Array) -> Any:
             return g(self.problem.constrain_latents(self.params, u))
 
-        if isinstance(self.posterior, WeightedDraws):
-            weights = self.posterior.weights.ravel()
-            draws = self.posterior.draws.reshape(len(weights), -1)
-        elif isinstance(self.posterior, Product):
-            draws = self.posterior.points()
-            weights = jnp.full(len(draws), 1 / len(draws))
-        else:
-            raise ModelError(
-                f"Option `m_step`: ClosedForm has no expectations under the posterior of this "
-                f"E-step ({type(self.posterior).__name__}). Use e_step='exact' with latents that "
-                f"are Gaussian or conjugate, e_step='nuts', or `expectation.probs` for discrete "
-                f"latents."
-            )
-        values = jax.vmap(value)(draws)
-        return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), values)
+        return self.posterior.expectation(value)
 
     def probs(self, site: str) -> jax.Array:
         """Responsibilities of a discrete site, (*plates, size of the support).
@@ -78,31 +59,3 @@ class Expectation:
                 "Option `m_step`: ClosedForm has responsibilities only if all latents are discrete."
             )
         return marginalization.site_probs(self.problem.log_factors(self.params, {}))[site]
-
-
-def closed_form(
-    m_step: ClosedForm, problem: Problem, posterior: Posterior, x: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Where the user's function leads from `x` (p,), and which coordinates it has set, (p,)."""
-    params = problem.constrain(x)
-    found = m_step.maximiser(Expectation(problem, posterior, params), params)
-    if not isinstance(found, dict) or not found:
-        raise ModelError(
-            f"Option `m_step`: the function of ClosedForm returned {type(found).__name__}. Return "
-            f"a dictionary, site name to value."
-        )
-    space = problem.space
-    check_known("ClosedForm", found, space.names, "free parameter")
-    for name, value in found.items():
-        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(value)]
-        known = [jnp.shape(leaf) for leaf in jax.tree.leaves(params[name])]
-        if shapes != known:
-            raise ModelError(
-                f"Site '{name}': ClosedForm gives it the shape {shapes}, the model {known}. "
-                f"Return a value of the model's shape."
-            )
-    new_x = problem.unconstrain({**params, **found})
-    marks = space.unravel(jnp.zeros(x.size))
-    ones = {name: jax.tree.map(jnp.ones_like, marks[name]) for name in found}
-    flat, _ = ravel_pytree({**marks, **ones})
-    return jnp.where(flat == 1, new_x, x), flat == 1

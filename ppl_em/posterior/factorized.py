@@ -7,9 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.params import Params
-from ppl_em.posterior.variational import GaussianGuide, guide_hessian
-from ppl_em.problem import Problem
+from ppl_em.posterior.base import constrain_draws, on_the_line
+from ppl_em.posterior.linalg import roots
+from ppl_em.posterior.variational import MAX_HESSIAN, GaussianGuide, guide_hessian
+from ppl_em.problem import Latents, Problem
 from ppl_em.structure import Blocks
+
+SD_SAMPLES = 2000
+"""Draws behind standard deviations on the model's own scale."""
 
 
 @jax.tree_util.register_dataclass
@@ -70,3 +75,30 @@ class Factorized(GaussianGuide):
         identity = jnp.broadcast_to(jnp.eye(2 * size)[:, :size], (*tril.shape[:2], size))
         half = jax.scipy.linalg.solve_triangular(tril, identity, lower=True)
         return jnp.swapaxes(half, -1, -2) @ half
+
+    def block_roots(self) -> jax.Array:
+        """Square roots of the covariances of q within the blocks, diagonal, (G, d, d)."""
+        return jax.vmap(jnp.diag)(self.blocks.split(self.scale))
+
+    def block_covariances(self, problem: Problem, params: Params) -> jax.Array | None:
+        """Those by linear response; None in blocks that are too large for them."""
+        if 2 * self.blocks.block_size > MAX_HESSIAN:
+            return None
+        return self.covariance(problem, params)
+
+    def site_sds(self, problem: Problem, params: Params, rng_key: jax.Array) -> Latents:
+        """Of all sites, over normal draws with the covariances of linear response."""
+        own, better = self.block_roots(), _linear_response(problem, params, self)
+        own = own if better is None else roots(better, own)
+        deviations = self.blocks.join(jnp.sqrt(jnp.sum(own**2, axis=-1)))
+        exact = problem.unravel(deviations)
+        noise = jax.random.normal(rng_key, (SD_SAMPLES, *self.loc.shape), self.loc.dtype)
+        away = self.blocks.join(jnp.einsum("gij,ngj->ngi", own, self.blocks.split(noise)))
+        draws = constrain_draws(problem, params, self.loc + away)
+        sds = {name: jnp.std(value, axis=0) for name, value in draws.items()}
+        return sds | {name: exact[name] for name in on_the_line(problem, params, self.loc)}
+
+
+@jax.jit
+def _linear_response(problem: Problem, params: Params, law: Factorized) -> jax.Array | None:
+    return law.block_covariances(problem, params)

@@ -68,3 +68,7 @@ class FullRank(GaussianGuide):
     def entropy(self) -> jax.Array:
         """Entropy of q; a scalar."""
         return log_det(self.scale) + 0.5 * self.loc.size * (1 + np.log(2 * np.pi))
+
+    def block_roots(self) -> jax.Array:
+        """Square roots of the covariances within the blocks, (G, d, d)."""
+        return self.scale

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ppl_em.params import Params
-from ppl_em.posterior.base import constrain_draws
+from ppl_em.posterior.base import Centered, constrain_draws
 from ppl_em.posterior.gaussian_arrow import GaussianArrow
 from ppl_em.posterior.gaussian_blocks import Gaussian
 from ppl_em.posterior.gaussian_chain import GaussianChain
@@ -19,7 +19,7 @@ GaussianLaw = Gaussian | GaussianChain | GaussianArrow
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class LaplaceApproximation:
+class LaplaceApproximation(Centered):
     """N(mode, inverse of minus the Hessian there), on the unconstrained scale.
 
     `law` is that Gaussian, `shift` (D,) the first-order difference between posterior mean and

@@ -26,3 +26,10 @@ def log_det(tril: jax.Array) -> jax.Array:
 def standard_normal(noise: jax.Array, size: int) -> jax.Array:
     """Log-density of standard normal `noise` with `size` entries that count; a scalar."""
     return -0.5 * jnp.sum(noise**2) - 0.5 * size * np.log(2 * np.pi)
+
+
+def roots(covariance: jax.Array, fallback: jax.Array) -> jax.Array:
+    """Square roots of covariances (G, d, d), or `fallback` where they are not positive definite."""
+    tril = jnp.linalg.cholesky(covariance)
+    good = jnp.all(jnp.isfinite(tril), axis=(-2, -1), keepdims=True)
+    return jnp.where(good, tril, fallback)

@@ -4,7 +4,10 @@ from typing import NamedTuple
 
 from ppl_em.stats import MAX_KHAT
 
-KINDS = ("exact", "quadrature", "laplace", "lower_bound", "estimate")
+OF_PARAMETERS = ("exact", "quadrature", "laplace")
+"""Kinds that are log-likelihoods, functions of the parameters alone: no bounds, no estimates."""
+
+KINDS = (*OF_PARAMETERS, "lower_bound", "estimate")
 """Every kind of marginal log-likelihood; only `"exact"` is free of approximation."""
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ppl_em.discrete import States
 from ppl_em.params import Params
-from ppl_em.posterior.base import constrain_draws
+from ppl_em.posterior.base import Centered, constrain_draws
 from ppl_em.posterior.linalg import inverse_transpose
 from ppl_em.problem import Latents, Problem
 from ppl_em.structure import Blocks
@@ -48,7 +48,7 @@ class BlockLayout:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class GaussianMixture:
+class GaussianMixture(Centered):
     """In block g, N(means[s, g], roots[s, g] roots[s, g]^T) with probability weights[s, g].
 
     `weights` is (S, G), `means` (S, G, d), `precision_trils` (S, G, d, d) the Cholesky factors of
@@ -153,3 +153,7 @@ class GaussianMixture:
             return jnp.sum(weight * jnp.where(weight != 0, tables[name], 0.0))
 
         return sum((term(name) for name in self.marginals), start=jnp.zeros(()))
+
+    def responsibilities(self) -> dict[str, jax.Array]:
+        """Probabilities of every discrete site."""
+        return self.probs

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro import handlers
@@ -15,8 +16,12 @@ from numpyro.infer.autoguide import AutoContinuous, AutoDiagonalNormal
 from numpyro.infer.util import log_density
 
 from ppl_em.params import Params
-from ppl_em.posterior.base import constrain_draws
+from ppl_em.posterior.base import Posterior, constrain_draws
+from ppl_em.posterior.evidence import NUM_SAMPLES
+from ppl_em.posterior.log_likelihood import LogLikelihood
 from ppl_em.problem import AllRows, Indices, Latents, Problem, Rows, minibatches
+from ppl_em.stats import pareto_khat
+from ppl_em.structure import log_joints
 
 SITE = "latents"
 """The one site that autoguides see: all latents, unconstrained."""
@@ -28,6 +33,7 @@ class AutoLaw:
 
     factory: Callable
     size: int
+    stratified: ClassVar[bool] = True  # base draws may be a Latin hypercube
 
     def build(self, start: jax.Array) -> AutoContinuous:
         """The guide, set up to begin around `start` (D,)."""
@@ -96,6 +102,7 @@ class UserLaw:
     """A guide written by hand: it samples the model's latent sites and has the same arguments."""
 
     function: Callable
+    stratified: ClassVar[bool] = False  # base draws are keys
 
     def guide(self, start: jax.Array | None = None) -> Callable:
         """The guide as a program with the arguments (problem, params)."""
@@ -159,7 +166,7 @@ Law = AutoLaw | UserLaw
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Guided:
+class Guided(Posterior):
     """q as a guide with parameters `phi`, and the points (n, D) at which Q is averaged."""
 
     points: jax.Array
@@ -186,3 +193,10 @@ class Guided:
         """Independent draws from q, each of shape (num_samples, *site_shape)."""
         draws, _ = self.fresh(problem, rng_key, num_samples)
         return constrain_draws(problem, params, draws)
+
+    def log_likelihood(self, rng_key: jax.Array, problem: Problem, x: jax.Array) -> LogLikelihood:
+        """The bound on fresh draws, with the k-hat of all latents jointly."""
+        draws, log_density = self.fresh(problem, rng_key, NUM_SAMPLES)
+        ratios = log_joints(problem, x, np.asarray(draws)) - np.asarray(log_density)
+        error = float(np.std(ratios, ddof=1) / np.sqrt(NUM_SAMPLES))
+        return LogLikelihood(float(np.mean(ratios)), "lower_bound", error, pareto_khat(ratios))

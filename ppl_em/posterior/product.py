@@ -1,8 +1,9 @@
 """Independent parts of the latents, each of a known law: the posterior of exact E-steps."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 
 from ppl_em.discrete import LogFactors
 from ppl_em.params import Params
-from ppl_em.posterior.base import constrain_draws
+from ppl_em.posterior.base import Centered, constrain_draws, weighted_mean
 from ppl_em.problem import Latents, Problem
 from ppl_em.structure import StepTotals, other_terms, steps_term
 from ppl_em.util import Static
@@ -47,7 +48,7 @@ class PartPosterior(Protocol):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Product:
+class Product(Centered):
     """Independent parts; `index` says where in `u` (D,) the coordinates of each one are.
 
     `nodes` (n, D) are equally weighted points over which the log-joint has its exact mean, and
@@ -125,3 +126,8 @@ class Product:
         inverse = np.argsort(np.concatenate([index.value for index in self.index]))
         joined = jnp.concatenate(parts, axis=-1)
         return joined if np.all(np.diff(inverse) == 1) else joined[..., inverse]
+
+    def expectation(self, value: Callable[[jax.Array], Any]) -> Any:
+        """Exact for sums over independent parts of quadratics or sufficient statistics."""
+        points = self.points()
+        return weighted_mean(value, points, jnp.full(len(points), 1 / len(points)))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.params import Params
-from ppl_em.posterior.base import constrain_draws
+from ppl_em.posterior.base import Posterior, constrain_draws
 from ppl_em.posterior.gaussian_blocks import Gaussian
 from ppl_em.posterior.quadrature_rules import Placed
 from ppl_em.problem import Latents, Problem
@@ -24,7 +24,7 @@ PROPOSALS = 16
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Nodes:
+class Nodes(Posterior):
     """G independent blocks of k latents, each on J nodes around its mode.
 
     `law` is the Gaussian at the modes, `placed` says where the nodes are, `probs` (J, G) are their
@@ -99,6 +99,14 @@ class Nodes:
 
         keys = jax.random.split(key_draw, num_samples), jax.random.split(key_pick, num_samples)
         return constrain_draws(problem, params, jax.lax.map(one, keys))
+
+    def site_means(self, problem: Problem, params: Params) -> Latents:
+        """Of all sites."""
+        return self.moments(problem, params)[0]
+
+    def site_sds(self, problem: Problem, params: Params, rng_key: jax.Array) -> Latents:
+        """Of all sites."""
+        return self.moments(problem, params)[1]
 
 
 def block_sums(

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.params import Params
-from ppl_em.posterior.base import constrain_draws
+from ppl_em.posterior.base import Posterior, constrain_draws
+from ppl_em.posterior.evidence import lower_bound
+from ppl_em.posterior.log_likelihood import LogLikelihood
 from ppl_em.problem import Latents, Problem
 from ppl_em.structure import Blocks, compressed_hessian
 from ppl_em.util import Static
@@ -18,7 +20,7 @@ MAX_HESSIAN = 600
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class GaussianGuide:
+class GaussianGuide(Posterior):
     """q(u), Gaussian on the unconstrained scale and independent between blocks.
 
     `loc` is (D,); `base` (n, D) are fixed standard-normal points; the G blocks of d coordinates
@@ -90,6 +92,21 @@ class GaussianGuide:
     ) -> Latents:
         """Independent draws from q, each of shape (num_samples, *site_shape)."""
         return constrain_draws(problem, params, self.draws(rng_key, num_samples))
+
+    def log_likelihood(self, rng_key: jax.Array, problem: Problem, x: jax.Array) -> LogLikelihood:
+        """The bound on fresh draws, with the worst k-hat over blocks."""
+        return lower_bound(rng_key, problem, x, self)
+
+    def block_covariances(self, problem: Problem, params: Params) -> jax.Array | None:
+        """Covariances of the latents within the blocks (G, d, d) where they are better than q's.
+
+        None where q's own are the best.
+        """
+        return None
+
+    def block_roots(self) -> jax.Array:
+        """Square roots of the covariances of q within the blocks, (G, d, d)."""
+        raise NotImplementedError
 
 
 def flat_blocks(shape: tuple[int, ...]) -> Blocks:

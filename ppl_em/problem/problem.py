@@ -45,6 +45,11 @@ class Problem:
         return sum(int(np.prod(site.shape_u)) for site in self.spec.latents)
 
     @property
+    def latent_names(self) -> list[str]:
+        """Names of the continuous latent sites."""
+        return [site.name for site in self.spec.latents]
+
+    @property
     def space(self) -> ParamSpace:
         """The free parameters, and the bijection between their values and `x`."""
         return self.spec.space

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -79,11 +79,12 @@ def _draws(result: EMResult, problem: Problem) -> tuple[Arrays, Arrays]:
     key_draws, key_discrete = jax.random.split(latents.rng_key)
     shapes = [s.shape for s in problem.spec.latents] + [s.shape for s in problem.spec.discrete]
     width = sum(int(np.prod(shape)) for shape in shapes)
-    if isinstance(latents.inner, WeightedDraws):
-        chains, draws = latents.inner.draws.shape[:2]
+    if latents.inner.by_draws:
+        own = cast(WeightedDraws, latents.inner)
+        chains, draws = own.draws.shape[:2]
         step = max(1, chains * draws * width // BUDGET)
-        u = latents.inner.draws[:, ::step]
-        stats = {k: np.asarray(v[:, ::step]) for k, v in latents.inner.stats.items()}
+        u = own.draws[:, ::step]
+        stats = {k: np.asarray(v[:, ::step]) for k, v in own.stats.items()}
         chains, draws = u.shape[:2]
         flat = u.reshape(-1, u.shape[-1])
         sampled = jax.vmap(lambda v: problem.constrain_latents(result.posterior.params, v))(flat)
@@ -95,7 +96,7 @@ def _draws(result: EMResult, problem: Problem) -> tuple[Arrays, Arrays]:
     shaped = {k: np.asarray(v).reshape(chains, draws, *v.shape[1:]) for k, v in sampled.items()}
     if not stats:
         stats = {"lp": np.full((chains, draws), result.penalised)}
-    if isinstance(latents.inner, WeightedDraws):
+    if latents.inner.by_draws:
         lp = _log_joints(problem, result.posterior.params, u)
         stats["lp"] = np.asarray(lp)
     return shaped, stats

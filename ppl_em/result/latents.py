@@ -1,6 +1,7 @@
 """The latents given the data, as users ask for them: draws, means, probabilities."""
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -8,23 +9,9 @@ import numpy as np
 
 from ppl_em.discrete import marginalization
 from ppl_em.params import Params
-from ppl_em.posterior import (
-    MAX_HESSIAN,
-    Factorized,
-    GaussianMixture,
-    LaplaceApproximation,
-    Nodes,
-    Posterior,
-    Product,
-    WeightedDraws,
-    constrain_draws,
-    roots,
-)
+from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Latents, Problem
 from ppl_em.util import ModelError
-
-WithCenter = Product | GaussianMixture | LaplaceApproximation
-"""Laws that know their mean on the unconstrained scale."""
 
 MEAN_SAMPLES = 2000
 """Draws behind means and probabilities that have no closed form."""
@@ -78,15 +65,7 @@ class LatentPosterior:
         Gaussian, a mixture of Gaussians, gamma, beta or Dirichlet on that scale; for discrete sites
         the mean of the support under `probs`.
         """
-        means = {}
-        if isinstance(self.inner, Nodes):
-            means = jax.device_get(self.inner.moments(self.problem, self.params)[0])
-        if isinstance(self.inner, WithCenter):
-            exact = self.problem.constrain_latents(self.params, self.inner.center)
-            known = self.problem.unravel(self.inner.center_is_mean)
-            gaussian = self._gaussian(self.inner)
-            names = [k for k in exact if k in gaussian or bool(jnp.all(known[k]))]
-            means = {name: np.asarray(exact[name]) for name in names}
+        means = _as_arrays(self.inner.site_means(self.problem, self.params))
         if len(means) < len(self.problem.spec.latents):
             means = {k: np.asarray(jnp.mean(v, axis=0)) for k, v in self._draws().items()} | means
         if self.problem.spec.discrete:
@@ -103,14 +82,7 @@ class LatentPosterior:
         inference by linear response, as q itself knows no correlations: see `Factorized`; draws
         by `sample` are from q.
         """
-        sds = {}
-        if isinstance(self.inner, Factorized):
-            return self._by_linear_response(self.inner)
-        if isinstance(self.inner, Nodes):
-            sds = jax.device_get(self.inner.moments(self.problem, self.params)[1])
-        if isinstance(self.inner, WithCenter):
-            exact = self.problem.unravel(jnp.std(self.inner.points(), axis=0))
-            sds = {name: np.asarray(exact[name]) for name in self._gaussian(self.inner)}
+        sds = _as_arrays(self.inner.site_sds(self.problem, self.params, self.rng_key))
         if len(sds) < len(self.problem.spec.latents):
             sds = {k: np.asarray(jnp.std(v, axis=0)) for k, v in self._draws().items()} | sds
         return sds
@@ -135,8 +107,9 @@ class LatentPosterior:
             )
         if not self.problem.spec.latents:
             return jax.device_get(_probs(self.problem, self.params, {}))
-        if isinstance(self.inner, GaussianMixture):
-            return jax.device_get(self.inner.probs)
+        known = self.inner.responsibilities()
+        if known is not None:
+            return jax.device_get(known)
         draws = self._draws(200)
         values = jax.vmap(lambda z: _probs(self.problem, self.params, z))(draws)
         return {name: np.asarray(jnp.mean(value, axis=0)) for name, value in values.items()}
@@ -161,43 +134,14 @@ class LatentPosterior:
             )
         return jax.device_get(_most_probable(self.problem, self.params))
 
-    def _by_linear_response(self, law: Factorized) -> dict[str, np.ndarray]:
-        """Standard deviations of normal draws with the covariances of linear response."""
-        blocks = law.blocks
-        own = jax.vmap(jnp.diag)(blocks.split(law.scale))
-        if 2 * blocks.block_size <= MAX_HESSIAN:
-            own = roots(_linear_response(self.problem, self.params, law), own)
-        deviations = blocks.join(jnp.sqrt(jnp.sum(own**2, axis=-1)))
-        exact = self.problem.unravel(deviations)
-        noise = jax.random.normal(self.rng_key, (MEAN_SAMPLES, *law.loc.shape), law.loc.dtype)
-        away = blocks.join(jnp.einsum("gij,ngj->ngi", own, blocks.split(noise)))
-        draws = constrain_draws(self.problem, self.params, law.loc + away)
-        sds = {name: np.asarray(jnp.std(value, axis=0)) for name, value in draws.items()}
-        return sds | {name: np.asarray(exact[name]) for name in self._on_the_line(law.loc)}
-
-    def _gaussian(self, posterior: WithCenter) -> list[str]:
-        """Sites on the real line, whose exact posterior is Gaussian if it is known at all."""
-        return self._on_the_line(posterior.center)
-
-    def _on_the_line(self, center: jax.Array) -> list[str]:
-        """Sites whose constrained and unconstrained values are the same at `center` (D,)."""
-        same = self.problem.unravel(center)
-        values = self.problem.constrain_latents(self.params, center)
-        return [name for name, value in values.items() if _equal(value, same[name])]
-
     def _draws(self, num_samples: int = MEAN_SAMPLES) -> Latents:
-        if isinstance(self.inner, WeightedDraws):
-            num_samples = min(num_samples, self.inner.weights.size)
+        if self.inner.by_draws:
+            num_samples = min(num_samples, cast(WeightedDraws, self.inner).weights.size)
         return self.inner.sample(self.problem, self.params, self.rng_key, num_samples)
 
 
-def _equal(a: jax.Array, b: jax.Array) -> bool:
-    return a.shape == b.shape and bool(jnp.all(a == b))
-
-
-@jax.jit
-def _linear_response(problem: Problem, params: Params, law: Factorized) -> jax.Array:
-    return law.covariance(problem, params)
+def _as_arrays(values: Latents) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in values.items()}
 
 
 @jax.jit

@@ -5,7 +5,7 @@ and all coordinates move at the same time, because they are independent.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,7 @@ class GammaPart:
 
     index: Static
     sign: Static
+    structure: ClassVar[None] = None
 
     def fit(self, density: Density, u: jax.Array, gradient: jax.Array) -> LogGamma:
         """The conditional law, from gradients (D,) at `u` (D,) and one more point."""
@@ -76,6 +77,7 @@ class BetaPart:
 
     index: Static
     shift: Static
+    structure: ClassVar[None] = None
 
     def fit(self, density: Density, u: jax.Array, gradient: jax.Array) -> LogitBeta:
         """The conditional law, from gradients (D,) at `u` (D,) and one more point."""

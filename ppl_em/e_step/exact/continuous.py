@@ -1,17 +1,16 @@
 """Exact E-step for continuous latents whose conditional law is a product of known ones."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, cast
 
 import jax
 
-from ppl_em.e_step.base import ExactInfo
-from ppl_em.e_step.exact.gaussian_part import GaussianPart
+from ppl_em.e_step.base import DeterministicEStep, ExactInfo, Strength
 from ppl_em.e_step.exact.uniform_chain import UniformChain, find_uniform
 from ppl_em.params import Params
 from ppl_em.posterior import GaussianChain, PartPosterior, Product
 from ppl_em.problem import Problem
-from ppl_em.structure import Density, StepPoints, totals
+from ppl_em.structure import Density, StepPoints, Structure, totals
 from ppl_em.structure.condense_steps import condense_steps
 from ppl_em.util import Static
 
@@ -22,6 +21,11 @@ class Part(Protocol):
     @property
     def index(self) -> Static:
         """The coordinates, ascending positions in u, shape (d,)."""
+        ...
+
+    @property
+    def structure(self) -> Structure | None:
+        """The zeros of the Hessian of a Gaussian part; None for others."""
         ...
 
     def fit(self, density: Density, u: jax.Array, gradient: jax.Array) -> PartPosterior:
@@ -41,7 +45,7 @@ class ContinuousState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Continuous:
+class Continuous(DeterministicEStep):
     """One fit for each part, all around one point.
 
     The log-joint minus the parts' log-densities is the same everywhere: log Z.
@@ -56,12 +60,9 @@ class Continuous:
 
     parts: tuple[Part, ...]
     min_rows: int | None = None
-    stochastic: ClassVar[bool] = False
+    flag: ClassVar[str] = "exact"
+    strength: ClassVar[Strength] = Strength.EXACT
     kind: ClassVar[str] = "exact"
-
-    def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "Continuous":
-        """Nothing to check: `Exact` has."""
-        return self
 
     def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> ContinuousState:
         """The expansion point, and points that stand for the steps of long scans."""
@@ -69,7 +70,7 @@ class Continuous:
         keys = jax.random.split(rng_key)
         points = condense_steps(keys[0], problem, x, self.min_rows)
         uniform, part = None, self.parts[0]
-        if points and len(self.parts) == 1 and isinstance(part, GaussianPart):
+        if points and len(self.parts) == 1 and part.structure is not None:
             uniform = find_uniform(keys[1], problem, x, part.structure, points)
         return ContinuousState(problem.start, points, uniform)
 
@@ -78,8 +79,9 @@ class Continuous:
     ) -> tuple[Product, ContinuousState, ExactInfo]:
         """The posterior at `params`, and the exact log-likelihood."""
         value, posterior = self._fit(problem, params, state)
-        chain, steps = posterior.parts[0], None
-        if state.uniform is not None and isinstance(chain, GaussianChain):
+        steps = None
+        if state.uniform is not None:
+            chain = cast(GaussianChain, posterior.parts[0])
             nodes, steps = state.uniform.moments(problem, params, chain, state.points)
         else:
             nodes = posterior.points()
@@ -91,10 +93,6 @@ class Continuous:
     def log_likelihood(self, problem: Problem, params: Params, state: ContinuousState) -> jax.Array:
         """log p(y; params), latents integrated out; a scalar."""
         return self._fit(problem, params, state)[0]
-
-    def describe(self, info: ExactInfo) -> str:
-        """Nothing beyond the objective."""
-        return ""
 
     def posterior(self, density: Density, u: jax.Array, gradient: jax.Array) -> Product:
         """The parts fitted around `u` (D,), where the log-joint has the gradient (D,)."""

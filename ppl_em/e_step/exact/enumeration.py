@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ppl_em.discrete import marginalization
-from ppl_em.e_step.base import ExactInfo
+from ppl_em.e_step.base import DeterministicEStep, ExactInfo, Strength
 from ppl_em.params import Params
 from ppl_em.posterior import Enumerated
 from ppl_em.problem import Problem
@@ -15,7 +15,7 @@ from ppl_em.structure import Condensation, condense_rows
 
 
 @dataclass(frozen=True)
-class Enumeration:
+class Enumeration(DeterministicEStep):
     """Posterior marginals by one reverse pass through the elimination of log Z.
 
     A model without any latent site is the trivial case: Q is its log-likelihood. The state is the
@@ -31,12 +31,9 @@ class Enumeration:
 
     min_rows: int | None = None
     chain: str | None = None
-    stochastic: ClassVar[bool] = False
+    flag: ClassVar[str] = "exact"
+    strength: ClassVar[Strength] = Strength.EXACT
     kind: ClassVar[str] = "exact"
-
-    def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "Enumeration":
-        """Nothing to check: `Exact` has."""
-        return self
 
     def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> Condensation:
         """The rows of data as weighted points, where that is proved to be the same."""
@@ -66,10 +63,6 @@ class Enumeration:
         full = condense_rows.expand(factors, state)
         return marginalization.log_normalizer(full, marginalization.mode(self.chain))
 
-    def in_full(self, problem: Problem, params: Params) -> jax.Array:
-        """log p(y; params) from every row of the data; a scalar."""
-        return problem.log_joint(params, {})
-
-    def describe(self, info: ExactInfo) -> str:
-        """Nothing beyond the objective."""
-        return ""
+    def in_full(self, problem: Problem, params: Params, state: Condensation) -> jax.Array | None:
+        """log p(y; params) from every row of the data; None if none are condensed."""
+        return problem.log_joint(params, {}) if state else None

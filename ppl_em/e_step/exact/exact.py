@@ -1,11 +1,11 @@
 """The `"exact"` flag: prove that the posterior has a closed form, and pick the engine for it."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 
-from ppl_em.e_step.base import EStep
+from ppl_em.e_step.base import Choice, EStep, Strength
 from ppl_em.e_step.exact.continuous import Continuous
 from ppl_em.e_step.exact.enumeration import Enumeration
 from ppl_em.e_step.exact.find_mixture import find_layout
@@ -17,7 +17,7 @@ from ppl_em.util import check_choice
 
 
 @dataclass(frozen=True)
-class Exact:
+class Exact(Choice):
     """Exact posterior: discrete latents, Gaussian and conjugate ones, Gaussian given discrete ones.
 
     Attributes
@@ -39,7 +39,8 @@ class Exact:
     max_states: int = 64
     min_rows: int | None = 500
     chain: str | None = None
-    stochastic: ClassVar[bool] = False
+    flag: ClassVar[str] = "exact"
+    strength: ClassVar[Strength] = Strength.EXACT
     kind: ClassVar[str] = "exact"
 
     def __post_init__(self) -> None:
@@ -62,7 +63,3 @@ class Exact:
             layout = find_layout(rng_key, problem, x, self.max_states, self.max_dense)
             return Conditional(layout)
         return Continuous(find_parts(rng_key, problem, x, self.max_dense), self.min_rows)
-
-    def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> Any:
-        """Call `resolve` first: it returns the engine to run."""
-        return self.resolve(rng_key, problem, params).init(rng_key, problem, params)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.discrete import LOG_ZERO, LogFactors, Table, indicators
-from ppl_em.e_step.base import ExactInfo
+from ppl_em.e_step.base import DeterministicEStep, ExactInfo, Strength
 from ppl_em.params import Params
 from ppl_em.posterior import BlockLayout, GaussianMixture, solve
 from ppl_em.problem import Problem
@@ -34,7 +34,7 @@ class Expansion(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Conditional:
+class Conditional(DeterministicEStep):
     """A Newton step for every joint state, and the sum over states of what it integrates to.
 
     Given joint state s, the log-joint of block g is quadratic with gradient g and curvature -P, so
@@ -48,12 +48,9 @@ class Conditional:
     """
 
     layout: BlockLayout
-    stochastic: ClassVar[bool] = False
+    flag: ClassVar[str] = "exact"
+    strength: ClassVar[Strength] = Strength.EXACT
     kind: ClassVar[str] = "exact"
-
-    def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "Conditional":
-        """Nothing to check: `Exact` has."""
-        return self
 
     def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> jax.Array:
         """The expansion point, shape (D,)."""
@@ -69,10 +66,6 @@ class Conditional:
     def log_likelihood(self, problem: Problem, params: Params, state: jax.Array) -> jax.Array:
         """log p(y; params), latents integrated and summed out; a scalar."""
         return self.fit(problem, params, state)[0]
-
-    def describe(self, info: ExactInfo) -> str:
-        """Nothing beyond the objective."""
-        return ""
 
     def fit(
         self, problem: Problem, params: Params, u: jax.Array

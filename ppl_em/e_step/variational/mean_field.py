@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
 
-from ppl_em.e_step.base import EStep
+from ppl_em.e_step.base import DeterministicEStep, EStep, Strength
 from ppl_em.e_step.variational.base_draws import base_draws
 from ppl_em.e_step.variational.guides import find_law
 from ppl_em.e_step.variational.psis import corrected
@@ -64,7 +64,7 @@ class MeanFieldInfo(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MeanField:
+class MeanField(DeterministicEStep):
     """Variational inference on the unconstrained scale, with a guide of NumPyro or of the user.
 
     The bound is averaged over fixed base draws, so EM is deterministic and never lowers it. Its
@@ -117,7 +117,8 @@ class MeanField:
     optimizer: Any = field(default=None, kw_only=True)
     num_steps: int = field(default=100, kw_only=True)
     blocks: Blocks | None = field(default=None, kw_only=True)
-    stochastic: ClassVar[bool] = False
+    flag: ClassVar[str] = "mean_field"
+    strength: ClassVar[Strength] = Strength.BOUND
     kind: ClassVar[str] = "lower_bound"
 
     def __post_init__(self) -> None:
@@ -144,7 +145,7 @@ class MeanField:
         ModelError
             If there is nothing to approximate, or the guide does not fit the model.
         """
-        problem.require_continuous("mean_field")
+        problem.require_continuous(self.flag)
         if self.mode == "stochastic" or self.guide not in GAUSSIAN:
             law = find_law(self.guide, problem, params)
             guided = StochasticGuide(law, self.optimizer, self.num_steps, self.num_particles)

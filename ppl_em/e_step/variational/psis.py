@@ -8,18 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl_em.e_step.base import DeterministicEStep, Strength
 from ppl_em.e_step.variational.base_draws import base_draws
 from ppl_em.params import Params
-from ppl_em.posterior import (
-    MAX_HESSIAN,
-    BlockDraws,
-    Factorized,
-    GaussianGuide,
-    Proposal,
-    TermLayout,
-    draw_mixing,
-    roots,
-)
+from ppl_em.posterior import BlockDraws, Proposal, TermLayout, draw_mixing, roots
 from ppl_em.problem import Problem
 from ppl_em.stats import MAX_KHAT, smooth
 from ppl_em.structure import dense, owners
@@ -69,7 +61,7 @@ class CorrectedInfo(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Corrected:
+class Corrected(DeterministicEStep):
     """`MeanField(correct="psis")`: Q over draws with Pareto-smoothed importance weights.
 
     Proposals have the location of q and its covariances by linear response, with Student-t tails
@@ -94,12 +86,9 @@ class Corrected:
     inner: Any
     layout: TermLayout
     num_draws: int
-    stochastic: ClassVar[bool] = False
+    flag: ClassVar[str] = "mean_field"
+    strength: ClassVar[Strength] = Strength.BOUND
     kind: ClassVar[str] = "estimate"
-
-    def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "Corrected":
-        """Nothing to check: `MeanField` has."""
-        return self
 
     def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> CorrectedState:
         """Base draws, and no proposal yet."""
@@ -173,10 +162,10 @@ class Corrected:
         """New draws at `params`; the objective, `value` by the old ones, goes on."""
         blocks = self.layout.blocks
         law, guide, _ = self.inner.step(problem, params, state.guide)
-        own = _own_root(law)
-        wide = own
-        if isinstance(law, Factorized) and 2 * blocks.block_size <= MAX_HESSIAN:
-            wide = roots(law.covariance(problem, params), own)
+        own = wide = law.block_roots()
+        better = law.block_covariances(problem, params)
+        if better is not None:
+            wide = roots(better, own)
         tails = jnp.full(blocks.num_blocks, float(blocks.block_size <= SMALL), law.loc.dtype)
         proposal = Proposal(law.loc, wide, tails)
         draws, log_density = proposal.move(blocks, state.normal, state.mixing)
@@ -220,10 +209,3 @@ def corrected(inner: Any, problem: Problem, x: jax.Array, num_draws: int) -> Cor
         inner = dataclasses.replace(inner, blocks=blocks)
     layout = TermLayout(blocks, None if owner is None else Static(owner))
     return Corrected(inner, layout, max(num_draws, 4 * (blocks.block_size + 1)))
-
-
-def _own_root(law: GaussianGuide) -> jax.Array:
-    """A square root of the covariance of q, block by block, (G, d, d)."""
-    if isinstance(law, Factorized):
-        return jax.vmap(jnp.diag)(law.blocks.split(law.scale))
-    return law.scale

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.optim import Adam
 
+from ppl_em.e_step.base import DeterministicEStep, Strength
 from ppl_em.e_step.variational.base_draws import base_draws
 from ppl_em.params import Params
-from ppl_em.posterior import AutoLaw, Guided, Law
+from ppl_em.posterior import Guided, Law
 from ppl_em.problem import Indices, Problem, check_batches, draw_rows
 from ppl_em.structure import dense
 
@@ -53,7 +54,7 @@ class StochasticInfo(NamedTuple):
 
 
 @dataclass(frozen=True)
-class StochasticGuide:
+class StochasticGuide(DeterministicEStep):
     """`MeanField(mode="stochastic")`: gradient steps on fresh draws, judged on fixed ones.
 
     Every E-step takes `num_steps` of SVI from where the last one ended and proposes the mean of the
@@ -85,7 +86,9 @@ class StochasticGuide:
     num_particles: int
     gradient_particles: int = 16
     batches: bool = False
-    stochastic: ClassVar[bool] = False
+    flag: ClassVar[str] = "mean_field"
+    strength: ClassVar[Strength] = Strength.BOUND
+    is_function: ClassVar[bool] = False
     kind: ClassVar[str] = "lower_bound"
 
     def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "StochasticGuide":
@@ -103,7 +106,7 @@ class StochasticGuide:
         key_svi, key_base = jax.random.split(rng_key)
         engine = self._engine(problem.start)
         svi = engine.init(key_svi, problem, params)
-        if isinstance(self.law, AutoLaw):  # stratified
+        if self.law.stratified:
             draws = base_draws(key_base, self.num_particles, dense(problem))
             base = jnp.asarray(draws, problem.start.dtype)
         else:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from ppl_em.posterior import (
-    BlockDraws,
-    GaussianGuide,
-    Guided,
-    LogLikelihood,
-    TermLayout,
-    WeightedDraws,
-)
+from ppl_em.posterior.log_likelihood import LogLikelihood
 from ppl_em.problem import Problem
 from ppl_em.stats import MAX_KHAT, Integral, Proposals, importance, pareto_khat
 from ppl_em.stats.bridge import bridge
@@ -28,12 +21,17 @@ from ppl_em.structure import (
     by_component,
     find_components,
     hessian_product,
-    log_joints,
     targets,
 )
 from ppl_em.util import generator
 
 logger = logging.getLogger("ppl_em")
+
+NUM_SAMPLES = 4000
+"""Draws behind a lower bound, or per block of an importance-sampling estimate."""
+
+KnownBlocks = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]
+"""Independent blocks of latents, (D,), and the log-joint by block, see `additive.by_component`."""
 
 LARGE = 10
 """Blocks of more latents are bridged: importance weights become heavy with the dimension."""
@@ -49,75 +47,51 @@ MAX_WIDE = 1500
 """Largest block for which that is done: its Hessian is dense."""
 
 
-def lower_bound(
-    rng_key: jax.Array, problem: Problem, x: jax.Array, posterior: GaussianGuide, num_samples: int
-) -> LogLikelihood:
+class BlockLaw(Protocol):
+    """A law of the unconstrained latents with a log-density for every coordinate."""
+
+    @property
+    def loc(self) -> jax.Array:
+        """Its mean, (D,)."""
+        ...
+
+    @property
+    def block_labels(self) -> np.ndarray:
+        """The block within which it has covariances, for every latent, (D,)."""
+        ...
+
+    def draws(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
+        """Fresh draws, (num_samples, D)."""
+        ...
+
+    def log_densities(self, u: jax.Array) -> jax.Array:
+        """Terms of the log-density for `u` (n, D), shape (n, D)."""
+        ...
+
+
+def lower_bound(rng_key: jax.Array, problem: Problem, x: jax.Array, law: BlockLaw) -> LogLikelihood:
     """Evidence lower bound on fresh draws from q, and the worst Pareto k-hat of q over blocks.
 
-    A k-hat above 0.7 says that q is far from the posterior. Blocks are independent under the
+    A k-hat above 0.7 says that q is far from the law. Blocks are independent under the
     posterior and under q, and judged one by one: jointly k-hat grows with their number.
     """
     key_draws, key_blocks = jax.random.split(rng_key)
-    draws = np.asarray(posterior.draws(key_draws, num_samples))
-    terms = np.asarray(posterior.log_densities(jnp.asarray(draws)))
+    draws = np.asarray(law.draws(key_draws, NUM_SAMPLES))
+    terms = np.asarray(law.log_densities(jnp.asarray(draws)))
     found = find_components(problem, x, draws[:3], key_blocks)
-    for labels in (_coarser(found, posterior.block_labels), np.zeros_like(found)):
+    for labels in (_coarser(found, law.block_labels), np.zeros_like(found)):
         log_density = np.stack([np.bincount(labels, weights=row) for row in terms])
-        for target in targets(problem, x, np.asarray(posterior.loc), labels):
+        for target in targets(problem, x, np.asarray(law.loc), labels):
             try:
                 pieces, base = target(draws)
             except NotAdditive:
                 continue
             ratios = pieces - log_density
             whole = base + ratios.sum(axis=1)
-            error = float(np.std(whole, ddof=1) / np.sqrt(num_samples))
-            khat = max(pareto_khat(block, SHARE * num_samples) for block in ratios.T)
+            error = float(np.std(whole, ddof=1) / np.sqrt(NUM_SAMPLES))
+            khat = max(pareto_khat(block, SHARE * NUM_SAMPLES) for block in ratios.T)
             return LogLikelihood(float(np.mean(whole)), "lower_bound", error, khat)
     raise NotAdditive("one block always adds up")
-
-
-def guide_bound(
-    rng_key: jax.Array, problem: Problem, x: jax.Array, posterior: Guided, num_samples: int
-) -> LogLikelihood:
-    """Evidence lower bound of any guide on fresh draws, with the k-hat of all latents jointly."""
-    draws, log_density = posterior.fresh(problem, rng_key, num_samples)
-    ratios = log_joints(problem, x, np.asarray(draws)) - np.asarray(log_density)
-    error = float(np.std(ratios, ddof=1) / np.sqrt(num_samples))
-    return LogLikelihood(float(np.mean(ratios)), "lower_bound", error, pareto_khat(ratios))
-
-
-def weighted(
-    rng_key: jax.Array, problem: Problem, x: jax.Array, posterior: BlockDraws, num_samples: int
-) -> LogLikelihood:
-    """Importance sampling, block by block, on fresh draws from the proposals behind `posterior`.
-
-    Kind `"estimate"`; `"lower_bound"` if some blocks could not be corrected, which then stand with
-    their mean log weight. The k-hat is the worst over blocks.
-    """
-    draws, log_density = posterior.fresh(rng_key, num_samples)
-    found = np.asarray(_pieces(posterior.layout, problem, x, draws), float)
-    ratios = found[:, :-1] - np.asarray(log_density)
-    value, variance, khats = float(found[0, -1]), 0.0, []
-    for column, good in zip(ratios.T, np.asarray(posterior.corrected), strict=True):
-        part = importance(column)
-        khats.append(part.khat)
-        value += part.value if good else float(np.mean(column))
-        variance += part.variance if good else float(np.var(column, ddof=1)) / num_samples
-    kind = "estimate" if np.all(posterior.corrected) else "lower_bound"
-    if kind == "lower_bound":
-        logger.warning(
-            "mean_field: %d of %d blocks of latents could not be corrected, as the Pareto k-hat of "
-            "their weights is above 0.7: their share of the bias stays. Use a richer `guide`, or "
-            "e_step='nuts'.",
-            int(np.sum(~np.asarray(posterior.corrected))),
-            ratios.shape[1],
-        )
-    return LogLikelihood(value, kind, float(np.sqrt(variance)), max(khats))
-
-
-@jax.jit(static_argnums=0)
-def _pieces(layout: TermLayout, problem: Problem, x: jax.Array, draws: jax.Array) -> jax.Array:
-    return layout.pieces(problem, problem.constrain(x), draws)
 
 
 def _coarser(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -136,9 +110,8 @@ def importance_sampled(
     rng_key: jax.Array,
     problem: Problem,
     x: jax.Array,
-    posterior: WeightedDraws,
-    num_samples: int,
-    known: tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]] | None = None,
+    draws: np.ndarray,
+    known: KnownBlocks | None = None,
 ) -> LogLikelihood:
     """Importance or bridge sampling with proposals fitted to posterior draws.
 
@@ -154,10 +127,8 @@ def importance_sampled(
         Draws from the proposals.
     problem, x
         Where to evaluate, x of shape (p,).
-    posterior
-        Equally weighted draws at `x`.
-    num_samples
-        Draws from the proposal of each block.
+    draws
+        Equally weighted draws at `x`, (chain, draw, D).
     known
         Independent blocks of latents, (D,), and the log-joint by block, as in
         `contributions.by_component`, if these are known.
@@ -176,11 +147,10 @@ def importance_sampled(
     """
     key_blocks, key_sample = jax.random.split(rng_key)
     rng = generator(key_sample)
-    draws = np.asarray(posterior.draws)
     center = draws.mean(axis=(0, 1))
     for partition, target in _partitions(key_blocks, problem, x, draws, center, known):
         try:
-            parts, base = _integrals(rng, problem, x, target, draws, partition, num_samples)
+            parts, base = _integrals(rng, problem, x, target, draws, partition, NUM_SAMPLES)
         except NotAdditive:
             continue
         value = base + sum(part.value for part in parts)
@@ -195,7 +165,7 @@ def _partitions(
     x: jax.Array,
     draws: np.ndarray,
     center: np.ndarray,
-    known: tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]] | None,
+    known: KnownBlocks | None,
 ) -> Iterator[tuple[np.ndarray, Target]]:
     """Blocks of the latents (D,), and ways to see their log-joints apart, the fastest first."""
     if known is not None:
