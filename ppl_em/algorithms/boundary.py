@@ -22,10 +22,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm.auto import tqdm
 
 from ppl_em.algorithms.boundary_profile import DECADE, Landscape
-from ppl_em.algorithms.history import Trail
+from ppl_em.algorithms.history import Run
 from ppl_em.algorithms.stopping import Step, Stopping
 from ppl_em.e_step import DeterministicEStep
 from ppl_em.params import AtBounds, ends, flat_labels
@@ -106,25 +105,24 @@ class Watch:
         return True
 
 
-def to_boundary(
-    problem: Problem, e_step: DeterministicEStep, trail: Trail, towards: np.ndarray, bar: tqdm
-) -> bool:
+def to_boundary(run: Run, towards: np.ndarray) -> bool:
     """Whether the maximum is at a bound, where the run then ends: if not, it goes on.
 
     `towards` (p,) as in `jump`.
     """
     if not towards.any():
         return False
-    start, before = time.monotonic(), trail.x
-    found = jump(problem, e_step, before, trail.e_state, towards)
+    history = run.history
+    start, before = time.monotonic(), history.x
+    found = jump(run.problem, run.e_step, before, history.e_state, towards)
     if found is None:
         return False
-    trail.at = found.at
-    change, length = found.value - trail.objective, float(jnp.linalg.norm(found.x - before))
+    history.at = found.at
+    change, length = found.value - history.objective, float(jnp.linalg.norm(found.x - before))
     step = Step(found.value, change, 0.0, length)
-    trail.record(step, found.x, "boundary", time.monotonic() - start)
-    trail.x, trail.e_state = found.x, found.state
-    bar.update(1)
+    history.record(step, found.x, "boundary", time.monotonic() - start)
+    history.x, history.e_state = found.x, found.state
+    run.bar.update(1)
     return True
 
 

@@ -8,12 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm.auto import tqdm
 
 from ppl_em.algorithms.acceleration import Accelerator, Proposal, accelerator
 from ppl_em.algorithms.boundary import Watch, to_boundary
 from ppl_em.algorithms.direct import Ascent, switch_reason
-from ppl_em.algorithms.history import Limits, Trail
+from ppl_em.algorithms.history import History, Limits, Run
 from ppl_em.algorithms.maximization import Maximized, maximization
 from ppl_em.algorithms.newton import is_due, take_newton_steps
 from ppl_em.algorithms.stopping import (
@@ -58,38 +57,41 @@ class Visit:
 
 @dataclass
 class Deterministic:
-    """One run: `run` says how it ended, the trail has the rest.
+    """One run: `run` says how it ended, the history has the rest.
 
-    `first` is where in the trail the latest unbroken row of EM steps begins.
+    `first` is where in the history the latest unbroken row of EM steps begins.
     """
 
-    problem: Problem
-    e_step: DeterministicEStep
+    of: Run
     m_step: MStep
-    trail: Trail
-    limits: Limits
-    bar: tqdm
+    problem: Problem = field(init=False)
+    e_step: DeterministicEStep = field(init=False)
+    history: History = field(init=False)
+    limits: Limits = field(init=False)
     accelerator: Accelerator | None = field(init=False)
     rates: list[float] = field(default_factory=list, init=False)
     first: int = field(init=False)
     m_state: Any = field(init=False)
 
     def __post_init__(self) -> None:
+        of = self.of
+        self.problem, self.e_step, self.history = of.problem, of.e_step, of.history
+        self.limits = of.limits
         self.accelerator = accelerator(self.limits.plan.acceleration)
-        self.m_state = self.m_step.init(self.trail.x)
-        self.first = len(self.trail.steps)
+        self.m_state = self.m_step.init(self.history.x)
+        self.first = len(self.history.steps)
 
     def run(self) -> tuple[Status, float]:
         """EM steps until a rule ends them; the status, and the seconds of the first one."""
-        trail, limits = self.trail, self.limits
+        history, limits = self.history, self.limits
         watch = Watch(self.problem, self.e_step, limits.stopping)
-        if trail.at is not None:  # with a coarser E-step
-            towards, trail.at = trail.at.towards, None
-            if to_boundary(self.problem, self.e_step, trail, towards, self.bar):
+        if history.at is not None:  # with a coarser E-step
+            towards, history.at = history.at.towards, None
+            if to_boundary(self.of, towards):
                 return Status.BOUNDARY, 0.0
-        if trail.inverse is not None and self._stays_converged(watch):
+        if history.inverse is not None and self._stays_converged(watch):
             return Status.CONVERGED, 0.0
-        before, m_info, proposal, next_try, compile_seconds = trail.x, None, None, 0, 0.0
+        before, m_info, proposal, next_try, compile_seconds = history.x, None, None, 0, 0.0
         here, start = None, time.monotonic()
         count = -1
         while True:
@@ -100,17 +102,17 @@ class Deterministic:
             if not np.isfinite(here.objective):
                 return Status.NON_FINITE, compile_seconds
             if count == 0:
-                trail.objective = here.objective
+                history.objective = here.objective
             elif not self._record(here, before, seconds, m_info):
                 return Status.DECREASED, compile_seconds
-            trail.x, trail.e_state = here.x, here.state
+            history.x, history.e_state = here.x, here.state
             if not bool(jnp.all(jnp.isfinite(here.out.x))):
                 return Status.NON_FINITE, compile_seconds
             done, towards = self._has_converged(here), watch.towards(here.x)
             if (
                 towards.any()
-                and watch.is_due(trail.steps, done)
-                and to_boundary(self.problem, self.e_step, trail, towards, self.bar)
+                and watch.is_due(history.steps, done)
+                and to_boundary(self.of, towards)
             ):
                 return Status.BOUNDARY, compile_seconds
             if done:
@@ -120,14 +122,14 @@ class Deterministic:
                 return ended, compile_seconds
             if ended is not None:
                 next_try = 2 * count
-                if trail.x is not here.x:  # the finish got somewhere, if not to the end
-                    here = self._both(trail.x, trail.e_state)
-                    trail.e_state = here.state
+                if history.x is not here.x:  # the finish got somewhere, if not to the end
+                    here = self._both(history.x, history.e_state)
+                    history.e_state = here.state
             if bool(jnp.all(here.out.x == here.x)) and self.e_step.is_function:
                 promised = float(here.out.info.m_promised)
                 fine = is_stationary(here.objective, promised, here.x.dtype)
                 return Status.CONVERGED if fine else Status.STALLED, compile_seconds
-            if len(trail.rows) >= limits.max_steps:
+            if len(history.rows) >= limits.max_steps:
                 return Status.MAX_STEPS, compile_seconds
             if time.monotonic() > limits.deadline:
                 return Status.MAX_SECONDS, compile_seconds
@@ -141,42 +143,42 @@ class Deterministic:
         return self._maximized(x, posterior, state, info)
 
     def _maximized(self, x: jax.Array, posterior: Any, state: Any, info: Any) -> Visit:
-        self.trail.evaluations += 1
+        self.history.evaluations += 1
         out = maximization(self.m_step, self.problem, x, x, posterior, self.m_state)
         self.m_state = out.state
         return Visit(x, posterior, state, info, jax.block_until_ready(out))
 
     def _visit(self, last: Visit | None, proposal: Proposal | None) -> Visit:
         """Go where the last step leads, or less far if the objective is lower there."""
-        trail = self.trail
+        history = self.history
         if last is None:
-            return self._both(trail.x, trail.e_state)
+            return self._both(history.x, history.e_state)
         x = last.out.x
         if self.accelerator is not None and proposal is not None:
             found = self._extrapolated(self.accelerator, proposal)
             if found is not None:
                 return found
-            x = jnp.asarray(proposal.fallback, trail.x.dtype)
-        there = expectation(self.e_step, self.problem, x, trail.e_state)
+            x = jnp.asarray(proposal.fallback, history.x.dtype)
+        there = expectation(self.e_step, self.problem, x, history.e_state)
         for _ in range(MAX_HALVINGS):
             if not self._falls(float(there[2].objective)):
                 break
-            trail.evaluations += 1
+            history.evaluations += 1
             x = self._halfway(x)
-            there = expectation(self.e_step, self.problem, x, trail.e_state)
+            there = expectation(self.e_step, self.problem, x, history.e_state)
         return self._maximized(x, *there)
 
     def _falls(self, value: float) -> bool:
         """Whether a step loses more than the noise of an approximation, or than rounding."""
-        noise, before = self.e_step.noise, self.trail.objective
+        noise, before = self.e_step.noise, self.history.objective
         if noise is not None:
             return not value >= before - noise
         step = Step(value, value - before, 0.0, 0.0)
-        return not np.isfinite(value) or has_decreased(step, self.trail.x.dtype)
+        return not np.isfinite(value) or has_decreased(step, self.history.x.dtype)
 
     def _halfway(self, end: jax.Array) -> jax.Array:
         """Half of a step to `end` (p,), or the largest feasible fraction of that."""
-        start = self.trail.x
+        start = self.history.x
         for fraction in 2.0 ** -np.arange(1, MAX_HALVINGS):
             found = nearest_feasible(self.problem, start + fraction * (end - start))
             if found is not None:
@@ -185,35 +187,35 @@ class Deterministic:
 
     def _extrapolated(self, method: Accelerator, proposal: Proposal) -> Visit | None:
         """The proposal, or what becomes of it within a few more; None without a gain."""
-        trail, state = self.trail, self.trail.e_state
+        history, state = self.history, self.history.e_state
         for _ in range(PATIENCE):
-            here = self._both(jnp.asarray(proposal.x, trail.x.dtype), state)
-            if here.objective >= trail.objective:
+            here = self._both(jnp.asarray(proposal.x, history.x.dtype), state)
+            if here.objective >= history.objective:
                 return here
-            if not here.objective >= trail.objective - SLACK:
+            if not here.objective >= history.objective - SLACK:
                 break
             proposal, state = self._proposed(method, here), here.state
-        trail.decide("extrapolations that lower the objective are refused")
+        history.decide("extrapolations that lower the objective are refused")
         method.refuse()
         return None
 
     def _record(self, here: Visit, before: jax.Array, seconds: float, m_info: Any) -> bool:
-        """Add a step to the trail. False if it lowered the objective and is to be taken back."""
-        change = here.objective - self.trail.objective
+        """Add a step to the history. False if it lowered the objective and is to be taken back."""
+        change = here.objective - self.history.objective
         step = Step(here.objective, change, 0.0, float(jnp.linalg.norm(here.x - before)))
-        count = len(self.trail.rows) + 1
+        count = len(self.history.rows) + 1
         if has_decreased(step, here.x.dtype, self.e_step.noise or 0.0):
             text = f"EM step {count} lowered the objective by {-change:.3g}"
             if self.limits.on_decrease == "raise":
                 raise ModelError(
-                    f"{text}, from {self.trail.objective:.10g}. {Status.DECREASED.value}"
+                    f"{text}, from {self.history.objective:.10g}. {Status.DECREASED.value}"
                 )
             if self.limits.on_decrease == "revert":
                 return False
             warnings.warn(f"{text}.", stacklevel=6)
-        self.trail.record(step, here.x, "em", seconds, here.info, m_info)
-        self.bar.update(1)
-        self.bar.set_postfix_str(
+        self.history.record(step, here.x, "em", seconds, here.info, m_info)
+        self.of.bar.update(1)
+        self.of.bar.set_postfix_str(
             f"{self.e_step.kind.replace('_', ' ')} {here.objective:.6f}, change {change:.1e} "
             f"{self.e_step.describe(here.info)}"
         )
@@ -229,34 +231,32 @@ class Deterministic:
             rate = max(self.rates[-3:], default=1.0)
             info = here.out.info
             left = float(info.q_end - info.q_start) / max(1 - rate, 1e-6)
-        return has_converged(self.trail.steps[self.first :], gap, here.x.dtype, noise, left)
+        return has_converged(self.history.steps[self.first :], gap, here.x.dtype, noise, left)
 
     def _stays_converged(self, watch: Watch) -> bool:
         """Whether Newton steps alone lead from where a coarser E-step converged to the maximum."""
         plan = self.limits.plan
         if plan.finish is not None or plan.acceleration is not None:
             return False
-        arguments = (self.problem, self.e_step, self.trail, self.limits, self.bar)
-        return take_newton_steps(*arguments) and not watch.towards(self.trail.x).any()
+        return take_newton_steps(self.of) and not watch.towards(self.history.x).any()
 
     def _finish(self) -> Status | None:
         """Leave EM for the log-likelihood itself, if it is time; how that ended."""
-        plan, trail = self.limits.plan, self.trail
-        arguments = (self.problem, self.e_step, trail, self.limits, self.bar)
+        plan, history = self.limits.plan, self.history
         if plan.finish is None and plan.acceleration is None:
-            if not is_due(trail.steps, self.e_step, self.problem, self.limits.stopping):
+            if not is_due(history.steps, self.e_step, self.problem, self.limits.stopping):
                 return None
-            return Status.CONVERGED if take_newton_steps(*arguments) else Status.STALLED
-        gap = max(self.limits.stopping.gap_for(False), rounding(trail.objective, trail.x.dtype))
-        steps = trail.steps[self.first :]
+            return Status.CONVERGED if take_newton_steps(self.of) else Status.STALLED
+        gap = max(self.limits.stopping.gap_for(False), rounding(history.objective, history.x.dtype))
+        steps = history.steps[self.first :]
         reason = switch_reason(plan.finish, steps, self.problem.space.size, gap)
         if not reason:
             return None
-        trail.decide(f"{reason}: on to the direct method")
-        status = Ascent(*arguments, getattr(self.m_state, "inverse", None)).run()
+        history.decide(f"{reason}: on to the direct method")
+        status = Ascent(self.of, getattr(self.m_state, "inverse", None)).climb()
         if status not in CONVERGED:
-            trail.decide("the information does not confirm a maximum: back to EM")
-            self.first = len(trail.steps)
+            history.decide("the information does not confirm a maximum: back to EM")
+            self.first = len(history.steps)
         return status
 
     def _proposed(self, method: Accelerator, here: Visit) -> Proposal:

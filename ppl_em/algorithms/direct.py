@@ -13,10 +13,9 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm.auto import tqdm
 
 from ppl_em.algorithms.boundary import Watch, to_boundary
-from ppl_em.algorithms.history import Limits, Trail
+from ppl_em.algorithms.history import History, Limits, Run
 from ppl_em.algorithms.newton import take_newton_steps
 from ppl_em.algorithms.stopping import Step, rounding
 from ppl_em.e_step import DeterministicEStep, EStep
@@ -79,7 +78,7 @@ class _Drifting(Exception):
 
 @dataclass
 class Ascent:
-    """A climb from the end of `trail` to a maximum, which leaves its steps there.
+    """A climb from the end of `history` to a maximum, which leaves its steps there.
 
     Attributes
     ----------
@@ -88,12 +87,12 @@ class Ascent:
         of Q, the inverse of the complete-data information.
     """
 
-    problem: Problem
-    e_step: DeterministicEStep
-    trail: Trail
-    limits: Limits
-    bar: tqdm
+    run: Run
     inverse_hessian: np.ndarray | None = None
+    problem: Problem = field(init=False)
+    e_step: DeterministicEStep = field(init=False)
+    history: History = field(init=False)
+    limits: Limits = field(init=False)
     method: str = field(init=False)
     state: Any = field(init=False)
     watch: Watch = field(init=False)
@@ -102,11 +101,14 @@ class Ascent:
     clock: float = field(default_factory=time.monotonic, init=False)
 
     def __post_init__(self) -> None:
+        run = self.run
+        self.problem, self.e_step, self.history = run.problem, run.e_step, run.history
+        self.limits = run.limits
         self.method = _method(self.problem, self.limits.plan.method)
-        self.state, self.first = self.trail.e_state, self.trail.x
+        self.state, self.first = self.history.e_state, self.history.x
         self.watch = Watch(self.problem, self.e_step, self.limits.stopping)
 
-    def run(self) -> Status:
+    def climb(self) -> Status:
         """Climb.
 
         Returns
@@ -122,24 +124,23 @@ class Ascent:
                 ended = self._climb()
                 drifting = False
             except _Drifting:
-                if self._at_bound(self.watch.far_towards(self.first, self.trail.x)):
+                if self._at_bound(self.watch.far_towards(self.first, self.history.x)):
                     return Status.BOUNDARY
             except _Late:
                 return Status.MAX_SECONDS
         if ended is not None:
             return ended
-        if self._at_bound(self.watch.far_towards(self.first, self.trail.x)):
+        if self._at_bound(self.watch.far_towards(self.first, self.history.x)):
             return Status.BOUNDARY
-        arguments = (self.problem, self.e_step, self.trail, self.limits, self.bar)
-        if not is_large(self.problem) and take_newton_steps(*arguments):
+        if not is_large(self.problem) and take_newton_steps(self.run):
             return Status.CONVERGED
-        spent = len(self.trail.rows) >= self.limits.max_steps
+        spent = len(self.history.rows) >= self.limits.max_steps
         return Status.MAX_STEPS if spent else Status.STALLED
 
     def _climb(self) -> Status | None:
         """One search; a status if nothing is to be done after it."""
-        problem, trail = self.problem, self.trail
-        budget, start = self.limits.max_steps - len(trail.rows), np.asarray(trail.x, float)
+        problem, history = self.problem, self.history
+        budget, start = self.limits.max_steps - len(history.rows), np.asarray(history.x, float)
         if budget <= 0:
             return Status.MAX_STEPS
         within = bounds(problem, barriers=True), conditions(problem, barriers=True)
@@ -148,12 +149,12 @@ class Ascent:
             best, _, info = search.search(
                 lambda x: self._value_and_gradient(x)[0],
                 start,
-                search.init(trail.x),
+                search.init(history.x),
                 Region(*within),
             )
             self._record(best, float(info.q_end))
             return Status.STALLED  # there is no information to confirm it
-        noise = max(self.e_step.noise or 0.0, rounding(trail.objective, trail.x.dtype))
+        noise = max(self.e_step.noise or 0.0, rounding(history.objective, history.x.dtype))
         found = maximize(
             self._value_and_gradient,
             start,
@@ -166,18 +167,18 @@ class Ascent:
             inverse_hessian=self.inverse_hessian if self.method == "BFGS" else None,
             callback=self._step,
         )
-        logger.info("%s, after %d steps: %s", self.method, len(trail.rows), found.message)
+        logger.info("%s, after %d steps: %s", self.method, len(history.rows), found.message)
         if not np.isfinite(found.start_value):
             return Status.NON_FINITE
         self._record(found.x, found.value)
         return None
 
     def _at_bound(self, towards: np.ndarray) -> bool:
-        return to_boundary(self.problem, self.e_step, self.trail, towards, self.bar)
+        return to_boundary(self.run, towards)
 
     def _value_and_gradient(self, x: np.ndarray) -> tuple[float, np.ndarray]:
-        self.trail.evaluations += 1
-        point = jnp.asarray(x, self.trail.x.dtype)
+        self.history.evaluations += 1
+        point = jnp.asarray(x, self.history.x.dtype)
         found, slope, state = value_and_score(self.e_step, self.problem, point, self.state)
         value, gradient = float(found), np.asarray(slope, float)
         if np.isfinite(value) and np.all(np.isfinite(gradient)):
@@ -185,8 +186,8 @@ class Ascent:
         return value, gradient
 
     def _hessian(self, x: np.ndarray) -> np.ndarray:
-        self.trail.evaluations += x.size
-        point = jnp.asarray(x, self.trail.x.dtype)
+        self.history.evaluations += x.size
+        point = jnp.asarray(x, self.history.x.dtype)
         found = marginal_information(self.e_step, self.problem, point, self.state)
         return -np.asarray(found.matrix, float)
 
@@ -195,22 +196,24 @@ class Ascent:
         if time.monotonic() > self.limits.deadline:
             raise _Late
         # A search that is broken off loses its curvature: only far from where it began.
-        towards = self.watch.far_towards(self.first, self.trail.x)
-        if towards.any() and self.watch.is_due(self.trail.steps, False):
+        towards = self.watch.far_towards(self.first, self.history.x)
+        if towards.any() and self.watch.is_due(self.history.steps, False):
             raise _Drifting
 
     def _record(self, x: np.ndarray, value: float) -> None:
-        trail = self.trail
-        point = jnp.asarray(x, trail.x.dtype)
-        if value <= trail.objective or violated(self.problem, point) is not None:
+        history = self.history
+        point = jnp.asarray(x, history.x.dtype)
+        if value <= history.objective or violated(self.problem, point) is not None:
             return  # some methods go outside on their way
         seconds, self.clock = time.monotonic() - self.clock, time.monotonic()
-        length = float(jnp.linalg.norm(point - trail.x))
-        trail.record(Step(value, value - trail.objective, 0.0, length), point, "direct", seconds)
-        trail.rows[-1]["gradient_norm"] = self.norm
-        trail.x, trail.e_state = point, self.state
-        self.bar.update(1)
-        self.bar.set_postfix_str(f"{self.method} {value:.6f}, |grad| {self.norm:.1e}")
+        length = float(jnp.linalg.norm(point - history.x))
+        history.record(
+            Step(value, value - history.objective, 0.0, length), point, "direct", seconds
+        )
+        history.rows[-1]["gradient_norm"] = self.norm
+        history.x, history.e_state = point, self.state
+        self.run.bar.update(1)
+        self.run.bar.set_postfix_str(f"{self.method} {value:.6f}, |grad| {self.norm:.1e}")
 
 
 def _method(problem: Problem, flag: str) -> str:
@@ -230,16 +233,15 @@ def _method(problem: Problem, flag: str) -> str:
     return "BFGS" if size <= MAX_BFGS else "L-BFGS-B"
 
 
-def climb_directly(
-    problem: Problem, e_step: DeterministicEStep, trail: Trail, limits: Limits, bar: tqdm
-) -> tuple[Status, float]:
+def climb_directly(run: Run) -> tuple[Status, float]:
     """The direct method from the start: how it ended, and the seconds of the first evaluation."""
     start = time.monotonic()
-    value, _, trail.e_state = value_and_score(e_step, problem, trail.x, trail.e_state)
-    trail.objective, seconds = float(value), time.monotonic() - start
-    if not np.isfinite(trail.objective):
+    history = run.history
+    value, _, history.e_state = value_and_score(run.e_step, run.problem, history.x, history.e_state)
+    history.objective, seconds = float(value), time.monotonic() - start
+    if not np.isfinite(history.objective):
         return Status.NON_FINITE, seconds
-    return Ascent(problem, e_step, trail, limits, bar).run(), seconds
+    return Ascent(run).climb(), seconds
 
 
 def switch_reason(finish: str | None, steps: list[Step], size: int, gap: float) -> str:

@@ -1,4 +1,4 @@
-"""What a run is allowed, what it leaves behind, and what it hands to the result."""
+"""What a run is allowed, what it leaves behind, and the record of both that travels with it."""
 
 import logging
 from dataclasses import dataclass, field
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from tqdm.auto import tqdm
 
 from ppl_em.algorithms.stopping import Step, Stopping, observed_rate, verdict
 from ppl_em.params import AtBounds
@@ -44,7 +45,7 @@ class Limits:
 
 
 @dataclass
-class Trail:
+class History:
     """The history so far, and the last good parameters.
 
     `evaluations` counts E-steps, or gradients of the objective, that were made for it. `inverse`
@@ -88,3 +89,14 @@ class Trail:
         self.steps.append(step)
         self.rows.append(row)
         self.objective = step.objective
+
+
+@dataclass
+class Run:
+    """One run: the problem, the E-step in use, the history so far, limits, and the bar."""
+
+    problem: Problem
+    e_step: Any
+    history: History
+    limits: Limits
+    bar: tqdm

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm.auto import tqdm
 
-from ppl_em.algorithms.history import Limits, Trail
+from ppl_em.algorithms.history import Run
 from ppl_em.algorithms.stopping import Step, Stopping, remaining_gap, remaining_steps, rounding
 from ppl_em.e_step import DeterministicEStep, Strength, expectation
 from ppl_em.likelihood import (
@@ -153,28 +152,27 @@ def _moved(
     return moved(problem, x, step, here)
 
 
-def take_newton_steps(
-    problem: Problem, e_step: Any, trail: Trail, limits: Limits, bar: tqdm
-) -> bool:
+def take_newton_steps(run: Run) -> bool:
     """Newton steps at the end of a run. Whether they converged: if not, it goes on.
 
-    The trail keeps the information for a finer approximation, if one follows.
+    The history keeps the information for a finer approximation, if one follows.
     """
-    before, start, converged = trail.x, time.monotonic(), True
+    problem, e_step, history, limits = run.problem, run.e_step, run.history, run.limits
+    before, start, converged = history.x, time.monotonic(), True
     found: list[tuple[NewtonStep, float, int]] = []
-    gap = max(limits.stopping.gap_for(False), rounding(trail.objective, trail.x.dtype))
+    gap = max(limits.stopping.gap_for(False), rounding(history.objective, history.x.dtype))
     gap = max(gap, FINE * (e_step.noise or 0.0))
-    start_at, inverse, trail.inverse = trail.objective, trail.inverse, None
-    for step in newton_steps(e_step, problem, trail.x, trail.e_state, start_at, gap, inverse):
-        trail.evaluations += step.evaluations
+    start_at, inverse, history.inverse = history.objective, history.inverse, None
+    for step in newton_steps(e_step, problem, history.x, history.e_state, start_at, gap, inverse):
+        history.evaluations += step.evaluations
         seconds, start = time.monotonic() - start, time.monotonic()
-        found.append((step, seconds, trail.evaluations))
-        bar.set_postfix_str(f"Newton step to {step.value:.6f}")
-        bar.update(0)
+        found.append((step, seconds, history.evaluations))
+        run.bar.set_postfix_str(f"Newton step to {step.value:.6f}")
+        run.bar.update(0)
         if step.promised < gap:
             break
         if (
-            len(found) + len(trail.rows) >= limits.max_steps
+            len(found) + len(history.rows) >= limits.max_steps
             or len(found) >= MAX_NEWTON
             or time.monotonic() > limits.deadline
         ):
@@ -186,13 +184,13 @@ def take_newton_steps(
         return False
     for step, seconds, evaluations in found:
         if step.x is before:
-            trail.objective = step.value
+            history.objective = step.value
             continue
-        change = step.value - trail.objective
+        change = step.value - history.objective
         length = float(jnp.linalg.norm(step.x - before))
-        trail.record(Step(step.value, change, 0.0, length), step.x, "newton", seconds)
-        trail.rows[-1]["evaluations"] = evaluations
-        trail.x = before = step.x
-        bar.update(1)
-    trail.inverse = found[-1][0].inverse if converged else None
+        history.record(Step(step.value, change, 0.0, length), step.x, "newton", seconds)
+        history.rows[-1]["evaluations"] = evaluations
+        history.x = before = step.x
+        run.bar.update(1)
+    history.inverse = found[-1][0].inverse if converged else None
     return converged

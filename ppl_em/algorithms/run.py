@@ -10,10 +10,10 @@ from tqdm.auto import tqdm
 from ppl_em.algorithms.confirmation import Polish
 from ppl_em.algorithms.deterministic import Deterministic
 from ppl_em.algorithms.direct import climb_directly
-from ppl_em.algorithms.history import Limits, Plan, Trail
+from ppl_em.algorithms.history import History, Limits, Plan, Run
 from ppl_em.algorithms.monte_carlo import monte_carlo
 from ppl_em.algorithms.sampler import Sampler
-from ppl_em.e_step import DeterministicEStep, EStep, StochasticEStep
+from ppl_em.e_step import EStep, StochasticEStep
 from ppl_em.m_step import MStep, for_problem
 from ppl_em.params import AtBounds, Params
 from ppl_em.problem import Problem, firm, needs
@@ -55,63 +55,58 @@ def run_loop(
         e_state = Sampler(cast(StochasticEStep, e_step), m_step).begin(rng_key, problem, x)
     else:
         e_state = e_step.init(rng_key, problem, params)
-    trail = Trail(problem, x, e_state)
+    history = History(problem, x, e_state)
     last_polish: Polish | None = None
     compile_seconds = time.monotonic() - started
     try:
         while True:
             if e_step.stochastic:
                 status, last_polish, compiled = monte_carlo(
-                    problem, Sampler(cast(StochasticEStep, e_step), m_step), trail, limits, bar
+                    Run(problem, e_step, history, limits, bar),
+                    Sampler(cast(StochasticEStep, e_step), m_step),
                 )
             else:
-                calm = cast(DeterministicEStep, e_step)
-                status, compiled = _without_noise(problem, calm, m_step, trail, limits, bar)
+                status, compiled = _without_noise(
+                    Run(problem, e_step, history, limits, bar), m_step
+                )
             compile_seconds += compiled
             if status not in CONVERGED:
                 break
-            finer, firmer = _finer(problem, e_step, trail), firm(problem, trail.x)
+            finer, firmer = _finer(problem, e_step, history), firm(problem, history.x)
             if finer is None and firmer is None:
                 break
             e_step = finer or e_step
             if firmer is not None:
                 problem = firmer
-                m_step = for_problem("auto", trail.x.size, needs(problem))
+                m_step = for_problem("auto", history.x.size, needs(problem))
     except KeyboardInterrupt:
         status = Status.INTERRUPTED
     return Outcome(
-        trail.x,
+        history.x,
         e_step,
-        trail.e_state,
+        history.e_state,
         status,
-        trail.rows,
+        history.rows,
         last_polish,
         limits.begin,
         compile_seconds,
-        trail.at,
+        history.at,
         m_step,
     )
 
 
-def _without_noise(
-    problem: Problem,
-    e_step: DeterministicEStep,
-    m_step: MStep,
-    trail: Trail,
-    limits: Limits,
-    bar: tqdm,
-) -> tuple[Status, float]:
-    if limits.plan.direct:
-        status, seconds = climb_directly(problem, e_step, trail, limits, bar)
+def _without_noise(run: Run, m_step: MStep) -> tuple[Status, float]:
+    if run.limits.plan.direct:
+        status, seconds = climb_directly(run)
         if status is not Status.STALLED:
             return status, seconds
-        trail.decide("the information does not confirm a maximum: EM steps tell")
-        limits = replace(limits, plan=Plan(finish="em"))
-    return Deterministic(problem, e_step, m_step, trail, limits, bar).run()
+        run.history.decide("the information does not confirm a maximum: EM steps tell")
+        run = replace(run, limits=replace(run.limits, plan=Plan(finish="em")))
+    return Deterministic(run, m_step).run()
 
 
-def _finer(problem: Problem, e_step: Any, trail: Trail) -> EStep | None:
+def _finer(problem: Problem, e_step: Any, history: History) -> EStep | None:
     """An approximation that is good enough at the end of the run, if this one is not."""
     if e_step.noise is None:
         return None
-    return e_step.refined(problem, problem.constrain(trail.x), trail.e_state)
+    return e_step.refined(problem, problem.constrain(history.x), history.e_state)

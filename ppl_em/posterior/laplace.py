@@ -48,9 +48,7 @@ class LaplaceApproximation(Centered):
 
         Its gradient at the parameters of this approximation is that of Laplace's log-likelihood.
         """
-
         density = problem.density(params)
-
         value, slope = jax.jvp(density, (self.law.center,), (self.shift,))
         return value + slope + half_trace(density, self.law.center, self.law.columns())
 

@@ -175,9 +175,7 @@ class Guided(Posterior):
 
     def expected_log_joint(self, problem: Problem, params: Params) -> jax.Array:
         """Q(params) under q, the average over the points; a scalar."""
-
         density = problem.density(params)
-
         return jnp.mean(jax.vmap(density)(self.points))
 
     def fresh(

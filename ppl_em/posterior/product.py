@@ -14,7 +14,10 @@ from ppl_em.params import Params
 from ppl_em.posterior.base import Centered, constrain_draws, weighted_mean
 from ppl_em.problem import Latents, Problem
 from ppl_em.structure import StepTotals, other_terms, steps_term
-from ppl_em.util import Static
+from ppl_em.util import Static, in_batches
+
+AT_ONCE = 16
+"""Points evaluated side by side, at most."""
 
 
 class PartPosterior(Protocol):
@@ -94,9 +97,7 @@ class Product(Centered):
         density = problem.density(params)
 
         points = self.points() if self.nodes is None else self.nodes
-        if len(points) <= 16:
-            return jnp.mean(jax.vmap(density)(points))
-        return jnp.mean(jax.lax.map(jax.checkpoint(density), points, batch_size=16))
+        return jnp.mean(in_batches(density, points, AT_ONCE))
 
     def _from_steps(
         self, problem: Problem, params: Params, steps: StepTotals, nodes: jax.Array

@@ -69,9 +69,7 @@ class GaussianGuide(Posterior):
 
     def expected_log_joint(self, problem: Problem, params: Params) -> jax.Array:
         """Q(params) under q, the average over the fixed points; a scalar."""
-
         density = problem.density(params)
-
         return jnp.mean(jax.vmap(density)(self.points()))
 
     def bound(self, problem: Problem, params: Params) -> jax.Array:
