@@ -28,7 +28,7 @@ from ppl_em import EM, compare_algorithms
 from ppl_em.cli import catalog
 from ppl_em.e_step import Quadrature
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "helpers"))
 from toy_models import logit_normal
 
 NAMES = ("em", "squarem", "anderson", "direct", "lbfgs", "newton", "hybrid")

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from ppl_em import EM, EMResult
 from ppl_em.cli import catalog
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "helpers"))
 
 from toy_models import Toy, logit_normal, normal_normal
 

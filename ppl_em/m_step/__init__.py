@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from ppl_em.m_step.auto import Auto
-from ppl_em.m_step.base import NEEDS, HostMStep, MStep, Region, TracedMStep
+from ppl_em.m_step.base import NEEDS, HostMStep, MStep, MStepInfo, Region, TracedMStep
 from ppl_em.m_step.closed_form import ClosedForm
 from ppl_em.m_step.gradient import Gradient
 from ppl_em.m_step.lbfgs import LBFGS
@@ -71,6 +71,7 @@ __all__ = [
     "Gradient",
     "HostMStep",
     "MStep",
+    "MStepInfo",
     "Newton",
     "Region",
     "Scipy",

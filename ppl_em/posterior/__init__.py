@@ -1,6 +1,6 @@
 """What an E-step returns: the latents given the data at one value of the parameters."""
 
-from ppl_em.posterior.base import Posterior
+from ppl_em.posterior.base import Posterior, constrain_draws
 from ppl_em.posterior.block_draws import BlockDraws, Proposal, TermLayout, draw_mixing
 from ppl_em.posterior.conjugate import LogGamma, LogitBeta
 from ppl_em.posterior.draws import WeightedDraws
@@ -54,6 +54,7 @@ __all__ = [
     "UserLaw",
     "WeightedDraws",
     "block_sums",
+    "constrain_draws",
     "draw_mixing",
     "find_span",
     "flat_blocks",

@@ -112,6 +112,7 @@ def importance_sampled(
     x: jax.Array,
     draws: np.ndarray,
     known: KnownBlocks | None = None,
+    num_samples: int = NUM_SAMPLES,
 ) -> LogLikelihood:
     """Importance or bridge sampling with proposals fitted to posterior draws.
 
@@ -132,6 +133,8 @@ def importance_sampled(
     known
         Independent blocks of latents, (D,), and the log-joint by block, as in
         `contributions.by_component`, if these are known.
+    num_samples
+        Draws from the proposal of each block.
 
     Returns
     -------
@@ -150,7 +153,7 @@ def importance_sampled(
     center = draws.mean(axis=(0, 1))
     for partition, target in _partitions(key_blocks, problem, x, draws, center, known):
         try:
-            parts, base = _integrals(rng, problem, x, target, draws, partition, NUM_SAMPLES)
+            parts, base = _integrals(rng, problem, x, target, draws, partition, num_samples)
         except NotAdditive:
             continue
         value = base + sum(part.value for part in parts)

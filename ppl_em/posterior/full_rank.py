@@ -1,6 +1,7 @@
 """Full-rank approximation: a normal law with all covariances (`AutoMultivariateNormal`)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ class FullRank(GaussianGuide):
     `loc` is (D,), `scale` (G, d, d) lower triangular with a positive diagonal. Covariances between
     blocks that are independent a posteriori are zero in the best q too.
     """
+
+    correlated: ClassVar[bool] = True
 
     @staticmethod
     def start(blocks: Blocks, u: jax.Array, scale: float) -> jax.Array:

@@ -1,6 +1,7 @@
 """What Gaussian variational families share: expectations over fixed base draws, and the bound."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,9 @@ class GaussianGuide(Posterior):
     `loc` is (D,); `base` (n, D) are fixed standard-normal points; the G blocks of d coordinates
     are those of the family. Subclasses say what the scale is.
     """
+
+    correlated: ClassVar[bool] = False
+    """Whether q has covariances within its blocks."""
 
     loc: jax.Array
     scale: jax.Array

@@ -160,7 +160,7 @@ class MeanField(DeterministicEStep):
 
     def _enough(self, blocks: Blocks) -> int:
         """The number of base draws: more than asked for if the largest block needs them."""
-        size, full = blocks.block_size, self.family is FullRank
+        size, full = blocks.block_size, self.family.correlated
         if full and size > LARGEST:
             raise ModelError(
                 f"Option `guide`: {size} latents depend on one another, too many for a full-rank "

@@ -9,23 +9,14 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from conftest import load_model
+from groups import Y, groups
 from numpyro.distributions import constraints
 
 from ppl_em import EM, ModelError
 from ppl_em.e_step import NUTS
 from ppl_em.m_step import LBFGS
 
-Y = np.array([-3.0, 1.0, 2.0, -1.0])
 POSITIVE = constraints.positive
-
-
-def groups(y=None):
-    """The good model, which every case below spoils in one way."""
-    mu = numpyro.param("mu", 0.0)
-    sd = numpyro.param("sd", 1.0, constraint=POSITIVE)
-    with numpyro.plate("groups", 4):
-        z = numpyro.sample("z", dist.Normal(mu, sd))
-        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
 
 def bayesian(y=None):

@@ -14,7 +14,7 @@ from numpyro.distributions import constraints
 from toy_models import logit_normal, logit_normal_log_likelihood, normal_normal
 
 import ppl_em.algorithms.confirmation
-import ppl_em.fit.make_result
+import ppl_em.fit.fitted
 from ppl_em import EM, Status, Stopping, optimize
 from ppl_em.e_step import NUTS, expectation
 from ppl_em.likelihood import (
@@ -265,7 +265,7 @@ def test_it_stands_in_exactly_where_louis_is_not_good_enough(monkeypatch, how, h
         found = sampled_information(*args)
         return replace(found, reason="its weights have a Pareto k-hat") if heavy else found
 
-    for module in (ppl_em.algorithms.confirmation, ppl_em.fit.make_result):
+    for module in (ppl_em.algorithms.confirmation, ppl_em.fit.fitted):
         monkeypatch.setattr(module, "louis_information", spoiled(how))
         monkeypatch.setattr(module, "sampled_information", sampled)
     result = EM(toy.model, NUTS(num_warmup=100), stopping=Stopping(max_draws=2000)).run(

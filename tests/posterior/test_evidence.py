@@ -25,6 +25,11 @@ from ppl_em.stats.proposals import Proposal
 from ppl_em.structure import find_components, owners
 
 
+def sampled(rng_key, problem, x, posterior, num_samples):
+    draws = np.asarray(posterior.draws)
+    return importance_sampled(rng_key, problem, x, draws, num_samples=num_samples)
+
+
 @pytest.mark.parametrize("scale", [1.2, 1.5, 3.0])
 def test_khat_of_a_narrow_normal_proposal(scale):
     """Target Normal(0, scale), proposal Normal(0, 1): weights have tail index 1 - 1 / scale^2."""
@@ -164,9 +169,7 @@ def test_gaussian_models(model, args, law):
     """Blocks of any kind, chains and crossed effects, small ones and bridged ones."""
     problem, params = build_problem(jax.random.key(SEED), model, args, {})
     x = problem.unconstrain(params)
-    found = importance_sampled(
-        jax.random.key(SEED), problem, x, exact_draws(problem, x, 1), num_samples=2000
-    )
+    found = sampled(jax.random.key(SEED), problem, x, exact_draws(problem, x, 1), num_samples=2000)
     assert found.kind == "estimate"
     assert found.pareto_khat < 0.7
     assert found.mcse < 0.1
@@ -200,7 +203,7 @@ def test_a_block_of_many_latents_from_few_draws():
     y = rng.normal(size=60)[rater] + 0.7 * rng.normal(size=60)[item] + 0.5 * rng.normal(size=500)
     problem, params = build_problem(jax.random.key(SEED), ratings, (y, rater, item), {})
     x = problem.unconstrain(params)
-    found = importance_sampled(
+    found = sampled(
         jax.random.key(SEED), problem, x, exact_draws(problem, x, 2, draws=60), num_samples=2000
     )
     same = (rater[:, None] == rater) + 0.49 * (item[:, None] == item) + 0.25 * np.eye(500)
@@ -235,7 +238,7 @@ def test_components_of_unequal_sizes():
         len(y)
     )
     truth = stats.multivariate_normal.logpdf(y, np.zeros(len(y)), covariance)
-    found = importance_sampled(jax.random.key(SEED), problem, x, posterior, num_samples=2000)
+    found = sampled(jax.random.key(SEED), problem, x, posterior, num_samples=2000)
     assert found.pareto_khat < 0.7
     assert abs(found.value - truth) < 4 * found.mcse < 0.4
 
@@ -252,7 +255,7 @@ def test_terms_of_two_components_are_not_divided():
     problem, params = build_problem(jax.random.key(SEED), together, (y,), {})
     x = problem.unconstrain(params)
     assert owners(problem, x, np.zeros(3), np.arange(3)) is None
-    found = importance_sampled(jax.random.key(SEED), problem, x, exact_draws(problem, x, 3), 1000)
+    found = sampled(jax.random.key(SEED), problem, x, exact_draws(problem, x, 3), 1000)
     truth = stats.norm.logpdf(y, 0.3, np.sqrt(1.25)).sum()
     assert abs(found.value - truth) < 4 * found.mcse < 0.2
 
@@ -269,9 +272,7 @@ def test_discrete_sites_inside():
     case = conditional_models.CASES["positive"]
     problem, params = build_problem(jax.random.key(SEED), case.model, case.args, {})
     x = problem.unconstrain(params)
-    found = importance_sampled(
-        jax.random.key(SEED), problem, x, nuts_draws(problem, x, 300), num_samples=2000
-    )
+    found = sampled(jax.random.key(SEED), problem, x, nuts_draws(problem, x, 300), num_samples=2000)
     assert found.pareto_khat < 0.7
     assert abs(found.value - float(case.law(params, *case.args))) < 4 * found.mcse < 0.4
 
@@ -287,7 +288,7 @@ def test_crossed_effects_in_any_order():
     posterior = nuts_draws(problem, x, 500)
     labels = find_components(problem, x, np.asarray(posterior.draws[:3, -1]), jax.random.key(SEED))
     assert np.bincount(labels).tolist() == [20] * 6
-    found = importance_sampled(jax.random.key(SEED), problem, x, posterior, num_samples=4000)
+    found = sampled(jax.random.key(SEED), problem, x, posterior, num_samples=4000)
     assert found.pareto_khat < 0.5
     assert abs(found.value - module.REFERENCE["log_likelihood"]) < 4 * found.mcse < 0.2
 
@@ -305,9 +306,7 @@ def test_curved_posteriors_are_bridged():
     x, rng = problem.unconstrain(params), np.random.default_rng(SEED)
     a = rng.standard_normal((4, 500))
     draws = jnp.asarray(np.stack([a, a**2 + 0.1 * rng.standard_normal(a.shape)], axis=-1))
-    found = importance_sampled(
-        jax.random.key(SEED), problem, x, WeightedDraws.equal(draws), num_samples=4000
-    )
+    found = sampled(jax.random.key(SEED), problem, x, WeightedDraws.equal(draws), num_samples=4000)
     assert found.pareto_khat < 0.7
     assert abs(found.value - stats.norm.logpdf(0.5)) < 4 * found.mcse < 0.5
 
@@ -318,6 +317,6 @@ def test_wrong_components_are_noticed(monkeypatch):
     case = small_models.GAUSSIAN["crossed"]
     problem, params = build_problem(jax.random.key(SEED), case.model, case.args, {})
     x = problem.unconstrain(params)
-    monkeypatch.setattr("ppl_em.likelihood.evidence.find_components", lambda *_: np.arange(7) // 3)
-    found = importance_sampled(jax.random.key(SEED), problem, x, exact_draws(problem, x, 4), 2000)
+    monkeypatch.setattr("ppl_em.posterior.evidence.find_components", lambda *_: np.arange(7) // 3)
+    found = sampled(jax.random.key(SEED), problem, x, exact_draws(problem, x, 4), 2000)
     assert abs(found.value - float(case.log_likelihood(params))) < 4 * found.mcse < 0.2

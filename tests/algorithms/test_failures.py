@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_errors import Y, groups
+from groups import Y, groups
 
 from ppl_em import EM, ModelError, Status, Stopping
 from ppl_em.algorithms import deterministic, sampler

@@ -14,7 +14,7 @@ from numpyro.infer.util import log_density
 
 from ppl_em.cli import catalog
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 NAMES = [
     "airquality",
     "crossed",
