@@ -1,6 +1,7 @@
 """Everything that moves the parameters."""
 
 from ppl_em.algorithms.acceleration import ACCELERATORS, check_acceleration
+from ppl_em.algorithms.ascent import MAX_LENGTH, Model, Point, ascend
 from ppl_em.algorithms.confirmation import Polish, Verdict, polish
 from ppl_em.algorithms.direct import METHODS
 from ppl_em.algorithms.history import Limits, Plan
@@ -10,14 +11,18 @@ from ppl_em.algorithms.stopping import Stopping, rounding
 
 __all__ = [
     "ACCELERATORS",
+    "MAX_LENGTH",
     "METHODS",
     "Limits",
+    "Model",
     "Outcome",
     "Plan",
+    "Point",
     "Polish",
     "Sampler",
     "Stopping",
     "Verdict",
+    "ascend",
     "check_acceleration",
     "polish",
     "rounding",

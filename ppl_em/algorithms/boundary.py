@@ -192,9 +192,9 @@ def _arrive(
     if not np.isfinite(value):
         return None
     path, converged = ground.maximize(x, state, value, held)
-    x, state, value = path[-1]
+    x, state, value, _ = path[-1]
     if not converged:
-        moves = np.asarray(x - path[max(len(path) - 3, 0)][0])
+        moves = np.asarray(x - path[max(len(path) - 3, 0)].x)
         runs = (sides * moves > 0.1) & ~held
         runs &= np.isfinite(np.where(sides < 0, limits[:, 0], limits[:, 1]))
         return (held | runs, runs) if runs.any() else None

@@ -1,6 +1,7 @@
 """The log-likelihood as a landscape: followed to bounds, climbed with some coordinates held."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import jax
@@ -8,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from ppl_em.algorithms.ascent import MAX_LENGTH, Model, Point, ascend
 from ppl_em.algorithms.stopping import rounding
 from ppl_em.e_step import DeterministicEStep, expectation
-from ppl_em.likelihood import marginal_information
+from ppl_em.likelihood import holding, marginal_information
 from ppl_em.params import Boundary
 from ppl_em.problem import Problem
 
@@ -40,9 +42,6 @@ VISIBLE = 1e-5
 
 MAX_NEWTON = 20
 """Newton steps in the other parameters."""
-
-MAX_LENGTH = 3.0
-"""Longest of them, in standard errors."""
 
 
 @dataclass(frozen=True)
@@ -88,28 +87,17 @@ class Landscape:
 
     def maximize(
         self, x: jax.Array, state: Any, value: float, held: np.ndarray
-    ) -> tuple[list[tuple[jax.Array, Any, float]], bool]:
+    ) -> tuple[list[Point], bool]:
         """Newton steps with coordinates `held` (p,) as they are, and whether they converged."""
-        path = [(x, state, value)]
-        for _ in range(MAX_NEWTON):
-            here = marginal_information(self.e_step, self.problem, x, state)
-            step, promised = _newton_step(here.gradient, here.matrix, held)
-            if not np.isfinite(promised):
-                return path, False
-            floor, last = self.floor(value), promised < NEAR
-            for _ in range(12):
-                new_x = x + jnp.asarray(step, x.dtype)
-                new_value, new_state = self.look(new_x, state)
-                if new_value >= value - floor:
-                    break
-                step = step / 2
-            else:
-                return path, last
-            x, state, value = new_x, new_state, new_value
-            path.append((x, state, value))
-            if last:
+        terrain = _Inside(self, held)
+        path = [Point(x, state, value, terrain.model_at(x, state))]
+        for here in islice(ascend(terrain, path[0]), MAX_NEWTON):
+            last = path[-1].model
+            path.append(here)
+            if last is not None and last.promised < NEAR:
                 return path, True
-        return path, False
+        end = path[-1].model
+        return path, len(path) <= MAX_NEWTON and end is not None and end.promised < NEAR
 
     def slope(
         self, x: jax.Array, state: Any, value: float, place: int, side: int, bound: float
@@ -151,26 +139,41 @@ class Landscape:
         raise ValueError(f"no parameter has coordinate {place}")
 
 
-def _newton_step(
-    gradient: np.ndarray, matrix: np.ndarray, held: np.ndarray
-) -> tuple[np.ndarray, float]:
-    """The step (p,) uphill with coordinates `held` (p,) in place, and the gain it promises.
+@dataclass(frozen=True)
+class _Inside:
+    """The landscape with coordinates `held` (p,) in place."""
 
-    Coordinates to which nothing responds stay as well: a correlation, where a variance is zero.
-    """
-    diagonal = np.abs(np.diag(matrix))
-    free = ~held & (diagonal + np.abs(gradient) > 1e-9 * (1 + np.max(diagonal * ~held)))
-    step = np.zeros_like(gradient)
-    if not free.any():
-        return step, 0.0
-    if not np.all(np.isfinite(matrix[np.ix_(free, free)])):
-        return step, np.nan
-    scale = 1 / np.sqrt(np.maximum(diagonal[free], np.abs(gradient[free]) + 1e-12))
-    scaled = scale[:, None] * matrix[np.ix_(free, free)] * scale
-    values, vectors = np.linalg.eigh(scaled)
-    along = vectors.T @ (scale * gradient[free])
-    sizes = np.maximum(np.abs(values), 1e-8)
-    step[free] = scale * (vectors @ (along / sizes))
-    promised = 0.5 * np.sum(along**2 / sizes)
-    length = np.sqrt(2 * promised)
-    return step * min(1.0, MAX_LENGTH / max(length, 1e-300)), float(promised)
+    ground: Landscape
+    held: np.ndarray
+
+    def at(self, x: jax.Array, state: Any) -> tuple[float, Any]:
+        return self.ground.look(x, state)
+
+    def floor(self, value: float) -> float:
+        return self.ground.floor(value)
+
+    def move(self, here: Point, step: np.ndarray) -> jax.Array:
+        return here.x + jnp.asarray(step, here.x.dtype)
+
+    def model(self, x: jax.Array, state: Any, before: Point, taken: np.ndarray) -> Model | None:
+        return self.model_at(x, state)
+
+    def model_at(self, x: jax.Array, state: Any) -> Model | None:
+        """By the Hessian. Coordinates to which nothing responds stay as well.
+
+        A correlation, for example, where a variance is zero.
+        """
+        problem = self.ground.problem
+        here = marginal_information(self.ground.e_step, problem, x, state)
+        free = np.outer(~self.held, ~self.held)
+        here = replace(
+            here,
+            gradient=np.where(self.held, 0.0, here.gradient),
+            matrix=np.where(free, here.matrix, 0.0),
+        )
+        response = np.abs(np.diag(here.matrix)) + np.abs(here.gradient)
+        still = self.held | ~(response > 1e-9 * (1 + np.max(np.abs(np.diag(here.matrix)))))
+        if still.any() and np.all(np.isfinite(here.matrix)):
+            here = holding(problem, x, here, np.eye(len(still))[:, still])
+        step, promised = here.uphill(MAX_LENGTH)
+        return Model(step, promised) if np.isfinite(promised) else None

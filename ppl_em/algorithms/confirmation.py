@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
+from ppl_em.algorithms.ascent import halved
 from ppl_em.algorithms.sampler import Sampler
 from ppl_em.algorithms.stopping import Stopping
 from ppl_em.likelihood import (
@@ -48,9 +49,6 @@ MAX_KEPT = 20_000_000
 
 EVEN = 10.0
 """Largest weight, in units of the mean, up to which reweighted draws are used."""
-
-MAX_HALVINGS = 10
-"""Of a step that leaves the constraints."""
 
 
 class Verdict(Enum):
@@ -215,12 +213,8 @@ def polish(
 
 def _moved(problem: Problem, x: jax.Array, step: np.ndarray, information: Information) -> jax.Array:
     """`x` (p,) after a step, as far as constraints let it go."""
-    for _ in range(MAX_HALVINGS):
-        new_x = moved(problem, x, step, information)
-        if new_x is not None:
-            return new_x
-        step = step / 2
-    return x
+    found = halved(lambda step: moved(problem, x, step, information), step)
+    return x if found is None else found
 
 
 def _judge(

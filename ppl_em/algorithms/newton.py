@@ -7,12 +7,14 @@ anyway, and Newton's method converges there in a few steps.
 
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl_em.algorithms.ascent import Model, Point, ascend
 from ppl_em.algorithms.history import Run
 from ppl_em.algorithms.stopping import Step, Stopping, remaining_gap, remaining_steps, rounding
 from ppl_em.e_step import DeterministicEStep, Strength, expectation
@@ -32,9 +34,6 @@ NEAR = 0.01
 
 SOON = 2
 """EM steps before them where Newton steps are the rule."""
-
-MAX_HALVINGS = 4
-"""How often a Newton step that lowers the log-likelihood is halved."""
 
 MAX_NEWTON = 10
 """Newton steps before EM goes on."""
@@ -94,62 +93,105 @@ def newton_steps(
     gain. With the `inverse` (p, p) of a coarser approximation it starts from that, and stays at `x`
     once, to tell the log-likelihood there.
     """
-    noise, evaluations, here = e_step.noise or 0.0, x.size, None
+    terrain = _End(problem, e_step)
     if inverse is None:
-        here = hold(problem, x, marginal_information(e_step, problem, x, state))
-        if not here.usable:
+        model = terrain.by_hessian(x, state)
+        if model is None:
             return
-        gradient, inverse, promised = here.gradient, here.covariance, here.gap
     else:
-        value, gradient = value_and_score(e_step, problem, x, state)
-        evaluations, promised = 0, 0.5 * gradient @ inverse @ gradient
-        yield NewtonStep(x, value, promised, 1, inverse)
-    by_secants = e_step.noise is not None and (here is None or here.held is None)
-
-    def kept(inverse: np.ndarray) -> np.ndarray | None:
-        return inverse if by_secants and not problem.spec.restrictions else None
-
-    if promised < gap:
-        yield NewtonStep(x, value, promised, evaluations, kept(inverse))
+        value, terrain.gradient = value_and_score(e_step, problem, x, state)
+        terrain.inverse, terrain.evaluations = inverse, 0
+        model = terrain.by_inverse()
+        yield NewtonStep(x, value, model.promised, 1, inverse)
+    first = terrain.information
+    terrain.by_secants = e_step.noise is not None and (first is None or first.held is None)
+    if model.promised < gap:
+        yield NewtonStep(x, value, model.promised, terrain.evaluations, terrain.kept)
         return
-    while True:
-        step, scale = inverse @ gradient, 1.0
-        for _ in range(MAX_HALVINGS):
-            new_x = _moved(problem, x, scale * step, here)
-            if new_x is not None:
-                evaluations += 1
-                if by_secants:
-                    new_value, new_gradient = value_and_score(e_step, problem, new_x, state)
-                    new_state = state
-                else:
-                    _, new_state, info = expectation(e_step, problem, new_x, state)
-                    new_value = float(info.objective)
-                if new_value >= value - max(noise, rounding(value, x.dtype)):
-                    break
-            scale /= 2
-        else:
+    for here in ascend(terrain, Point(x, state, value, model)):
+        if here.model is None:
             return
-        x, value, state, before = new_x, new_value, new_state, promised
-        if by_secants:
-            fall = jnp.asarray(gradient - new_gradient)
-            inverse = np.asarray(secant(jnp.asarray(inverse), jnp.asarray(scale * step), fall))
-            gradient, promised = new_gradient, 0.5 * new_gradient @ inverse @ new_gradient
-        if not by_secants or scale < 1 or promised > LEFT * before:
-            evaluations += x.size
-            here = hold(problem, x, marginal_information(e_step, problem, x, state))
-            if not here.usable:
-                return
-            gradient, inverse, promised = here.gradient, here.covariance, here.gap
-        yield NewtonStep(x, value, float(promised), evaluations, kept(inverse))
-        evaluations = 0
+        promised, evaluations = here.model.promised, terrain.evaluations
+        yield NewtonStep(here.x, here.value, promised, evaluations, terrain.kept)
+        terrain.evaluations = 0
 
 
-def _moved(
-    problem: Problem, x: jax.Array, step: np.ndarray, here: Information | None
-) -> jax.Array | None:
-    if here is None:
-        return x + jnp.asarray(step, x.dtype)
-    return moved(problem, x, step, here)
+@dataclass
+class _End:
+    """The log-likelihood near its maximum, with the information's inverse as far as it is known.
+
+    ::
+
+        inverse I^-1 ──► step I^-1 g ──► does it gain? ──no──► half of it
+           ▲                               │ yes
+           │ secant: the gradient's fall   ▼
+           └─ left no more than LEFT of what it promised, and was whole
+              else: I anew, by 2p + 1 gradients; not positive definite: the end
+
+    Log-likelihoods that are exact have a Hessian by automatic differentiation, anew at every step.
+    `gradient` (p,) is that at the latest point, `score` where a step was tried last, `information`
+    the latest by a Hessian.
+    """
+
+    problem: Problem
+    e_step: DeterministicEStep
+    gradient: np.ndarray = field(init=False)
+    inverse: np.ndarray = field(init=False)
+    score: np.ndarray = field(init=False)
+    information: Information | None = None
+    evaluations: int = 0
+    by_secants: bool = False
+
+    @property
+    def kept(self) -> np.ndarray | None:
+        """The inverse (p, p) for a finer approximation."""
+        return self.inverse if self.by_secants and not self.problem.spec.restrictions else None
+
+    def by_inverse(self) -> Model:
+        """The model by what is known of the information."""
+        step = self.inverse @ self.gradient
+        return Model(step, float(0.5 * self.gradient @ step))
+
+    def by_hessian(self, x: jax.Array, state: Any) -> Model | None:
+        """The model with the information computed anew; None if it is not positive definite."""
+        self.evaluations += x.size
+        found = marginal_information(self.e_step, self.problem, x, state)
+        self.information = here = hold(self.problem, x, found)
+        if not here.usable:
+            return None
+        self.gradient, self.inverse = here.gradient, here.covariance
+        return self.by_inverse()
+
+    def at(self, x: jax.Array, state: Any) -> tuple[float, Any]:
+        """By secants with the gradient, which `model` then finds."""
+        self.evaluations += 1
+        if self.by_secants:
+            value, self.score = value_and_score(self.e_step, self.problem, x, state)
+            return value, state
+        _, state, info = expectation(self.e_step, self.problem, x, state)
+        return float(info.objective), state
+
+    def model(self, x: jax.Array, state: Any, before: Point, taken: np.ndarray) -> Model | None:
+        """By secants where that is enough."""
+        if not self.by_secants:
+            return self.by_hessian(x, state)
+        fall, known = jnp.asarray(self.gradient - self.score), jnp.asarray(self.inverse)
+        self.inverse = np.asarray(secant(known, jnp.asarray(taken), fall))
+        self.gradient, last = self.score, cast(Model, before.model)
+        found, whole = self.by_inverse(), taken is last.step
+        if whole and found.promised <= LEFT * last.promised:
+            return found
+        return self.by_hessian(x, state)
+
+    def move(self, here: Point, step: np.ndarray) -> jax.Array | None:
+        """Along the constraints that are held."""
+        if self.information is None:
+            return here.x + jnp.asarray(step, here.x.dtype)
+        return moved(self.problem, here.x, step, self.information)
+
+    def floor(self, value: float) -> float:
+        """Rounding, or what an approximation leaves open."""
+        return max(self.e_step.noise or 0.0, rounding(value, self.problem.start.dtype))
 
 
 def take_newton_steps(run: Run) -> bool:

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl_em.algorithms import MAX_LENGTH
 from ppl_em.e_step import DEFAULT, FLAGS, EStep, Strength, from_flag
-from ppl_em.fit.audit_newton import MAX_LENGTH, Climb, climb, newton_step
+from ppl_em.fit.audit_newton import Climb, climb
 from ppl_em.likelihood import MAX_SE_NOISE, constrained_covariance, flat_and_jacobian, set_aside
 from ppl_em.params import Params, flat_labels
 from ppl_em.problem import Problem
@@ -117,8 +118,8 @@ def _shifts(problem: Problem, x: jax.Array, found: Climb) -> dict[str, Any]:
     se[left_out] = np.nan
     error = _errors(problem, found.x, found.mcse_x)
     one_step = nothing
-    first = newton_step(found.start)
-    if found.start.usable and found.start.gradient @ first < MAX_LENGTH**2:
+    first, promised = found.start.uphill(MAX_LENGTH)
+    if found.start.usable and 2 * promised < MAX_LENGTH**2:
         one_step = _flat(problem, x + jnp.asarray(first, x.dtype))
     scale = np.where(se == 0, 1.0, se)  # what is fixed does not shift
     return {

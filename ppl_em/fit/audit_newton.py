@@ -4,6 +4,7 @@ The score there is ∇ℓ(θ) = E[∇ℓc | y, θ] (Fisher's identity): the grad
 deterministic E-step, a mean over draws of a Monte Carlo one.
 """
 
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -11,7 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
-from ppl_em.algorithms import Sampler, Stopping, Verdict, polish, rounding
+from ppl_em.algorithms import (
+    MAX_LENGTH,
+    Model,
+    Point,
+    Sampler,
+    Stopping,
+    Verdict,
+    ascend,
+    polish,
+    rounding,
+)
 from ppl_em.e_step import Approximation, DeterministicEStep, EStep, StochasticEStep, expectation
 from ppl_em.likelihood import Components, Information, marginal_information, moved, set_aside
 from ppl_em.posterior import LogLikelihood
@@ -20,14 +31,8 @@ from ppl_em.problem import Problem
 MAX_STEPS = 50
 """Newton steps on a deterministic log-likelihood."""
 
-MAX_HALVINGS = 12
-"""Of a step that does not gain."""
-
 MAX_GAP = 1e-10
 """Gain still promised at which they end: 1.4e-5 standard errors from the maximum."""
-
-MAX_LENGTH = 3.0
-"""Longest step, in standard errors."""
 
 MAX_ROUNDS = 15
 """Rounds of draws."""
@@ -71,45 +76,71 @@ def climb(rng_key: jax.Array, problem: Problem, x: jax.Array, e_step: EStep) -> 
     return _by_derivatives(problem, x, cast(DeterministicEStep, e_step), state)
 
 
+@dataclass
+class _Stronger:
+    """The log-likelihood of a stronger E-step; `information` is that at the latest point."""
+
+    problem: Problem
+    e_step: DeterministicEStep
+    information: Information = field(init=False)
+
+    def begin(self, x: jax.Array, state: Any) -> Point:
+        """Where the climb starts."""
+        value, state = self.at(x, state)
+        return Point(x, state, value, self._model_at(x, state))
+
+    def at(self, x: jax.Array, state: Any) -> tuple[float, Any]:
+        _, state, info = expectation(self.e_step, self.problem, x, state)
+        return float(info.objective), state
+
+    def floor(self, value: float) -> float:
+        dtype = self.problem.start.dtype
+        return max(rounding(value, dtype), self.e_step.noise or 0.0)
+
+    def move(self, here: Point, step: np.ndarray) -> jax.Array | None:
+        return moved(self.problem, here.x, step, self.information)
+
+    def model(self, x: jax.Array, state: Any, before: Point, taken: np.ndarray) -> Model | None:
+        return self._model_at(x, state)
+
+    def _model_at(self, x: jax.Array, state: Any) -> Model | None:
+        found = marginal_information(self.e_step, self.problem, x, state)
+        self.information = set_aside(self.problem, x, found)[0]
+        step, promised = self.information.uphill(MAX_LENGTH)
+        return Model(step, promised) if np.isfinite(promised) else None
+
+
 def _by_derivatives(
     problem: Problem, x: jax.Array, e_step: DeterministicEStep, state: Any
 ) -> Climb:
-    e_step = _refined(problem, x, e_step, state) or e_step
-    _, state, info = expectation(e_step, problem, x, state)
-    value = float(info.objective)
-    log_likelihood = LogLikelihood(value, e_step.kind)
-    here = start = set_aside(problem, x, marginal_information(e_step, problem, x, state))[0]
+    terrain = _Stronger(problem, _refined(problem, x, e_step, state) or e_step)
+    here = terrain.begin(x, state)
+    log_likelihood = LogLikelihood(here.value, e_step.kind)
+    start, steps = terrain.information, ascend(terrain, here)
     trouble = f"its log-likelihood has no maximum within {MAX_STEPS} Newton steps"
+    x = here.x
     for _ in range(MAX_STEPS):
-        if not np.all(np.isfinite(here.matrix)):
-            trouble = here.reason
+        if here.model is None:
+            trouble = terrain.information.reason
             break
-        step = newton_step(here)
-        noise = max(rounding(value, x.dtype), e_step.noise or 0.0)
-        if 0.5 * here.gradient @ step < max(MAX_GAP, noise):  # nothing is left to gain
-            finer = _refined(problem, x, e_step, state)
+        if here.model.promised < max(MAX_GAP, terrain.floor(here.value)):  # nothing left to gain
+            finer = _refined(problem, here.x, terrain.e_step, here.state)
             if finer is None:
-                last = moved(problem, x, step, here)
-                x, trouble = x if last is None else last, here.reason
+                last = terrain.move(here, here.model.step)
+                x, trouble = here.x if last is None else last, terrain.information.reason
                 break
-            e_step = finer
-            _, state, info = expectation(e_step, problem, x, state)
-            value = float(info.objective)
-            here = set_aside(problem, x, marginal_information(e_step, problem, x, state))[0]
+            terrain = _Stronger(problem, finer)
+            here = terrain.begin(here.x, here.state)
+            steps = ascend(terrain, here)
             continue
-        for _ in range(MAX_HALVINGS):
-            new_x = moved(problem, x, step, here)
-            if new_x is not None:
-                _, new_state, info = expectation(e_step, problem, new_x, state)
-                if float(info.objective) >= value - noise:
-                    break
-            step = step / 2
-        else:
+        following = next(steps, None)
+        if following is None:
             trouble = "a Newton step does not raise its log-likelihood, however short"
             break
-        x, state, value = new_x, new_state, float(info.objective)
-        here = set_aside(problem, x, marginal_information(e_step, problem, x, state))[0]
-    return Climb(x, np.zeros_like(here.matrix), log_likelihood, start, here, trouble)
+        here, x = following, following.x
+    information = terrain.information
+    nothing = np.zeros_like(information.matrix)
+    return Climb(x, nothing, log_likelihood, start, information, trouble)
 
 
 def _refined(
@@ -145,7 +176,7 @@ def _by_draws(
             if found.verdict is Verdict.SINGULAR:
                 if not np.all(np.isfinite(found.information.matrix)):
                     break
-                x = x + jnp.asarray(newton_step(found.information), x.dtype)
+                x = x + jnp.asarray(found.information.uphill(MAX_LENGTH)[0], x.dtype)
                 continue
             x = found.x
             if found.verdict is not Verdict.MOVED:
@@ -154,21 +185,3 @@ def _by_draws(
     trouble = found.information.reason or trouble
     last = found.information
     return Climb(x, found.mcse_x, log_likelihood, start or last, last, trouble)
-
-
-def newton_step(information: Information) -> np.ndarray:
-    """The step to the maximum, (p,), at most three standard errors long.
-
-    Coordinates at a boundary and flat directions stay. Where the information is not positive
-    definite its eigenvalues count by their size, which makes the step one uphill.
-    """
-    gradient = information.gradient
-    if information.usable:
-        step = information.covariance @ gradient
-        length = np.sqrt(max(gradient @ step, 0.0))
-    else:
-        values, vectors = np.linalg.eigh(information.matrix)
-        sizes = np.maximum(np.abs(values), 1e-8 * np.max(np.abs(values)))
-        along = vectors.T @ gradient
-        step, length = vectors @ (along / sizes), np.sqrt(np.sum(along**2 / sizes))
-    return step * min(1.0, MAX_LENGTH / max(length, 1e-300))

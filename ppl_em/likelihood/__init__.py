@@ -10,7 +10,7 @@ from ppl_em.likelihood.draw_evaluation import (
 )
 from ppl_em.likelihood.identifiability import set_aside
 from ppl_em.likelihood.importance_information import sampled_information
-from ppl_em.likelihood.information import MAX_SE_NOISE, Information
+from ppl_em.likelihood.information import MAX_SE_NOISE, Information, holding
 from ppl_em.likelihood.louis import Components, ScoreMoments, find, louis_information
 from ppl_em.likelihood.observed import is_large, marginal_information, value_and_score
 
@@ -25,6 +25,7 @@ __all__ = [
     "find_motion",
     "flat_and_jacobian",
     "hold",
+    "holding",
     "is_large",
     "known_blocks",
     "louis_information",

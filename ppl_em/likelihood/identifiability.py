@@ -7,7 +7,7 @@ import numpy as np
 
 from ppl_em.likelihood.active_constraints import explain, hold, moved_only_by, rough_coordinates
 from ppl_em.likelihood.delta_method import flat_and_jacobian
-from ppl_em.likelihood.information import Information, holding
+from ppl_em.likelihood.information import Information, holding, not_definite
 from ppl_em.params import AtBounds, flat_labels
 from ppl_em.problem import Problem
 
@@ -61,8 +61,11 @@ def set_aside(
     size = np.linalg.norm(jacobian, axis=1)
     along = np.linalg.norm(jacobian @ directions, axis=1)
     places = np.flatnonzero(along > 1e-3 * size)
-    if len(places) == np.sum(size > 0):
-        return information, np.zeros(0, int), ""
+    if len(places) == np.sum(size > 0):  # nothing is determined, however small its curvature is
+        first = directions[:, 0]
+        smallest = float(first @ information.matrix @ first)
+        reason = information.reason or not_definite(problem, x, smallest, first)
+        return replace(information, reason=reason), np.zeros(0, int), ""
     count = directions.shape[1]
     what = "a direction" if count == 1 else f"{count} directions"
     note = (

@@ -100,6 +100,29 @@ class Information:
         except np.linalg.LinAlgError:
             return np.full(np.shape(right), np.nan)
 
+    def uphill(self, max_length: float) -> tuple[np.ndarray, float]:
+        """The step to the maximum of the quadratic model, (p,), and the gain that it promises.
+
+        At most `max_length` standard errors long. Where the matrix is not positive definite its
+        eigenvalues, scaled to a unit diagonal, count by their size, which makes the step one
+        uphill. NaN is promised where it is not finite.
+        """
+        rest = np.eye(len(self.matrix)) if self.held is None else complement(self.held)
+        gradient, matrix = rest.T @ self.gradient, rest.T @ self.matrix @ rest
+        if not np.all(np.isfinite(matrix)):
+            return np.zeros_like(self.gradient), np.nan
+        if self.usable:
+            inside = np.linalg.solve(matrix, gradient)
+        else:
+            diagonal = np.abs(np.diag(matrix))
+            scale = 1 / np.sqrt(np.maximum(diagonal, np.abs(gradient) + 1e-12))
+            values, vectors = np.linalg.eigh(scale[:, None] * matrix * scale)
+            sizes = np.maximum(np.abs(values), 1e-8)
+            inside = scale * (vectors @ (vectors.T @ (scale * gradient) / sizes))
+        promised = max(0.5 * gradient @ inside, 0.0)
+        length = np.sqrt(2 * promised)
+        return rest @ inside * min(1.0, max_length / max(length, 1e-300)), float(promised)
+
     @property
     def newton_error(self) -> np.ndarray:
         """Monte Carlo covariance of `newton_step`, shape (p, p)."""
@@ -164,12 +187,17 @@ def trouble(
     values, vectors = np.linalg.eigh(basis.T @ matrix @ basis)
     if values[0] > max(1e-10 * abs(values[-1]), 1e-10):
         return ""
+    return not_definite(problem, x, values[0], basis @ vectors[:, 0])
+
+
+def not_definite(problem: Problem, x: jax.Array, eigenvalue: float, direction: np.ndarray) -> str:
+    """That the information at `x` is singular along `direction`, both (p,)."""
     labels = flat_labels(problem.space.unravel(np.asarray(x)))
-    weights = np.abs(basis @ vectors[:, 0])
+    weights = np.abs(direction)
     names = [labels[i] for i in np.argsort(-weights) if weights[i] > 0.3][:4]
     return (
         f"the information matrix is not positive definite (smallest eigenvalue "
-        f"{values[0]:.2g}), in the direction of {', '.join(names)}: not identified, at a boundary, "
+        f"{eigenvalue:.2g}), in the direction of {', '.join(names)}: not identified, at a boundary, "
         f"or running off to infinity, as where outcomes are all alike or a covariate separates "
         f"them; fix one of them with `fixed`, constrain it, or give it a prior (`map_sites`)"
     )
