@@ -90,14 +90,16 @@ class Quadrature:
     tol
         Change of the log-likelihood on refinement that is small enough, times the square root of
         the number of blocks: about how far estimates may be off, in standard errors.
-    max_dimension
-        Largest block, in latents.
-    max_points
-        Largest number of nodes of a block, over all its dimensions.
+    max_dimension, max_points
+        Largest block, in latents; and most nodes of a block, over all its dimensions.
 
     References
     ----------
     Pinheiro & Bates (1995), Journal of Computational and Graphical Statistics 4.
+
+    Examples
+    --------
+    >>> em = EM(model, e_step=ppl_em.e_step.Quadrature(num_nodes=9))
     """
 
     num_nodes: int | None = None
