@@ -79,8 +79,7 @@ class Quadrature:
     Latents with a support are on the unconstrained scale. The number of nodes is raised until the
     log-likelihood no longer changes, at the first parameters and again at the last ones. Latents
     alone in their block, for which Gauss-Hermite rules need many, get nodes that reach further.
-    Many blocks of several latents get few nodes until the parameters have settled, and for second
-    derivatives.
+    Many blocks of several latents get few nodes for second derivatives and until parameters settle.
 
     Attributes
     ----------
