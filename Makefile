@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-long lint notebooks lock clean
+.PHONY: help demo test test-quick test-long lint notebooks lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -16,9 +16,11 @@ demo: $(INSTALLED) ## fit the seeds model by Monte Carlo EM, next to the referen
 	$(BIN)/ppl-em fit seeds --e-step nuts --reference --out seeds.nc --plot seeds.png
 
 # pytest leaves with status 5 where no test is marked slow: that is no failure.
-test: $(INSTALLED) ## run all tests, the quick ones first
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not long" tests
+test: test-quick ## run all tests, the quick ones first
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow and not long" tests || [ $$? -eq 5 ]
+
+test-quick: $(INSTALLED) ## run the quick tests only
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not long" tests
 
 test-long: $(INSTALLED) ## run the tests that `make test` leaves out for time
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m long tests

@@ -24,6 +24,14 @@ class Stopping:
         Monte Carlo E-steps: draws that one confirmation may use.
     max_seconds
         Wall time after which no further step is started.
+
+    Examples
+    --------
+    With the `model` of the example of `ppl_em.EM`:
+
+    >>> from ppl_em import Stopping
+    >>> coarse = Stopping(mcse_fraction=0.1, max_seconds=60.0)
+    >>> em = EM(model, e_step="nuts", stopping=coarse)
     """
 
     gap: float | None = None

@@ -55,6 +55,16 @@ class AlgorithmComparison:
         Name of the algorithm to its fit, in the order asked for.
     tol
         Distance from the best log-likelihood of all, within which a fit has arrived.
+
+    Examples
+    --------
+    As in the example of `ppl_em.EM`, with its `model` and data:
+
+    >>> from ppl_em import compare_algorithms
+    >>> names = ["em", "direct"]
+    >>> found = compare_algorithms(model, names, jax.random.key(0), y, progress_bar=False)
+    >>> found.table()["status"].to_dict()
+    {'em': 'converged', 'direct': 'converged'}
     """
 
     results: dict[str, EMResult]

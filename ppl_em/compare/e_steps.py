@@ -36,6 +36,16 @@ class Comparison:
         Name to the audit of that fit; none where it was not asked for or is not possible.
     refused
         Name of an E-step that does not apply to the reason.
+
+    Examples
+    --------
+    As in the example of `ppl_em.EM`, with its `model` and data:
+
+    >>> from ppl_em import compare_e_steps
+    >>> flags = ["exact", "mean_field"]
+    >>> found = compare_e_steps(model, flags, jax.random.key(0), y, progress_bar=False)
+    >>> found.fits()["kind"].to_dict()
+    {'exact': 'exact', 'mean_field': 'lower_bound'}
     """
 
     results: dict[str, EMResult]

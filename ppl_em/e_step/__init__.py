@@ -26,7 +26,16 @@ DEFAULT = Auto.flag
 
 
 def from_flag(e_step: "str | EStep") -> EStep:
-    """Return the configuration for a flag; a configuration object passes through."""
+    """Return the configuration for a flag; a configuration object passes through.
+
+    Examples
+    --------
+    >>> from ppl_em.e_step import FLAGS, from_flag
+    >>> sorted(FLAGS)
+    ['auto', 'exact', 'laplace', 'mean_field', 'nuts', 'quadrature']
+    >>> from_flag("nuts").num_chains
+    4
+    """
     if isinstance(e_step, str):
         check_choice("e_step", e_step, FLAGS)
         return FLAGS[e_step]()

@@ -18,7 +18,17 @@ logger = logging.getLogger("ppl_em")
 
 @dataclass(frozen=True)
 class Auto(Choice):
-    """`Exact` if the model is found to be exact, else `NUTS`; never an approximation with bias."""
+    """`Exact` if the model is found to be exact, else `NUTS`; never an approximation with bias.
+
+    Examples
+    --------
+    As in the example of `ppl_em.EM`, with its `model` and data:
+
+    >>> from ppl_em.e_step import Auto
+    >>> fit = EM(model, e_step=Auto()).run(jax.random.key(0), y, progress_bar=False)
+    >>> fit.e_step
+    'exact'
+    """
 
     flag: ClassVar[str] = "auto"
     strength: ClassVar[Strength] = Strength.EXACT

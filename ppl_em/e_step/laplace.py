@@ -57,6 +57,13 @@ class Laplace(Approximation):
     Tierney & Kadane (1986), JASA 81. Rizopoulos, Verbeke & Lesaffre (2009), JRSS B 71: the EM
     algorithm whose expectations are corrected so that it climbs Laplace's log-likelihood. Breslow
     & Lin (1995), Biometrika 82, for the bias.
+
+    Examples
+    --------
+    With the `model` of the example of `ppl_em.EM`:
+
+    >>> from ppl_em.e_step import Laplace
+    >>> em = EM(model, e_step=Laplace(num_starts=5))
     """
 
     num_starts: int = 1

@@ -74,6 +74,13 @@ class NUTS(StochasticEStep):
     schedule
         `"mcem"`: Q is the mean over the newest draws. `"saem"`: few draws per step, and Q is a
         weighted mean over those of many steps (stochastic approximation, see `saem.py`).
+
+    Examples
+    --------
+    With the `model` of the example of `ppl_em.EM`:
+
+    >>> from ppl_em.e_step import NUTS
+    >>> em = EM(model, e_step=NUTS(num_samples=200, target_accept_prob=0.9))
     """
 
     num_chains: int = 4

@@ -80,8 +80,7 @@ class Quadrature(Approximation):
     Latents with a support are on the unconstrained scale. The number of nodes is raised until the
     log-likelihood no longer changes, at the first parameters and again at the last ones. Latents
     alone in their block, for which Gauss-Hermite rules need many, get nodes that reach further.
-    Many blocks of several latents get few nodes until the parameters have settled, and for second
-    derivatives.
+    Many blocks of several latents get few nodes for second derivatives and until parameters settle.
 
     Attributes
     ----------
@@ -91,14 +90,16 @@ class Quadrature(Approximation):
     tol
         Change of the log-likelihood on refinement that is small enough, times the square root of
         the number of blocks: about how far estimates may be off, in standard errors.
-    max_dimension
-        Largest block, in latents.
-    max_points
-        Largest number of nodes of a block, over all its dimensions.
+    max_dimension, max_points
+        Largest block, in latents; and most nodes of a block, over all its dimensions.
 
     References
     ----------
     Pinheiro & Bates (1995), Journal of Computational and Graphical Statistics 4.
+
+    Examples
+    --------
+    >>> em = EM(model, e_step=ppl_em.e_step.Quadrature(num_nodes=9))
     """
 
     num_nodes: int | None = None

@@ -22,7 +22,16 @@ FLAGS: dict[str, type] = {
 
 
 def from_flag(m_step: "str | MStep") -> MStep:
-    """Return the configuration for a flag; a configuration object passes through."""
+    """Return the configuration for a flag; a configuration object passes through.
+
+    Examples
+    --------
+    >>> from ppl_em.m_step import FLAGS, from_flag
+    >>> sorted(FLAGS)
+    ['auto', 'gradient', 'lbfgs', 'newton', 'scipy']
+    >>> from_flag("newton")
+    Newton(max_steps=10, tol=1e-18)
+    """
     if isinstance(m_step, str):
         check_choice("m_step", m_step, FLAGS)
         return FLAGS[m_step]()

@@ -15,6 +15,14 @@ class Auto:
 
     Under constraints that no bijection keeps, `Scipy`: SLSQP, or L-BFGS-B if they are bounds; for
     parameters without a gradient COBYLA if there are constraints on functions, else Nelder-Mead.
+
+    Examples
+    --------
+    >>> from ppl_em.m_step import Auto
+    >>> Auto().resolve(3)
+    Newton(max_steps=10, tol=1e-18)
+    >>> Auto().resolve(1000)
+    LBFGS(max_steps=500, tol=1e-13, memory=10)
     """
 
     honours: ClassVar[tuple[str, ...]] = tuple(NEEDS)

@@ -37,6 +37,14 @@ class Gradient:
     References
     ----------
     Lange (1995), A quasi-Newton acceleration of the EM algorithm, Statistica Sinica 5.
+
+    Examples
+    --------
+    With the `model` of the example of `ppl_em.EM`:
+
+    >>> import optax
+    >>> from ppl_em.m_step import Gradient
+    >>> em = EM(model, m_step=Gradient(optax.adam(0.1), num_steps=5))
     """
 
     optimizer: Any = None

@@ -22,6 +22,13 @@ class LBFGS:
         Stop once a step promises to raise Q by less than this.
     memory
         Stored curvature pairs.
+
+    Examples
+    --------
+    With the `model` of the example of `ppl_em.EM`:
+
+    >>> from ppl_em.m_step import LBFGS
+    >>> em = EM(model, m_step=LBFGS(max_steps=1))  # generalized EM
     """
 
     max_steps: int = 500

@@ -27,6 +27,13 @@ class Newton:
     References
     ----------
     Lange (1995), A gradient algorithm locally equivalent to the EM algorithm, JRSS B 57.
+
+    Examples
+    --------
+    With the `model` of the example of `ppl_em.EM`:
+
+    >>> from ppl_em.m_step import Newton
+    >>> em = EM(model, m_step=Newton(max_steps=1))  # generalized EM
     """
 
     max_steps: int = 10

@@ -50,6 +50,12 @@ class Scipy:
         Stop once a step promises to raise Q by less than this.
     options
         Passed on to SciPy, over those that are chosen here.
+
+    Examples
+    --------
+    >>> from ppl_em.m_step import Scipy
+    >>> Scipy("Nelder-Mead", max_steps=200).honours
+    ('bounds', 'rough')
     """
 
     method: str = "L-BFGS-B"

@@ -33,6 +33,12 @@ class LogLikelihood(NamedTuple):
     pareto_khat
         Worst tail index of the importance weights behind the number; below 0.7 it can be
         trusted. `None` where no weights are involved.
+
+    Examples
+    --------
+    >>> from ppl_em import LogLikelihood
+    >>> print(LogLikelihood(-8.3193, "estimate", mcse=0.0021, pareto_khat=0.31))
+    -8.319300 (estimate, Monte Carlo error 0.0021, Pareto k-hat 0.31)
     """
 
     value: float

@@ -48,6 +48,16 @@ class Audit:
         The finding in words.
     seconds
         Wall time.
+
+    Examples
+    --------
+    With the `result` of the example of `ppl_em.EM`:
+
+    >>> audit = result.audit(jax.random.key(1))
+    >>> audit.e_step, audit.trusted
+    ('exact', True)
+    >>> bool(audit.table()["shift"].abs().max() < 0.01)
+    True
     """
 
     labels: list[str]

@@ -81,6 +81,13 @@ class EMResult:
         finite. Empty if nothing of that kind was found.
     restarts
         What became of every start, and the distinct optima; None for a single start.
+
+    Examples
+    --------
+    `result` here, and in the examples of the methods, is that of the example of `ppl_em.EM`:
+
+    >>> print(result.status.name, result.log_likelihood)
+    CONVERGED -8.319266 (exact)
     """
 
     params: Params
@@ -118,6 +125,9 @@ class EMResult:
         The inverse observed information, carried to the model's own scale by the delta method.
         Fixed parameters have zeros; NaN, with a warning, where it is not available: for those at
         a boundary or along a flat direction, or for all if the information is otherwise singular.
+
+        >>> round(result.covariance().item(), 4)
+        0.6392
         """
         import xarray
 
@@ -131,7 +141,11 @@ class EMResult:
         )
 
     def standard_errors(self) -> Params:
-        """Standard errors, keyed and shaped as `params`; 0 where fixed, NaN if not available."""
+        """Standard errors, keyed and shaped as `params`; 0 where fixed, NaN if not available.
+
+        >>> round(float(result.standard_errors()["sd"]), 4)
+        0.7995
+        """
         self._warn_of_gaps()
         return self._like_params(np.sqrt(np.diag(self.uncertainty.covariance)))
 
@@ -147,6 +161,9 @@ class EMResult:
         done on the log or logit scale and mapped back, so that intervals stay inside. After a
         Monte Carlo E-step two more columns show that `total` and `se_mcse`, the Monte Carlo error
         of se.
+
+        >>> result.summary().loc["sd"].round(2).to_dict()
+        {'estimate': 1.66, 'se': 0.8, 'lower': 0.64, 'upper': 4.27, 'mcse': 0.0}
         """
         import pandas
 
@@ -197,6 +214,11 @@ class EMResult:
         ModelError
             If the E-step is weaker than that of the fit or does not apply, or if the fit was
             loaded from a file, which does not hold the model.
+
+        Examples
+        --------
+        >>> result.audit(jax.random.key(1)).sentence
+        'Nothing wrong is seen by exact: ...'
         """
         return self.parts.audit(self, rng_key, e_step)
 
@@ -208,11 +230,17 @@ class EMResult:
         (pointwise), `observed_data`, `params`, `uncertainty`; where there are continuous latents
         `latent_mean` and `latent_sd`; where there are discrete ones `responsibilities`, and
         `most_probable` if all are.
+
+        >>> round(result.to_datatree()["params"]["sd"].item(), 4)
+        1.6583
         """
         return self.parts.datatree(self)
 
     def save(self, path: Any) -> None:
-        """Write the fit to a netCDF file; `ppl_em.load` reads it back, ArviZ opens it."""
+        """Write the fit to a netCDF file; `ppl_em.load` reads it back, ArviZ opens it.
+
+        >>> result.save("fit.nc")
+        """
         self.to_datatree().to_netcdf(path, engine="h5netcdf")
 
     def __str__(self) -> str:

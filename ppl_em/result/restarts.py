@@ -31,6 +31,15 @@ class Optimum:
         Their share of all starts.
     note
         What is peculiar about it: a component without weight, say; empty if nothing is.
+
+    Examples
+    --------
+    As in the example of `ppl_em.EM`, with its `model` and data:
+
+    >>> fit = EM(model, num_restarts=3).run(jax.random.key(0), y, progress_bar=False)
+    >>> best = fit.restarts.optima[0]
+    >>> best.starts, best.share
+    ((0, 1, 2), 1.0)
     """
 
     params: Params
@@ -68,6 +77,16 @@ class Restarts:
         Which parameters may be permuted together, in words; empty if none.
     histories
         `EMResult.history` of each start, components not permuted; empty for failed ones.
+
+    Examples
+    --------
+    As in the example of `ppl_em.EM`, with its `model` and data:
+
+    >>> fit = EM(model, num_restarts=3).run(jax.random.key(0), y, progress_bar=False)
+    >>> print(fit.restarts)
+    3 starts, 1 distinct optima
+    optimum  objective  below best  share  parameters
+          0  -8.319266      0.0000   100%  sd=1.658
     """
 
     log_likelihood: np.ndarray

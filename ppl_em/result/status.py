@@ -4,7 +4,15 @@ from enum import Enum
 
 
 class Status(Enum):
-    """How a run ended; the value is the sentence shown to the user."""
+    """How a run ended; the value is the sentence shown to the user.
+
+    Examples
+    --------
+    With the `result` of the example of `ppl_em.EM`:
+
+    >>> print(result.status.value)
+    Converged: the estimated remaining gain in log-likelihood is below the tolerance.
+    """
 
     CONVERGED = "Converged: the estimated remaining gain in log-likelihood is below the tolerance."
     BOUNDARY = (

@@ -32,6 +32,15 @@ def load(path: Any) -> EMResult:
     ------
     ModelError
         If the file is not a saved fit.
+
+    Examples
+    --------
+    With the `result` of the example of `ppl_em.EM`:
+
+    >>> from ppl_em import load
+    >>> result.save("fit.nc")
+    >>> print(load("fit.nc").log_likelihood)
+    -8.319266 (exact)
     """
     tree, header, log_likelihood, params = _read(path)
     record, history = header.get("restarts"), tree["em_trace"].to_dataset()

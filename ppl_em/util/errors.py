@@ -10,7 +10,16 @@ import numpy as np
 
 
 class ModelError(ValueError):
-    """The model, its arguments or the options cannot be used as given; the text says why."""
+    """The model, its arguments or the options cannot be used as given; the text says why.
+
+    Examples
+    --------
+    With the `model` of the example of `ppl_em.EM`:
+
+    >>> EM(model, m_step="newtn")
+    Traceback (most recent call last):
+    ppl_em.util.errors.ModelError: Option `m_step`: found 'newtn'. Valid flags: 'auto', ...
+    """
 
 
 def site_error(name: str, fact: str, remedy: str) -> ModelError:

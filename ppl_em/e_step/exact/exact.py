@@ -33,6 +33,15 @@ class Exact(Choice):
     chain
         How sums along a `scan` are done: `"sequential"`, `"parallel"`, or None for the faster one
         on this device.
+
+    Examples
+    --------
+    As in the example of `ppl_em.EM`, with its `model` and data:
+
+    >>> from ppl_em.e_step import Exact
+    >>> fit = EM(model, e_step=Exact()).run(jax.random.key(0), y, progress_bar=False)
+    >>> print(fit.log_likelihood)
+    -8.319266 (exact)
     """
 
     max_dense: int = 2000

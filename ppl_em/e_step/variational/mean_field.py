@@ -105,6 +105,14 @@ class MeanField(DeterministicEStep):
     ----------
     Giordano, Ingram & Broderick (2024), Black box variational inference with a deterministic
     objective, JMLR 25. McKay, Beckman & Conover (1979) for the Latin hypercube.
+
+    Examples
+    --------
+    With the `model` of the example of `ppl_em.EM`:
+
+    >>> from numpyro.infer.autoguide import AutoMultivariateNormal
+    >>> from ppl_em.e_step import MeanField
+    >>> em = EM(model, e_step=MeanField(AutoMultivariateNormal, correct="psis"))
     """
 
     guide: Callable = AutoNormal
