@@ -80,7 +80,7 @@ class Polish:
     draws_shape: tuple[int, ...]
 
     def known_blocks(self, problem: Problem, x: jax.Array) -> Any:
-        """Blocks of latents and the log-joint at `x` (p,) by block, see `evaluation.py`."""
+        """Blocks of latents and the log-joint at `x` (p,) by block, see `draw_evaluation.py`."""
         return known_blocks(problem, x, self.components, self.draws_shape)
 
 

@@ -8,7 +8,7 @@ has that gradient too.
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ from ppl_em.algorithms.boundary import Watch, to_boundary
 from ppl_em.algorithms.history import History, Limits, Run
 from ppl_em.algorithms.newton import take_newton_steps
 from ppl_em.algorithms.stopping import Step, rounding
-from ppl_em.e_step import DeterministicEStep, EStep
-from ppl_em.likelihood import is_large, marginal_information
+from ppl_em.e_step import DeterministicEStep
+from ppl_em.likelihood import is_large, marginal_information, value_and_score
 from ppl_em.m_step import NEEDS, Region, Scipy, for_problem
 from ppl_em.optimize import DERIVATIVE_FREE, SECOND_ORDER, TAKES, maximize
 from ppl_em.problem import Problem, bounds, conditions, needs, violated
@@ -44,28 +44,6 @@ WORTH = 15
 
 FINE = 1e-10
 """Gap up to which they are counted: the last digits cost the direct method steps, too."""
-
-
-@jax.jit(static_argnums=0)
-def value_and_score(e_step: EStep, problem: Problem, x: jax.Array, state: Any) -> tuple:
-    """Objective at `x` (p,), its gradient (p,), and the E-step's state.
-
-    By Fisher's identity; approximations have gradients of their own.
-    """
-    posterior, state, info = e_step.step(problem, problem.constrain(x), state)
-    if e_step.noise is not None:
-
-        def objective(x: jax.Array) -> jax.Array:
-            own = cast(DeterministicEStep, e_step)
-            return own.log_likelihood(problem, problem.constrain(x), state)
-
-        return *jax.value_and_grad(objective)(x), state
-    held = jax.lax.stop_gradient(posterior)
-
-    def q_function(x: jax.Array) -> jax.Array:
-        return held.expected_log_joint(problem, problem.constrain(x))
-
-    return info.objective, jax.grad(q_function)(x), state
 
 
 class _Late(Exception):

@@ -20,11 +20,11 @@ from ppl_em.algorithms.stopping import Step, Stopping, remaining_gap, remaining_
 from ppl_em.e_step import DeterministicEStep, Strength, expectation
 from ppl_em.likelihood import (
     Information,
+    held_value_and_score,
     hold,
     is_large,
     marginal_information,
     moved,
-    value_and_score,
 )
 from ppl_em.optimize import secant
 from ppl_em.problem import Problem
@@ -99,7 +99,7 @@ def newton_steps(
         if model is None:
             return
     else:
-        value, terrain.gradient = value_and_score(e_step, problem, x, state)
+        value, terrain.gradient = held_value_and_score(e_step, problem, x, state)
         terrain.inverse, terrain.evaluations = inverse, 0
         model = terrain.by_inverse()
         yield NewtonStep(x, value, model.promised, 1, inverse)
@@ -166,7 +166,7 @@ class _End:
         """By secants with the gradient, which `model` then finds."""
         self.evaluations += 1
         if self.by_secants:
-            value, self.score = value_and_score(self.e_step, self.problem, x, state)
+            value, self.score = held_value_and_score(self.e_step, self.problem, x, state)
             return value, state
         _, state, info = expectation(self.e_step, self.problem, x, state)
         return float(info.objective), state

@@ -27,7 +27,7 @@ class Method(NamedTuple):
 
 
 def mode(chain: str | None = None, once: bool = False) -> str:
-    """A mode of `chains.contract` for sums: `chain`, or the faster one on this device.
+    """A mode of `forward_backward.contract` for sums: `chain`, or the faster one on this device.
 
     `once` promises that only values and one gradient are taken.
     """
@@ -48,7 +48,7 @@ def log_normalizer(factors: LogFactors, chain: str | None = None) -> jax.Array:
     factors
         The tables.
     chain
-        A mode of `chains.contract`; by default chosen by device.
+        A mode of `forward_backward.contract`; by default chosen by device.
     """
     return _run(factors, {}, Method(elimination.log_sum, chain or mode()))
 

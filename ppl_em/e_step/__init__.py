@@ -21,7 +21,6 @@ FLAGS: dict[str, type[EStep]] = {
 }
 
 DEFAULT = Auto.flag
-
 """The flag that chooses."""
 
 

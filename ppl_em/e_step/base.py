@@ -1,4 +1,4 @@
-"""The contract of an E-step. A new one is a new file, an import line and a row in the tests.
+"""The contract of an E-step. A new one is a file, an import line and a row of `FLAGS`.
 
 An E-step inherits from `DeterministicEStep`, `Approximation` or `StochasticEStep` and says what
 is its own; the rest has defaults. Nothing outside of this folder asks which one it is: what others
@@ -23,7 +23,7 @@ class Strength(IntEnum):
     """
 
     BOUND = 0
-    """A lower bound, biased however long it runs."""
+    """A lower bound, biased however long it runs, or that with some of the bias weighted away."""
     EXPANSION = 1
     """An expansion about the mode: biased, the less so the more data a latent has."""
     DRAWS = 2

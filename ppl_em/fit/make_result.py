@@ -2,7 +2,7 @@
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -16,13 +16,7 @@ from ppl_em.problem import Problem
 from ppl_em.problem.penalties import penalties
 from ppl_em.result import EMResult, LatentPosterior
 
-if TYPE_CHECKING:
-    pass
-
 logger = logging.getLogger("ppl_em")
-
-EVIDENCE_SAMPLES = 4000
-"""Draws behind a lower bound, or per block of an importance-sampling estimate."""
 
 
 def _warn_of_float32(e_step: EStep, value: float, dtype: Any) -> None:

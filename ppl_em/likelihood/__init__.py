@@ -12,7 +12,12 @@ from ppl_em.likelihood.identifiability import set_aside
 from ppl_em.likelihood.importance_information import sampled_information
 from ppl_em.likelihood.information import MAX_SE_NOISE, Information, holding
 from ppl_em.likelihood.louis import Components, ScoreMoments, find, louis_information
-from ppl_em.likelihood.observed import is_large, marginal_information, value_and_score
+from ppl_em.likelihood.observed import (
+    held_value_and_score,
+    is_large,
+    marginal_information,
+    value_and_score,
+)
 
 __all__ = [
     "MAX_SE_NOISE",
@@ -24,6 +29,7 @@ __all__ = [
     "find",
     "find_motion",
     "flat_and_jacobian",
+    "held_value_and_score",
     "hold",
     "holding",
     "is_large",

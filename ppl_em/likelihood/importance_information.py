@@ -7,8 +7,8 @@ parameters, block by block, the log-likelihood nearby is
 
 a function that is differentiated. Draws cost no trajectories and fill the space evenly, so its
 Hessian knows the difference of complete and missing information better than posterior draws do.
-Latents move along with the parameters, see `motion.py`: the integrals do not change by that, their
-derivatives become less noisy.
+Latents move along with the parameters, see `transport.py`: the integrals do not change by
+that, their derivatives become less noisy.
 """
 
 from dataclasses import replace

@@ -197,7 +197,8 @@ def not_definite(problem: Problem, x: jax.Array, eigenvalue: float, direction: n
     names = [labels[i] for i in np.argsort(-weights) if weights[i] > 0.3][:4]
     return (
         f"the information matrix is not positive definite (smallest eigenvalue "
-        f"{eigenvalue:.2g}), in the direction of {', '.join(names)}: not identified, at a boundary, "
-        f"or running off to infinity, as where outcomes are all alike or a covariate separates "
-        f"them; fix one of them with `fixed`, constrain it, or give it a prior (`map_sites`)"
+        f"{eigenvalue:.2g}), in the direction of {', '.join(names)}: not identified, at a "
+        f"boundary, or running off to infinity, as where outcomes are all alike or a covariate "
+        f"separates them; fix one of them with `fixed`, constrain it, or give it a prior "
+        f"(`map_sites`)"
     )

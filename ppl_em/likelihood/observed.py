@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.e_step import Approximation, DeterministicEStep, Strength
+from ppl_em.e_step import Approximation, DeterministicEStep, EStep, Strength
 from ppl_em.likelihood.information import Information, checked
 from ppl_em.optimize import difference_points, from_differences
 from ppl_em.problem import Problem
@@ -65,10 +65,13 @@ def _values_and_scores(
     return jax.lax.fori_loop(0, count, found, start)
 
 
-def value_and_score(
+def held_value_and_score(
     e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
 ) -> tuple[float, np.ndarray]:
-    """A deterministic E-step's objective at `x` (p,), and its gradient, (p,)."""
+    """A deterministic E-step's objective at `x` (p,), and its gradient, (p,), the state held.
+
+    By the program that also takes gradients for differences.
+    """
     points = jnp.broadcast_to(x, (2 * x.size + 1, x.size))
     values, scores = _values_and_scores(e_step, problem, points, 1, state)
     return float(values[0]), np.asarray(scores[0])
@@ -83,7 +86,7 @@ def _score_and_differences(
     coarse = e_step if e_step.noise is None else cast(Approximation, e_step).for_curvature()
     same = coarse == e_step
     scores = _values_and_scores(coarse, problem, points, len(points) - (not same), state)[1]
-    gradient = scores[-1] if same else value_and_score(e_step, problem, x, state)[1]
+    gradient = scores[-1] if same else held_value_and_score(e_step, problem, x, state)[1]
     return np.asarray(gradient), np.asarray(from_differences(scores[:-1], width))
 
 
@@ -103,3 +106,25 @@ def marginal_information(
     kind = "exact log-likelihood" if e_step.strength is Strength.EXACT else e_step.kind
     method = f"Hessian of the {kind.replace('_', ' ')}"
     return checked(problem, x, gradient, -hessian, method, np.zeros_like(hessian))
+
+
+@jax.jit(static_argnums=0)
+def value_and_score(e_step: EStep, problem: Problem, x: jax.Array, state: Any) -> tuple:
+    """Objective at `x` (p,), its gradient (p,), and the E-step's state.
+
+    By Fisher's identity; approximations have gradients of their own.
+    """
+    posterior, state, info = e_step.step(problem, problem.constrain(x), state)
+    if e_step.noise is not None:
+
+        def objective(x: jax.Array) -> jax.Array:
+            own = cast(DeterministicEStep, e_step)
+            return own.log_likelihood(problem, problem.constrain(x), state)
+
+        return *jax.value_and_grad(objective)(x), state
+    held = jax.lax.stop_gradient(posterior)
+
+    def q_function(x: jax.Array) -> jax.Array:
+        return held.expected_log_joint(problem, problem.constrain(x))
+
+    return info.objective, jax.grad(q_function)(x), state

@@ -22,7 +22,7 @@ class ClosedForm:
     maximiser
         `maximiser(expectation, params)` returns `{site: value}`, the maximum of Q over these
         sites given the others in `params`, on the model's own scale. `expectation(g)` is
-        E[g(latents) | y]; see `ppl_em.posterior.expectation` for the g that it is exact for.
+        E[g(latents) | y]; see `ppl_em.posterior.Expectation` for the g that it is exact for.
         `expectation.probs(site)` are responsibilities of a discrete site. Written in `jax.numpy`.
     rest
         The M-step for the other sites.

@@ -17,8 +17,8 @@ class Enumerated(Posterior):
 
     `marginals` has one table per sample site, of the shape of its log-factor: the derivative of
     log Z with respect to that table. Q at other parameters is then a sum of products, without
-    any elimination. `points` stand for the rows of condensed sites, see `condense.py`; `offset`
-    is the part of Q that they leave out, a constant.
+    any elimination. `points` stand for the rows of condensed sites, see `condense_rows.py`;
+    `offset` is the part of Q that they leave out, a constant.
     """
 
     marginals: dict[str, jax.Array]

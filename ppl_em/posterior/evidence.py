@@ -132,7 +132,7 @@ def importance_sampled(
         Equally weighted draws at `x`, (chain, draw, D).
     known
         Independent blocks of latents, (D,), and the log-joint by block, as in
-        `contributions.by_component`, if these are known.
+        `additive.by_component`, if these are known.
     num_samples
         Draws from the proposal of each block.
 

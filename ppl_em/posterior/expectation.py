@@ -1,4 +1,4 @@
-"""Expectations over the latents for closed-form M-steps, and those M-steps.
+"""Expectations over the latents, for closed-form M-steps.
 
 What is exact: the mean over draws is the Monte Carlo estimate that Q is; the points of an exact
 posterior of independent parts integrate sums over the parts of quadratics (Gaussian parts) or of

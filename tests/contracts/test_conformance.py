@@ -12,12 +12,17 @@ from conditional_models import CASES as CONDITIONAL
 from conftest import SEED
 from conjugate_models import CONJUGATE
 from numpyro.infer.autoguide import AutoMultivariateNormal
+from skeleton_draws import SIR
+from skeleton_grid import Grid
+from skeleton_m_step import Uphill
 from small_models import CASES
+from test_skeletons import Y as FEW
+from test_skeletons import model as single
 
 from ppl_em import e_step as e_steps
 from ppl_em import m_step as m_steps
 from ppl_em.algorithms.maximization import maximization
-from ppl_em.e_step import expectation
+from ppl_em.e_step import Strength, expectation
 from ppl_em.posterior.log_likelihood import KINDS
 from ppl_em.problem import Problem, build_problem
 
@@ -41,6 +46,8 @@ E_STEPS = {  # name: (model, configuration, the engine it resolves to)
         "StochasticGuide",
     ),
     "nuts": ("intercept", e_steps.NUTS(2, num_samples=20, num_warmup=50), "NUTS"),
+    "skeleton_grid": ("single", Grid(101), "Grid"),
+    "skeleton_draws": ("intercept", SIR(2, num_samples=20, num_proposals=200), "SIR"),
 }
 M_STEPS = {
     "newton": m_steps.Newton(),
@@ -50,6 +57,7 @@ M_STEPS = {
     "scipy": m_steps.Scipy(),
     "slsqp": m_steps.Scipy("SLSQP"),
     "simplex": m_steps.Scipy("Nelder-Mead"),
+    "skeleton": Uphill(0.1),
 }
 KINDS_OF_E_STEPS = ("enumeration", "gaussian", "laplace", "nuts")
 PAIRS = [  # every E-step with the first M-steps, the others with one E-step of each kind
@@ -58,7 +66,7 @@ PAIRS = [  # every E-step with the first M-steps, the others with one E-step of 
     for m in M_STEPS
     if m in ("newton", "lbfgs", "gem") or e in KINDS_OF_E_STEPS
 ]
-GENERALIZED = ("gem", "gradient")
+GENERALIZED = ("gem", "gradient", "skeleton")
 
 
 class Setting(NamedTuple):
@@ -74,6 +82,8 @@ class Setting(NamedTuple):
 
 @cache
 def problem_of(model: str) -> tuple[Problem, dict]:
+    if model == "single":
+        return build_problem(jax.random.key(SEED), single, (FEW,), {})
     case = {**CASES, **CONJUGATE, **CONDITIONAL}[model]
     return build_problem(jax.random.key(SEED), case.model, case.args, {})
 
@@ -111,6 +121,8 @@ def test_e_step_contract(name):
     s = setting(name)
     assert type(s.engine).__name__ == E_STEPS[name][2]
     assert s.engine.kind in KINDS and isinstance(s.engine.stochastic, bool)
+    assert s.engine.strength in Strength and isinstance(s.engine.is_function, bool)
+    assert s.engine.stochastic == s.posterior.by_draws
     assert s.info._fields and all(jnp.shape(value) == () for value in s.info)
     assert s.engine.stochastic or jnp.isfinite(s.info.objective)
     assert isinstance(s.engine.describe(s.info), str)

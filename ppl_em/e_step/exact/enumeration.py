@@ -24,7 +24,7 @@ class Enumeration(DeterministicEStep):
     Attributes
     ----------
     min_rows
-        Rows of an observed site from which its data are condensed, see `condense.py`; or None.
+        Rows of an observed site from which its data are condensed, see `condense_rows.py`; or None.
     chain
         `"sequential"`, `"parallel"`, or None for the faster one on this device.
     """

@@ -44,7 +44,7 @@ class Conditional(DeterministicEStep):
     Attributes
     ----------
     layout
-        Joint states and blocks, proved by `conditioning.find_layout`.
+        Joint states and blocks, proved by `find_mixture.find_layout`.
     """
 
     layout: BlockLayout

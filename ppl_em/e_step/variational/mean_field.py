@@ -80,11 +80,11 @@ class MeanField(DeterministicEStep):
     mode
         `"deterministic"`: the bound is averaged over fixed base draws and maximised by L-BFGS; for
         `AutoNormal`, `AutoDiagonalNormal` and `AutoMultivariateNormal`. `"stochastic"`: NumPyro's
-        SVI, any guide, see `e_step/svi.py`. `"auto"`: deterministic where that applies. Sub-sampled
+        SVI, any guide, see `svi.py`. `"auto"`: deterministic where that applies. Sub-sampled
         plates are made whole; only the gradient steps of the stochastic mode use mini-batches.
     correct
         `"psis"`: weight draws by Pareto-smoothed importance weights, block by block, which takes
-        the bias away where k-hat is below 0.7. Deterministic mode only; see `e_step/importance.py`.
+        the bias away where k-hat is below 0.7. Deterministic mode only; see `psis.py`.
     num_particles
         Base draws, at least. They are a Latin hypercube, antithetic, standardised to unit
         covariance in every block of latents, so expectations of quadratics are exact. A block of

@@ -76,8 +76,8 @@ class StochasticGuide(DeterministicEStep):
     gradient_particles
         Fresh draws for each gradient.
     batches
-        Whether every such draw sees fresh rows of the model's sub-sampled plates, see `batches.py`,
-        instead of all. The bound on fixed draws always sees all rows.
+        Whether every such draw sees fresh rows of the model's sub-sampled plates, see
+        `problem/minibatches.py`, instead of all. The bound on fixed draws always sees all rows.
     """
 
     law: Law
