@@ -72,7 +72,7 @@ class BlockLaw(Protocol):
 def lower_bound(rng_key: jax.Array, problem: Problem, x: jax.Array, law: BlockLaw) -> LogLikelihood:
     """Evidence lower bound on fresh draws from q, and the worst Pareto k-hat of q over blocks.
 
-    A k-hat above 0.7 says that q is far from the law. Blocks are independent under the
+    A k-hat above 0.7 says that q is far from the posterior. Blocks are independent under the
     posterior and under q, and judged one by one: jointly k-hat grows with their number.
     """
     key_draws, key_blocks = jax.random.split(rng_key)
