@@ -3,6 +3,7 @@
 import ast
 import pathlib
 import re
+from functools import cache
 
 import pytest
 from test_architecture import FILES, LAYERS, MODULES, RANK, ROOT, TREES, imported, room
@@ -87,6 +88,7 @@ CONTRACTS = ("e_step", "posterior")
 """Rooms whose classes nothing outside may be told apart by."""
 
 
+@cache
 def classes() -> set[str]:
     """Names of the E-steps and posteriors: classes that derive from the contracts."""
     found = {"EStep", "DeterministicEStep", "Approximation", "StochasticEStep", "Choice"}

@@ -15,7 +15,7 @@ from toy_models import logit_normal, logit_normal_log_likelihood, normal_normal
 
 import ppl_em.algorithms.confirmation
 import ppl_em.fit.fitted
-from ppl_em import EM, Status, Stopping, optimize
+from ppl_em import EM, Status, Stopping
 from ppl_em.e_step import NUTS, expectation
 from ppl_em.likelihood import (
     constrained_covariance,
@@ -27,6 +27,7 @@ from ppl_em.likelihood import (
 )
 from ppl_em.likelihood.importance_information import METHOD
 from ppl_em.likelihood.transport import still
+from ppl_em.optimize.differences import hessian
 from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import build_problem
 from ppl_em.stats.proposals import Proposal
@@ -136,7 +137,7 @@ def test_two_hundred_draws_are_enough(optimized):
     def law(point):
         return slopes_law(problem.constrain(point), *data)
 
-    exact = jax.jit(lambda v: optimize.hessian(jax.grad(law), v))(at)
+    exact = jax.jit(lambda v: hessian(jax.grad(law), v))(at)
     truth = np.sqrt(np.diag(np.linalg.inv(-np.asarray(exact))))
     failed, apart = 0, []
     for seed in range(6):
@@ -178,7 +179,7 @@ def test_runs_are_confirmed_on_few_draws(optimized):
             return slopes_law(problem.constrain(point), *data)
 
         score = np.asarray(jax.jit(jax.grad(law))(x))
-        exact = np.asarray(jax.jit(lambda v, law=law: optimize.hessian(jax.grad(law), v))(x))
+        exact = np.asarray(jax.jit(lambda v, law=law: hessian(jax.grad(law), v))(x))
         mcse = np.sqrt(np.diag(result.parts.polish.mcse_x))
         assert np.all(np.abs(np.linalg.solve(-exact, score)) < 6 * mcse)
         found = result.parts.uncertainty().covariance
