@@ -79,7 +79,7 @@ def _auditor(
     config = from_flag(e_step)
     if config.flag != DEFAULT:
         own = FLAGS[fitted].strength if fitted in FLAGS else Strength.BOUND
-        if config.strength <= own and config.strength < max(Strength):
+        if config.strength < max(own, Strength.EXPANSION):  # the same one may look again
             stronger = [flag for flag in _ladder() if FLAGS[flag].strength > own]
             raise ModelError(
                 f"`result.audit`: e_step='{config.flag}' is no stronger than the '{fitted}' of the "

@@ -206,3 +206,13 @@ def test_what_cannot_be_audited(biased, exact, tmp_path):
     exact.save(tmp_path / "fit.nc")
     with pytest.raises(ModelError, match="does not hold the model"):
         ppl_em.load(tmp_path / "fit.nc").audit(jax.random.key(SEED))
+
+
+def test_the_same_e_step_may_look_again_but_no_weaker_one():
+    em = EM(two_variances, "laplace", fixed={"vb": 1.0})
+    result = em.run(jax.random.key(SEED), Y, progress_bar=False)
+    audit = result.audit(jax.random.key(SEED), "laplace")
+    assert audit.trusted and audit.e_step == audit.fit == "laplace"
+    assert np.all(np.abs(audit.shift) < 0.01)
+    with pytest.raises(ModelError, match=r"no stronger .* 'nuts', 'quadrature', 'exact', 'auto'"):
+        result.audit(jax.random.key(SEED), "mean_field")
