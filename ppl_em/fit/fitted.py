@@ -1,6 +1,6 @@
 """What a result computes from on request: the problem and the end of a run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ppl_em.algorithms import Polish, Verdict
-from ppl_em.e_step import DeterministicEStep, EStep
+from ppl_em.e_step import DeterministicEStep, EStep, expectation
 from ppl_em.fit.audit import audit
 from ppl_em.likelihood import (
     Information,
@@ -88,6 +88,14 @@ class FittedParts:
         bounds = flat_bounds(self.problem.space, self.problem.constrain(self.x))
         return Uncertainty(covariance, mcse, se_mcse, method, reason, note, active, bounds)
 
+    @property
+    def _look(self) -> Callable[[jax.Array], float] | None:
+        """The log-likelihood at x (p,), where the E-step has one without noise."""
+        if self.e_step.stochastic or not self.e_step.is_function:
+            return None
+        own = cast(DeterministicEStep, self.e_step)
+        return lambda x: float(expectation(own, self.problem, x, self.e_state)[2].objective)
+
     def _unexcluded(self, errors: np.ndarray) -> str:
         """Which bounds the draws do not exclude, from standard errors (P,); empty if none."""
         params = self.problem.constrain(self.x)
@@ -118,7 +126,7 @@ class FittedParts:
         for information in self._candidates():
             aside = information, np.zeros(0, int), ""
             if not self.e_step.stochastic or np.any(np.isfinite(information.matrix)):
-                aside = set_aside(self.problem, self.x, information, self.at)
+                aside = set_aside(self.problem, self.x, information, self.at, self._look)
             if aside[0].precise:
                 return information, aside, ""
             found.append((information, aside))
