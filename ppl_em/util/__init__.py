@@ -14,12 +14,16 @@ from ppl_em.util.errors import (
     check_shape,
     site_error,
 )
+from ppl_em.util.fingerprint import Fingerprint, fingerprint
 from ppl_em.util.keys import as_key, generator
+from ppl_em.util.programs import alone, make_room
 from ppl_em.util.static import Static, content_key
 
 __all__ = [
+    "Fingerprint",
     "ModelError",
     "Static",
+    "alone",
     "as_key",
     "brief",
     "check_call",
@@ -30,8 +34,10 @@ __all__ = [
     "check_option_names",
     "check_shape",
     "content_key",
+    "fingerprint",
     "generator",
     "in_batches",
+    "make_room",
     "site_error",
     "sources",
 ]
