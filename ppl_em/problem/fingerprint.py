@@ -98,9 +98,7 @@ def _evaluated(
         return marginalization.log_normalizer(tables), tables.tables
     args, kwargs = problem.arguments
     values = {**params, **problem.fixed, **latents}
-    terms, sites = compute_log_probs(
-        problem.spec.model, args, kwargs, values, sum_log_prob=False
-    )
+    terms, sites = compute_log_probs(problem.spec.model, args, kwargs, values, sum_log_prob=False)
     notes += [_words(site) for site in sites.values()]
     total = sum((jnp.sum(term) for term in terms.values()), start=jnp.zeros(()))
     values = [site["value"] for site in sites.values() if site["type"] == "deterministic"]

@@ -74,7 +74,9 @@ class _Writer:
     def write(self, value: Any) -> None:
         """Digest a value by its content where it has any, else hold it."""
         self.text(type(value).__qualname__)
-        if value is None or isinstance(value, bool | int | float | complex | str | bytes | np.dtype):
+        if value is None or isinstance(
+            value, bool | int | float | complex | str | bytes | np.dtype
+        ):
             self.text(repr(value))
         elif isinstance(value, type):
             self.text(value.__module__, value.__qualname__)
@@ -122,9 +124,7 @@ class _Writer:
         self.text(value.shape, value.dtype, getattr(value, "weak_type", None))
         if isinstance(value, jax.core.ShapedArray | jax.ShapeDtypeStruct | jax.core.Tracer):
             return
-        if isinstance(value, jax.Array) and jax.dtypes.issubdtype(
-            value.dtype, jax.dtypes.prng_key
-        ):
+        if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
             value = jax.random.key_data(value)
         parts = [value]
         if isinstance(value, jax.Array) and not value.is_fully_addressable:
