@@ -18,7 +18,8 @@ from ppl_em.problem import minibatches
 from ppl_em.problem.problem import Latents, Problem
 from ppl_em.util import Fingerprint, ModelError, alone, fingerprint
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def program_of(problem: Problem) -> Fingerprint:
@@ -101,8 +102,8 @@ def _evaluated(
     terms, sites = compute_log_probs(problem.spec.model, args, kwargs, values, sum_log_prob=False)
     notes += [_words(site) for site in sites.values()]
     total = sum((jnp.sum(term) for term in terms.values()), start=jnp.zeros(()))
-    values = [site["value"] for site in sites.values() if site["type"] == "deterministic"]
-    results = [leaf for leaf in jax.tree.leaves(values) if hasattr(leaf, "dtype")]
+    named = [site["value"] for site in sites.values() if site["type"] == "deterministic"]
+    results = [leaf for leaf in jax.tree.leaves(named) if hasattr(leaf, "dtype")]
     return total, (terms, results)
 
 

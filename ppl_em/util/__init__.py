@@ -2,6 +2,7 @@
 
 from ppl_em.util.batching import in_batches
 from ppl_em.util.dependence import sources
+from ppl_em.util.digest import Fingerprint, fingerprint
 from ppl_em.util.errors import (
     ModelError,
     brief,
@@ -14,7 +15,6 @@ from ppl_em.util.errors import (
     check_shape,
     site_error,
 )
-from ppl_em.util.fingerprint import Fingerprint, fingerprint
 from ppl_em.util.keys import as_key, generator
 from ppl_em.util.programs import alone, make_room
 from ppl_em.util.static import Static, content_key

@@ -1,6 +1,6 @@
 """What a model reads from outside its arguments is read again at every fit.
 
-In the models here y_i = z_i + noise_i, z_i ~ N(0, sd), so the maximum is sd^2 = mean(y^2) - noise^2.
+In the models here y ~ N(z, noise) and z ~ N(0, sd), so the maximum is sd^2 = mean(y^2) - noise^2.
 """
 
 import functools
@@ -369,6 +369,7 @@ def programs_kept():
     return maximization.traced_maximization._cache_size(), len(programs._models)
 
 
+@pytest.mark.slow
 def test_old_programs_are_dropped(monkeypatch):
     """Five models with room for two: what was dropped is compiled again, and right."""
     monkeypatch.setattr(programs, "MAX_MODELS", 2)
@@ -423,6 +424,7 @@ def test_guides_are_read_again():
     assert not np.isclose(first.history["objective"][0], second.history["objective"][0])
 
 
+@pytest.mark.slow
 def test_threads_do_not_meet():
     """Four threads fit models with other sites, noise and latents at once."""
     start = threading.Barrier(4)

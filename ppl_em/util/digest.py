@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-Held = tuple[Any, ...]
-"""What has no content that could be read, and is told apart by being the same object."""
+PLAIN = bool | int | float | complex | str | bytes | np.dtype
+"""What `repr` shows in full."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Fingerprint:
     """A digest, and objects that count by identity; hashable."""
 
     digest: str
-    held: Held = ()
+    held: tuple[Any, ...] = ()
 
 
 class _Same:
@@ -134,7 +134,7 @@ class _Writer:
             if array.dtype == object:
                 self._all(array.ravel().tolist())
             else:
-                self.hash.update(array.view(np.uint8) if array.size else b"")
+                self.hash.update(array.view(np.uint8).data if array.size else b"")
 
     def _jaxpr(self, jaxpr: Any) -> None:
         """Equations with their variables numbered, and no word of where they were written."""
