@@ -42,16 +42,19 @@ def program_of(problem: Problem) -> Fingerprint:
 
 def check_unchanged(problem: Problem) -> None:
     """Raise if the model, or what it reads, is no longer what was fitted."""
-    now = tuple(row.again(problem.constrain(_zeros(problem))) for row in problem.spec.restrictions)
-    if program_of(problem) == problem.spec.program and now == tuple(
-        row.program for row in problem.spec.restrictions
-    ):
-        return
-    name = getattr(problem.spec.model, "__name__", type(problem.spec.model).__name__)
-    raise ModelError(
-        f"Model '{name}': it, or something that it reads from outside its arguments, has changed "
-        f"since the fit. Ask before you change it, or fit again."
-    )
+    spec, failure = problem.spec, None
+    try:
+        params = problem.constrain(_zeros(problem))
+        same = program_of(problem) == spec.program
+        same = same and all(row.again(params) == row.program for row in spec.restrictions)
+    except Exception as error:  # whatever a changed model raises
+        same, failure = False, error
+    if not same:
+        raise ModelError(
+            f"Model '{getattr(spec.model, '__name__', type(spec.model).__name__)}': it, or "
+            f"something that it reads from outside its arguments, has changed since the fit. Ask "
+            f"before you change it, or fit again."
+        ) from failure
 
 
 class _HasProblem(Protocol):
