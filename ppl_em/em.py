@@ -19,7 +19,7 @@ from ppl_em.m_step import MStep
 from ppl_em.params import Params, split_option
 from ppl_em.problem import Problem, brought_inside, build_problem, needs, restrict
 from ppl_em.result import EMResult
-from ppl_em.util import ModelError, as_key, check_choice, check_option_names
+from ppl_em.util import ModelError, alone, as_key, check_choice, check_option_names
 
 logger = logging.getLogger("ppl_em")
 
@@ -168,7 +168,8 @@ class EM:
             If the model, its arguments or the options cannot be used; one line says why.
         """
         plan = Plan(self.acceleration, self.finish)
-        return run_plan(self, plan, rng_key, args, kwargs, init_params, progress_bar)
+        with alone():
+            return run_plan(self, plan, rng_key, args, kwargs, init_params, progress_bar)
 
 
 def run_plan(

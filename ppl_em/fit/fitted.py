@@ -25,7 +25,7 @@ from ppl_em.likelihood import (
 from ppl_em.likelihood.active_constraints import active_constraints
 from ppl_em.params import AtBounds, flat_bounds, within_reach
 from ppl_em.posterior import Posterior, WeightedDraws
-from ppl_em.problem import Problem
+from ppl_em.problem import Problem, on_request
 from ppl_em.result import Audit, EMResult, Uncertainty, to_datatree
 from ppl_em.stats import relative_error
 
@@ -56,14 +56,17 @@ class FittedParts:
     at: AtBounds | None = None
     penalised: bool = False
 
+    @on_request
     def datatree(self, result: EMResult) -> "xarray.DataTree":
         """Build the result's DataTree."""
         return to_datatree(result, self.problem)
 
+    @on_request
     def audit(self, result: EMResult, rng_key: jax.Array, e_step: str | EStep) -> Audit:
         """Look at the returned parameters with a stronger E-step."""
         return audit(rng_key, self.problem, self.x, result, e_step)
 
+    @on_request
     def uncertainty(self) -> Uncertainty:
         """Invert the observed information; carry it to the model's own scale."""
         found, (information, left_out, note), reason = self._information()

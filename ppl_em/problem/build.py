@@ -24,13 +24,14 @@ from ppl_em.problem.checks import (
     param_constraint,
 )
 from ppl_em.problem.derivatives import density_and_gradients
+from ppl_em.problem.fingerprint import program_of
 from ppl_em.problem.probe import probe
 from ppl_em.problem.problem import Problem
 from ppl_em.problem.sites import ProblemSpec, _discrete_site, _latent_site
 from ppl_em.problem.subsampling import Plate, Whole
 from ppl_em.problem.supports import _moving_supports
 from ppl_em.problem.trace import run_model
-from ppl_em.util import ModelError, check_call, check_mapping
+from ppl_em.util import Fingerprint, ModelError, check_call, check_mapping, make_room
 
 logger = logging.getLogger("ppl_em")
 
@@ -111,7 +112,7 @@ def build_problem(
     )
     parts = [_unconstrained_start(continuous[site.name]) for site in sites]
     u = jax.device_put(np.concatenate(parts)) if parts else jnp.zeros((0,))
-    problem = _with_arguments(spec, args, kwargs, fixed, values, u)
+    problem = _with_arguments(spec, args, kwargs, fixed, u)
     if any("_scan_current_index" in site["infer"] for site in trace.values() if "infer" in site):
         problem = _side_by_side(problem, values)
     problem = probe(rng_key, problem, values)
@@ -152,17 +153,21 @@ def _unconstrained_start(site: Site) -> np.ndarray:
 
 
 def _with_arguments(
-    spec: ProblemSpec, args: tuple, kwargs: dict, fixed: Params, values: Params, u: jax.Array
+    spec: ProblemSpec, args: tuple, kwargs: dict, fixed: Params, u: jax.Array
 ) -> Problem:
-    x = spec.space.unconstrain(values)
+    programs: dict[Arguments, Fingerprint] = {}
 
     def candidate(arguments: Arguments, leaves: tuple) -> Problem:
         return Problem(leaves, fixed, u, dataclasses.replace(spec, arguments=arguments))
 
     def traceable(arguments: Arguments, leaves: tuple) -> None:
-        jax.eval_shape(density_and_gradients, candidate(arguments, leaves), x, u)
+        programs[arguments] = program_of(candidate(arguments, leaves))
 
-    return candidate(*split_arguments(args, kwargs, traceable))
+    arguments, leaves = split_arguments(args, kwargs, traceable)
+    problem = candidate(arguments, leaves)
+    program = programs.get(arguments) or program_of(problem)
+    make_room(program)
+    return problem.with_spec(program=program)
 
 
 def _side_by_side(problem: Problem, values: Params) -> Problem:

@@ -1,7 +1,7 @@
 """The sites of a model and their roles: all that is static about a problem."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from numpyro.distributions.transforms import Transform
 from ppl_em.params import ParamSpace, Restriction
 from ppl_em.problem.arguments import Arguments
 from ppl_em.problem.checks import Site
-from ppl_em.util import Static, content_key
+from ppl_em.util import Fingerprint, Static, content_key
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class DiscreteSite:
 class ProblemSpec:
     """Everything static about a problem; hashable, so that compiled programs are shared.
 
+    `program` is the fingerprint of what the model is when traced, see `fingerprint.py`: compiled
+    programs are looked up by it, not by the function `model`, which may read what has changed.
     `scans` says whether steps of a `scan` are evaluated side by side, see `scans.py`; `idle` marks
     coordinates that touch nothing, shape (D,); `rough` names parameters to which the log-joint
     responds without a gradient; `restrictions` are constraints on functions of the parameters;
@@ -60,7 +62,7 @@ class ProblemSpec:
     look at the log-joint tells the slopes of its terms too, see `derivatives.look`.
     """
 
-    model: Callable
+    model: Callable = field(compare=False)
     arguments: Arguments
     space: ParamSpace
     latents: tuple[LatentSite, ...]
@@ -73,6 +75,7 @@ class ProblemSpec:
     restrictions: tuple[Restriction, ...] = ()
     factors: tuple[str, ...] = ()
     term_slopes: bool = False
+    program: Fingerprint | None = None
 
     @property
     def has_moving_supports(self) -> bool:

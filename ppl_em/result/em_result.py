@@ -15,6 +15,7 @@ from ppl_em.params import ActiveConstraint, Boundary, Params, flat_labels
 from ppl_em.posterior import LogLikelihood
 from ppl_em.result.status import CONVERGED, Status
 from ppl_em.result.uncertainty import Uncertainty, interval
+from ppl_em.util import ModelError
 
 if TYPE_CHECKING:
     import pandas
@@ -244,8 +245,12 @@ class EMResult:
         self.to_datatree().to_netcdf(path, engine="h5netcdf")
 
     def __str__(self) -> str:
+        try:
+            table = f"{self.summary().round(4)}"
+        except ModelError as error:  # the model has changed: there are no standard errors to show
+            table = f"{self.params}\n{error}"
         lines = [
-            f"{self.summary().round(4)}",
+            table,
             f"log-likelihood {self.log_likelihood}{self.doubt}"
             + (f", penalised {self.penalised:.6f}" if self.penalties else ""),
             f"{self.status.value} ({self.num_steps} steps, {self.seconds['total']:.1f} s)",

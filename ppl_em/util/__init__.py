@@ -2,6 +2,7 @@
 
 from ppl_em.util.batching import in_batches
 from ppl_em.util.dependence import sources
+from ppl_em.util.digest import Fingerprint, fingerprint
 from ppl_em.util.errors import (
     ModelError,
     brief,
@@ -15,11 +16,14 @@ from ppl_em.util.errors import (
     site_error,
 )
 from ppl_em.util.keys import as_key, generator
+from ppl_em.util.programs import alone, make_room
 from ppl_em.util.static import Static, content_key
 
 __all__ = [
+    "Fingerprint",
     "ModelError",
     "Static",
+    "alone",
     "as_key",
     "brief",
     "check_call",
@@ -30,8 +34,10 @@ __all__ = [
     "check_option_names",
     "check_shape",
     "content_key",
+    "fingerprint",
     "generator",
     "in_batches",
+    "make_room",
     "site_error",
     "sources",
 ]
