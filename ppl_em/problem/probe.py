@@ -7,11 +7,10 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro import handlers
-from numpyro.infer.util import compute_log_probs
 
 from ppl_em.params import Params
 from ppl_em.problem.derivatives import WIDE, Look, density_and_gradients, log_joint_at, look
+from ppl_em.problem.impossible import impossible
 from ppl_em.problem.problem import Problem
 from ppl_em.util import ModelError, Static, generator, site_error
 
@@ -127,19 +126,13 @@ def _refuse_unused(problem: Problem, unused: np.ndarray) -> None:
 
 def _not_finite(problem: Problem, values: Params, u: jax.Array) -> ModelError:
     params = {**values, **problem.fixed}
-    args, kwargs = problem.arguments
-    program = handlers.seed(problem.at(params), 0)
     latents = problem.constrain_latents(params, u)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NumPyro's own words for the error below
-        terms, _ = compute_log_probs(program, args, kwargs, latents)
-    for name, term in terms.items():
-        if not bool(jnp.isfinite(term)):
-            return site_error(
-                name,
-                f"its log-density at the initial values is {float(term)}",
-                "Check that the data lie in its support, or start elsewhere with `init_params`",
-            )
+        found = impossible(problem, params, latents)
+    if found:
+        remedy = "Check that the data lie in its support, or start elsewhere with `init_params`"
+        return site_error(found[0], found[1], remedy)
     name = problem.space.names[0]
     return site_error(
         name,
