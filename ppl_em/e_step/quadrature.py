@@ -135,6 +135,7 @@ class Quadrature(Approximation):
             If there are no continuous latents, their blocks are too large, or no mode is found.
         """
         problem.require_continuous(self.flag)
+        problem.require_gradient(self.flag)
         x = problem.unconstrain(params)
         blocks = find_blocks(problem, x, problem.start, rng_key, SPREAD)
         name, size = problem.spec.latents[0].name, blocks.block_size

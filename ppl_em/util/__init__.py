@@ -1,7 +1,7 @@
 """What every room uses: messages, hashable constants, keys."""
 
 from ppl_em.util.batching import in_batches
-from ppl_em.util.dependence import sources
+from ppl_em.util.dependence import Step, find_steps, sources
 from ppl_em.util.errors import (
     ModelError,
     brief,
@@ -20,6 +20,7 @@ from ppl_em.util.static import Static, content_key
 __all__ = [
     "ModelError",
     "Static",
+    "Step",
     "as_key",
     "brief",
     "check_call",
@@ -30,6 +31,7 @@ __all__ = [
     "check_option_names",
     "check_shape",
     "content_key",
+    "find_steps",
     "generator",
     "in_batches",
     "site_error",

@@ -11,6 +11,7 @@ from ppl_em.e_step.exact.enumeration import Enumeration
 from ppl_em.e_step.exact.find_mixture import find_layout
 from ppl_em.e_step.exact.find_parts import find_parts
 from ppl_em.e_step.exact.mixture import Conditional
+from ppl_em.e_step.exact.not_exact import NotExactError
 from ppl_em.params import Params
 from ppl_em.problem import Problem
 from ppl_em.util import check_choice
@@ -67,6 +68,7 @@ class Exact(Choice):
         spec = problem.spec
         if not spec.latents:
             return Enumeration(self.min_rows, self.chain)
+        problem.require_gradient(self.flag, NotExactError)
         x = problem.unconstrain(params)
         if spec.discrete:
             layout = find_layout(rng_key, problem, x, self.max_states, self.max_dense)
