@@ -57,8 +57,8 @@ STEPS = frozenset(
 SMOOTH = ("/jax/_src/scipy/", "/jax/_src/nn/", "/jax/_src/ops/", "/jax/_src/lax/special", "linalg")
 """Where such operations are parts of functions that do not jump, by parts of file names."""
 
-CONTINUOUS = ("binary_cross_entropy_with_logits",)
-"""Such functions of NumPyro, by name."""
+CONTINUOUS = ("binary_cross_entropy_with_logits", "true_zero")
+"""Such functions of NumPyro and of our own, by name."""
 
 
 class Step(NamedTuple):
