@@ -81,7 +81,7 @@ def _with_jumps(
     A coordinate without a gradient is not idle if values change with it.
     """
     steps = possible_steps(problem, x) if u.size else []
-    places = problem.unravel(np.arange(u.size))
+    places = problem.unravel(jnp.arange(u.size))
     found, idle = [], idle.copy()
     for name in dict.fromkeys(step.source for step in steps):
         mine = np.isin(np.arange(u.size), np.asarray(places[name]))

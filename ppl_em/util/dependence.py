@@ -49,8 +49,28 @@ def sources(jaxpr: Any, inputs: Sequence[Marks], held: Marks = frozenset()) -> l
 
 
 STEPS = frozenset(
-    "lt le gt ge eq ne floor ceil round sign argmax argmin sort convert_element_type rem "
-    "stop_gradient nextafter bitcast_convert_type pure_callback io_callback".split()
+    [
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "eq",
+        "ne",
+        "floor",
+        "ceil",
+        "round",
+        "sign",
+        "argmax",
+        "argmin",
+        "sort",
+        "convert_element_type",
+        "rem",
+        "stop_gradient",
+        "nextafter",
+        "bitcast_convert_type",
+        "pure_callback",
+        "io_callback",
+    ]
 )
 """Operations whose result jumps, or whose derivative is not that of their value."""
 

@@ -15,7 +15,6 @@ from ppl_em.structure import Density, StepPoints, Structure, totals
 from ppl_em.structure.condense_steps import condense_steps
 from ppl_em.util import Static
 
-
 MOVES = 5
 """Moves of the first expansion point, at most."""
 
@@ -89,7 +88,7 @@ class Continuous(DeterministicEStep):
         u = np.asarray(problem.start)
         for _ in range(MOVES):
             directions = np.zeros_like(u[None]) if u.size <= WIDE else None
-            slope = look(problem, x, u[None], directions).by_latent[0]
+            slope = np.asarray(look(problem, x, u[None], directions).by_latent[0])
             moves = [np.where(np.isfinite(slope), part.away(slope), 0.0) for part in self.parts]
             if not np.any(moves):
                 break
