@@ -11,9 +11,9 @@ from tqdm.auto import tqdm
 
 from ppl_em import e_step as e_steps
 from ppl_em import m_step as m_steps
-from ppl_em.algorithms import Limits, Plan, Stopping, check_acceleration, run_loop
+from ppl_em.algorithms import Limits, Outcome, Plan, Stopping, check_acceleration, run_loop
 from ppl_em.e_step import EStep
-from ppl_em.fit import all_starts, judged, run_restarts, split_starts
+from ppl_em.fit import all_starts, judged, on_all_rows, run_restarts, split_starts
 from ppl_em.fit.make_result import make_result
 from ppl_em.m_step import MStep
 from ppl_em.params import Params, split_option
@@ -216,7 +216,10 @@ def run_plan(
     title = "Direct" if plan.direct else "EM"
 
     def fit(keys: Sequence[jax.Array], start: Params, bar: tqdm) -> EMResult:
-        outcome = run_loop(keys[0], problem, e_step, m_step, start, limits, bar)
+        def climb(e_step: EStep, start: Params) -> Outcome:
+            return run_loop(keys[0], problem, e_step, m_step, start, limits, bar)
+
+        outcome = on_all_rows(problem, climb(e_step, start), climb)
         result = make_result(keys[1], problem, outcome)
         return judged(result, problem.unconstrain(start), outcome.x, result.parts)
 

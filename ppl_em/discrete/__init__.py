@@ -1,6 +1,6 @@
 """Discrete latents summed out: log-factors, elimination, forward-backward."""
 
-from ppl_em.discrete.elimination import LOG_ZERO, Table, add, product
+from ppl_em.discrete.elimination import LOG_ZERO, Table, add, product, true_zero
 from ppl_em.discrete.enum_messenger import BASIS
 from ppl_em.discrete.factors import Layout, LogFactors
 from ppl_em.discrete.joint_states import States, indicators, num_states
@@ -16,4 +16,5 @@ __all__ = [
     "indicators",
     "num_states",
     "product",
+    "true_zero",
 ]

@@ -25,6 +25,15 @@ LOG_ZERO = -1e30
 """Stand-in for log 0: exp of it is 0, and sums of it stay finite in float32."""
 
 
+def true_zero(value: jax.Array) -> jax.Array:
+    """Logarithms of sums of products of tables, with minus infinity where `LOG_ZERO` was added.
+
+    What is left of `LOG_ZERO` once all states are summed out is a probability of 0, whatever the
+    states: data that are impossible.
+    """
+    return jnp.where(value <= LOG_ZERO / 2, -jnp.inf, value)
+
+
 class Table(NamedTuple):
     """Logarithms over named axes; an axis of size 1 is a plate along which they are constant."""
 

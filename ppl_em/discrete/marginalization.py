@@ -50,7 +50,8 @@ def log_normalizer(factors: LogFactors, chain: str | None = None) -> jax.Array:
     chain
         A mode of `forward_backward.contract`; by default chosen by device.
     """
-    return _run(factors, {}, Method(elimination.log_sum, chain or mode()))
+    value = _run(factors, {}, Method(elimination.log_sum, chain or mode()))
+    return elimination.true_zero(value)
 
 
 def log_terms(factors: LogFactors, scales: dict[str, float] | None = None) -> jax.Array:
@@ -65,7 +66,8 @@ def log_terms(factors: LogFactors, scales: dict[str, float] | None = None) -> ja
         full = tuple(sizes[name] for name in table.names)
         repeats = np.prod([n for n, m in zip(full, table.array.shape, strict=True) if m == 1])
         scale = np.prod([(scales or {}).get(name, 1.0) for name in table.names])
-        parts.append(jnp.ravel(table.array) * int(repeats) * float(scale))
+        value = elimination.true_zero(jnp.ravel(table.array))
+        parts.append(value * int(repeats) * float(scale))
     return jnp.concatenate([*parts, jnp.zeros(0)])
 
 

@@ -82,6 +82,7 @@ class Laplace(Approximation):
             If there are no continuous latents, too many in one block, or no mode.
         """
         problem.require_continuous(self.flag)
+        problem.require_gradient(self.flag)
         x = problem.unconstrain(params)
         key_structure, key_mode = jax.random.split(rng_key)
         structure = find_structure(problem, x, problem.start, key_structure)

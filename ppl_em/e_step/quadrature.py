@@ -135,6 +135,7 @@ class Quadrature(Approximation):
             If there are no continuous latents, their blocks are too large, or no mode is found.
         """
         problem.require_continuous(self.flag)
+        problem.require_gradient(self.flag)
         x = problem.unconstrain(params)
         blocks = find_blocks(problem, x, problem.start, rng_key, SPREAD)
         name, size = problem.spec.latents[0].name, blocks.block_size
@@ -155,11 +156,8 @@ class Quadrature(Approximation):
         """The modes at the first parameters, and what belongs to which block."""
         blocks = self.known_blocks
         mode = first_mode(self.flag, rng_key, blocks, problem, params)
-        labels, x, center = blocks.labels, problem.unconstrain(params), np.asarray(mode.u)
-        # Not at the first parameters: Beta(1, 1), say, does not depend on its latent.
-        away = jax.random.normal(rng_key, x.shape, x.dtype)
-        found = (owners(problem, x + s * away, center, labels) for s in (SPREAD, 0.1 * SPREAD))
-        owner = next((each for each in found if each is not None), None)
+        x, center = problem.unconstrain(params), np.asarray(mode.u)
+        owner = owners(problem, x, center, blocks.labels)
         if owner is None:
             raise ModelError(
                 f"Site '{problem.spec.latents[0].name}': e_step='quadrature' cannot tell which "

@@ -49,8 +49,8 @@ def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMRes
         posterior, state, info = expectation(e_step, problem, x, state)
         log_likelihood = posterior.log_likelihood(key_evidence, problem, x)
         if log_likelihood is None:
-            own = cast(DeterministicEStep, e_step)
-            value = _in_full(own, problem, x, state, float(info.objective))
+            full = cast(DeterministicEStep, e_step).in_full(problem, problem.constrain(x), state)
+            value = float(info.objective if full is None else full)
             log_likelihood = LogLikelihood(value, e_step.kind)
     _warn_of_float32(e_step, log_likelihood.value, x.dtype)
     params = problem.constrain(x)
@@ -73,24 +73,6 @@ def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMRes
         boundary={} if outcome.at is None else outcome.at.found,
         penalties=terms,
     )
-
-
-def _in_full(
-    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any, condensed: float
-) -> float:
-    """The log-likelihood from every row of the data, to compare with that of condensed ones."""
-    full = e_step.in_full(problem, problem.constrain(x), state)
-    if full is None:
-        return condensed
-    value = float(full)
-    if not abs(value - condensed) < 1e-8 * (1 + abs(value)):
-        logger.warning(
-            "The condensed data give the log-likelihood %.10g, all rows %.10g: rounding has grown, "
-            "perhaps because a scale went to 0. Use `Exact(min_rows=None)`.",
-            condensed,
-            value,
-        )
-    return value
 
 
 def _history(

@@ -17,7 +17,7 @@ from ppl_em.posterior.log_likelihood import OF_PARAMETERS, LogLikelihood
 from ppl_em.posterior.mixture import BlockLayout, GaussianMixture
 from ppl_em.posterior.numpyro_guide import AutoLaw, Guided, Law, UserLaw
 from ppl_em.posterior.product import PartPosterior, Product
-from ppl_em.posterior.quadrature import Nodes, block_sums
+from ppl_em.posterior.quadrature import Nodes, block_sums, constant_part
 from ppl_em.posterior.quadrature_rules import Placed, Span, find_span, gauss_hermite, sinh_trapezoid
 from ppl_em.posterior.variational import MAX_HESSIAN, GaussianGuide, flat_blocks, guide_hessian
 
@@ -54,6 +54,7 @@ __all__ = [
     "UserLaw",
     "WeightedDraws",
     "block_sums",
+    "constant_part",
     "constrain_draws",
     "draw_mixing",
     "find_span",

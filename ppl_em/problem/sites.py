@@ -11,7 +11,7 @@ from numpyro.distributions.transforms import Transform
 from ppl_em.params import ParamSpace, Restriction
 from ppl_em.problem.arguments import Arguments
 from ppl_em.problem.checks import Site
-from ppl_em.util import Fingerprint, Static, content_key
+from ppl_em.util import Fingerprint, Static, Step, content_key
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class ProblemSpec:
     coordinates that touch nothing, shape (D,); `rough` names parameters to which the log-joint
     responds without a gradient; `restrictions` are constraints on functions of the parameters;
     `factors` are the observed `numpyro.factor` sites; `term_slopes` says whether a
-    look at the log-joint tells the slopes of its terms too, see `derivatives.look`.
+    look at the log-joint tells the slopes of its terms too, see `derivatives.look`; `jumps` are
+    operations through which the log-joint changes with a latent and its gradient does not.
     """
 
     model: Callable = field(compare=False)
@@ -76,6 +77,7 @@ class ProblemSpec:
     factors: tuple[str, ...] = ()
     term_slopes: bool = False
     program: Fingerprint | None = None
+    jumps: tuple[Step, ...] = ()
 
     @property
     def has_moving_supports(self) -> bool:

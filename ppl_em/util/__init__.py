@@ -1,7 +1,7 @@
 """What every room uses: messages, hashable constants, keys."""
 
 from ppl_em.util.batching import in_batches
-from ppl_em.util.dependence import sources
+from ppl_em.util.dependence import Step, find_steps, sources
 from ppl_em.util.digest import Fingerprint, fingerprint
 from ppl_em.util.errors import (
     ModelError,
@@ -23,6 +23,7 @@ __all__ = [
     "Fingerprint",
     "ModelError",
     "Static",
+    "Step",
     "alone",
     "as_key",
     "brief",
@@ -34,6 +35,7 @@ __all__ = [
     "check_option_names",
     "check_shape",
     "content_key",
+    "find_steps",
     "fingerprint",
     "generator",
     "in_batches",

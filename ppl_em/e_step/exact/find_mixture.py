@@ -13,7 +13,7 @@ import numpy as np
 
 from ppl_em.discrete import Layout, States, num_states
 from ppl_em.e_step.exact.mixture import Conditional, Expansion
-from ppl_em.e_step.exact.not_exact import REMEDY, NotExactError
+from ppl_em.e_step.exact.not_exact import REMEDY, ImproperError, NotExactError
 from ppl_em.posterior import BlockLayout
 from ppl_em.problem import Problem
 from ppl_em.structure import Blocks, site_names, tolerance
@@ -155,7 +155,7 @@ def _prove(rng_key: jax.Array, engine: Conditional, problem: Problem, x: jax.Arr
             f"{_size(law[at])}, so its posterior is no mixture of Gaussians. {REMEDY}"
         )
     if not np.all(proper):
-        raise NotExactError(
+        raise ImproperError(
             f"Site '{owner[np.argmin(proper)]}': at the initial parameters its posterior given the "
             f"discrete latents is not proper. Start elsewhere with `init_params`. {REMEDY}"
         )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.discrete import LOG_ZERO, LogFactors, Table, indicators
+from ppl_em.discrete import LOG_ZERO, LogFactors, Table, indicators, true_zero
 from ppl_em.e_step.base import DeterministicEStep, ExactInfo, Strength
 from ppl_em.params import Params
 from ppl_em.posterior import BlockLayout, GaussianMixture, solve
@@ -89,7 +89,8 @@ class Conditional(DeterministicEStep):
         weights = jax.nn.softmax(log_z, axis=0)
         marginals, probs = pull((weights, jnp.ones(())))
         posterior = GaussianMixture(weights, means, trils, marginals, probs, self.layout)
-        value = outside + expansion.outside + jnp.sum(jax.nn.logsumexp(log_z, axis=0))
+        inside_z = true_zero(jax.nn.logsumexp(log_z, axis=0))
+        value = true_zero(outside) + expansion.outside + jnp.sum(inside_z)
         return value, posterior
 
     def constant(

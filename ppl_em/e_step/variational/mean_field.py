@@ -154,6 +154,7 @@ class MeanField(DeterministicEStep):
             If there is nothing to approximate, or the guide does not fit the model.
         """
         problem.require_continuous(self.flag)
+        problem.require_gradient(self.flag)
         if self.mode == "stochastic" or self.guide not in GAUSSIAN:
             law = find_law(self.guide, problem, params)
             guided = StochasticGuide(law, self.optimizer, self.num_steps, self.num_particles)
