@@ -53,7 +53,9 @@ def partly_scaled(
     """
     program = run(model, first_dim, args, kwargs, values, True, None)
     scales = _by_site(program, program.scales)
-    for key, names in program.names.items():
+    latents_first = sorted(program.names, key=lambda key: _name(key) not in program.weighted)
+    for key in latents_first:
+        names = program.names[key]
         touched = {name.removeprefix(PREVIOUS) for name in names} & {*program.variables}
         under = touched & program.weighted
         for site in sorted(under):
