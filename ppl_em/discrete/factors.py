@@ -120,6 +120,7 @@ def run(
     in_plates: bool,
     points: dict[str, jax.Array] | None,
 ) -> Tabulate:
+    """The program with all its tables; arguments as in `log_factors`."""
     program = Tabulate(handlers.substitute(model, data=values), first_dim, in_plates, points)
     sites = handlers.trace(program).get_trace(*args, **kwargs)
     for name, site in sites.items():

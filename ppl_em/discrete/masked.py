@@ -69,7 +69,10 @@ def partly_scaled(
     return None
 
 
-Whole = tuple[tuple[np.ndarray, tuple[str, ...]], ...]
+Array = tuple[np.ndarray, tuple[str, ...]]
+"""An array on the host, and what its axes are."""
+
+Whole = tuple[Array, ...]
 """An array of the first step of a scan and one of the others; or one alone."""
 
 
@@ -86,7 +89,7 @@ def _by_site(program: Tabulate, found: dict[str, Named]) -> dict[str, Whole]:
     return {name: tuple(group) for name, group in parts.items()}
 
 
-def _entering(program: Tabulate, key: str, whole: Whole, before: bool) -> Named | None:
+def _entering(program: Tabulate, key: str, whole: Whole, before: bool) -> Array | None:
     """What a table with this key sees of a site: in its step, or in the step `before`."""
     time = next((c.time for c in program.chains if key in c.rest), None)
     if time is None or len(whole) == 1:
@@ -102,7 +105,7 @@ def _entering(program: Tabulate, key: str, whole: Whole, before: bool) -> Named 
     return np.concatenate(both), names
 
 
-def _spread(named: Named, names: tuple[str, ...]) -> np.ndarray:
+def _spread(named: Array, names: tuple[str, ...]) -> np.ndarray:
     """An array on the axes `names`, size 1 where it lacks one; the least over axes not there."""
     array, own = named
     gone = tuple(i for i, name in enumerate(own) if name not in names)
@@ -112,7 +115,7 @@ def _spread(named: Named, names: tuple[str, ...]) -> np.ndarray:
     return np.expand_dims(array, tuple(i for i, name in enumerate(names) if name not in own))
 
 
-def _same(one: Named, other: Named) -> bool:
+def _same(one: Array, other: Array) -> bool:
     """Whether two arrays are equal wherever they are, as constants along axes they lack."""
     names = tuple(dict.fromkeys((*one[1], *other[1])))
-    return np.allclose(_spread(one, names), _spread(other, names), rtol=1e-6, atol=0)
+    return bool(np.allclose(_spread(one, names), _spread(other, names), rtol=1e-6, atol=0))

@@ -24,8 +24,8 @@ def is_delta(fn: Any) -> bool:
     return isinstance(fn, Delta)
 
 
-def mask_of(fn: Distribution) -> bool | np.ndarray | jax.Array:
-    """Which cells of a distribution count: True, False, or an array for its batch axes.
+def mask_of(fn: Distribution) -> Any:
+    """Which cells of a distribution count: a bool, or an array for its batch axes.
 
     A cell of an event counts if any of its elements does.
     """

@@ -18,7 +18,7 @@ from ppl_em import EM, ModelError
 from ppl_em.problem import build_problem
 
 RNG = np.random.default_rng(0)
-Y = RNG.normal(size=(4, 3)) + [0.0, 1.0, 2.0]
+Y = RNG.normal([0.0, 1.0, 2.0], size=(4, 3))
 Z = RNG.integers(0, 3, 4)
 SEEN = np.array([True, True, False, True])
 START = np.array([0.2, 0.5, 0.3])
