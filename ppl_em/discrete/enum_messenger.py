@@ -195,7 +195,7 @@ class Tabulate(Messenger):
         time = f"time {len(self.chains)}"
         self.plates[time] = scan.length - 1
         self.step = _Step(time)
-        x = jax.tree.map(lambda leaf: leaf[0], scan.inputs)
+        x = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], scan.inputs)
         sites, series, carry, output = self._run(scan, scan.init, x)
         for name, site in sites.items():
             self.record(f"{name}[0]", *self.table(site, f"{name}[0]"))
@@ -247,7 +247,8 @@ class Tabulate(Messenger):
                 rows |= {key: row for key, (_, row) in self.rows_of(site).items()}
             return tables, new, output, rows, facts
 
-        now = jax.tree.map(lambda leaf: leaf[1:], (scan.inputs, series, jnp.arange(scan.length)))
+        given = (scan.inputs, series, jnp.arange(scan.length))
+        now = jax.tree.map(lambda leaf: jnp.asarray(leaf)[1:], given)
         first = (entering.first, *jax.tree.map(lambda leaf: leaf[0], now))
         together = jax.vmap(step, (entering.axes, 0, 0, 0))(entering.tree, *now)
         moving = [*entering.varies, *[True] * len(jax.tree.leaves(now))]
