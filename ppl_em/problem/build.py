@@ -25,8 +25,10 @@ from ppl_em.problem.checks import (
 )
 from ppl_em.problem.derivatives import density_and_gradients
 from ppl_em.problem.fingerprint import program_of
+from ppl_em.problem.masks import check_masked_arrays, check_masked_values, check_masks
 from ppl_em.problem.probe import probe
 from ppl_em.problem.problem import Problem
+from ppl_em.problem.scales import check_scales
 from ppl_em.problem.sites import ProblemSpec, _discrete_site, _latent_site
 from ppl_em.problem.subsampling import Plate, Whole
 from ppl_em.problem.supports import _moving_supports
@@ -75,6 +77,7 @@ def build_problem(
     narrower = check_mapping("constraints", constraints)
     init_params = check_mapping("init_params", init_params)
     check_call(model, args, kwargs)
+    check_masked_arrays(args, kwargs)
     trace = None
     plates: dict[str, Plate] = {}  # sub-sampled ones, which are made whole
     if not (map_sites or fixed or init_params):
@@ -87,6 +90,7 @@ def build_problem(
     start = {**init_params, **fixed}
     if trace is None:
         trace = run_model(model, rng_key, args, kwargs, start, spread=map_sites, validate=True)
+    check_masked_values(trace)
     check_observations(trace)
     space, values = _parameters(trace, map_sites, fixed, narrower, model)
     latents = {
@@ -116,6 +120,8 @@ def build_problem(
     if any("_scan_current_index" in site["infer"] for site in trace.values() if "infer" in site):
         problem = _side_by_side(problem, values)
     problem = probe(rng_key, problem, values)
+    check_masks(problem, values, trace)
+    check_scales(problem, values, trace)
     return problem, {**values, **fixed}
 
 

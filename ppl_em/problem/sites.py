@@ -8,6 +8,7 @@ import numpy as np
 from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import Transform
 
+from ppl_em.discrete import support_of
 from ppl_em.params import ParamSpace, Restriction
 from ppl_em.problem.arguments import Arguments
 from ppl_em.problem.checks import Site
@@ -106,12 +107,12 @@ def _latent_site(site: Site, fixed_support: bool) -> LatentSite:
 
 def _discrete_site(site: Site) -> DiscreteSite:
     shape = np.shape(site["value"])
-    values = np.asarray(site["fn"].enumerate_support(expand=False))
+    values = np.asarray(support_of(site["fn"]))
     return DiscreteSite(
         site["name"],
         shape,
         site_dims(site, shape),
-        Static(values.reshape((len(values), *site["fn"].event_shape))),
+        Static(values),
         "_scan_current_index" in site["infer"],
     )
 

@@ -93,7 +93,7 @@ def expand(factors: LogFactors, condensation: Condensation) -> LogFactors:
             full = jnp.einsum("...r,nr->...n", table, rows.coefficients)
             tables[key], names[key] = full + rows.offsets, (*left, target)
     layout = factors.layout
-    return LogFactors(tables, replace(layout, names=tuple(names.items())))
+    return LogFactors(tables, replace(layout, names=tuple(names.items())), factors.weights)
 
 
 def _target(factors: LogFactors, key: str) -> str:

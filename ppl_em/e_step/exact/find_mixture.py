@@ -78,6 +78,11 @@ def _moving_tables(problem: Problem, x: jax.Array) -> tuple[Layout, tuple[str, .
     def terms(u: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
         factors, jacobian = problem.log_factors_unconstrained(problem.constrain(x), u)
         found.append(factors.layout)
+        for site in factors.weights:
+            raise NotExactError(
+                f"Site '{site}': a `numpyro.handlers.scale` weights it, and continuous latents "
+                f"stand beside it. {REMEDY}"
+            )
         return factors.tables, jacobian
 
     *needs, jacobian = dependence(terms, problem.start)
