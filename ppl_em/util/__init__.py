@@ -14,7 +14,9 @@ from ppl_em.util.errors import (
     check_shape,
     site_error,
 )
+from ppl_em.util.files import check_writable, replace_file
 from ppl_em.util.keys import as_key, generator
+from ppl_em.util.options import check_flag, check_real, check_whole
 from ppl_em.util.static import Static, content_key
 
 __all__ = [
@@ -25,13 +27,18 @@ __all__ = [
     "check_call",
     "check_choice",
     "check_configuration",
+    "check_flag",
     "check_known",
     "check_mapping",
     "check_option_names",
+    "check_real",
     "check_shape",
+    "check_whole",
+    "check_writable",
     "content_key",
     "generator",
     "in_batches",
+    "replace_file",
     "site_error",
     "sources",
 ]
