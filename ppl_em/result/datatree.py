@@ -68,9 +68,7 @@ def to_datatree(result: EMResult, problem: Problem) -> "xarray.DataTree":
 
 def _storable(groups: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """The groups under names that a file can hold, and `{name there: name in the model}`."""
-    names = sorted(
-        {str(n) for group in groups.values() for n in (*group.variables, *group.dims)}
-    )
+    names = sorted({str(n) for group in groups.values() for n in (*group.variables, *group.dims)})
     known = {n: s for n, s in zip(names, stand_ins(names), strict=True) if n != s}
     renamed = {
         key: group.rename({n: s for n, s in known.items() if n in group or n in group.dims})

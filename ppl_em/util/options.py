@@ -12,8 +12,10 @@ def check_whole(
     owner: Any, names: Iterable[str], least: int = 1, most: int | None = None, none: bool = False
 ) -> None:
     """Raise unless each named option of `owner` is a whole number in the range (or None)."""
-    allowed = f"a whole number of at least {least}" if most is None else (
-        f"a whole number from {least} to {most}"
+    allowed = (
+        f"a whole number of at least {least}"
+        if most is None
+        else (f"a whole number from {least} to {most}")
     )
     for name in names:
         value = getattr(owner, name)
@@ -33,8 +35,10 @@ def check_real(
     none: bool = False,
 ) -> None:
     """Raise unless each named option is a finite number in the open range (or None)."""
-    allowed = f"a finite number of at least {least:g}" if least is not None else (
-        f"a finite number above {above:g}"
+    allowed = (
+        f"a finite number of at least {least:g}"
+        if least is not None
+        else (f"a finite number above {above:g}")
     )
     if math.isfinite(below):
         allowed += f" and below {below:g}"

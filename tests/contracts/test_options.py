@@ -2,8 +2,9 @@
 
 import pytest
 
-from ppl_em import Stopping
-from ppl_em.e_step import NUTS, Quadrature
+from ppl_em import EM, Stopping
+from ppl_em.e_step import NUTS, Exact, Laplace, MeanField, Quadrature
+from ppl_em.m_step import LBFGS, Gradient, Newton, Scipy
 from ppl_em.util import ModelError
 
 NAN, INF = float("nan"), float("inf")
@@ -20,6 +21,16 @@ BAD = [
     *((NUTS, n, v) for n in ("num_chains", "num_samples", "max_tree_depth") for v in NO_WHOLE),
     *((NUTS, "num_warmup", v) for v in NO_WHOLE[1:]),
     *((NUTS, "target_accept_prob", v) for v in (*NO_REAL, 0.0, 1.0, 1.5)),
+    *((EM, n, v) for n in ("max_steps", "num_restarts") for v in NO_WHOLE),
+    *((Exact, "max_states", v) for v in NO_WHOLE),
+    *((Exact, n, v) for n in ("min_rows", "max_dense") for v in NO_WHOLE[1:]),
+    *((Laplace, "num_starts", v) for v in NO_WHOLE),
+    *((MeanField, n, v) for n in ("num_particles", "max_steps", "num_draws") for v in NO_WHOLE),
+    *((LBFGS, n, v) for n in ("max_steps", "memory") for v in NO_WHOLE),
+    *((Newton, "max_steps", v) for v in NO_WHOLE),
+    *((Scipy, "max_steps", v) for v in NO_WHOLE),
+    *((Gradient, "num_steps", v) for v in NO_WHOLE),
+    *((kind, "tol", v) for kind in (MeanField, LBFGS, Newton, Scipy, Gradient) for v in NO_REAL),
     *((NUTS, n, v) for n in ("dense_mass", "forward_mode_differentiation") for v in (1, "no")),
 ]
 
@@ -27,6 +38,6 @@ BAD = [
 @pytest.mark.parametrize(("kind", "name", "value"), BAD)
 def test_nonsense_is_refused(kind, name, value):
     with pytest.raises(ModelError) as error:
-        kind(**{name: value})
+        kind(*([print] if kind is EM else []), **{name: value})
     assert name in str(error.value) and "Pass" in str(error.value)
     assert "\n" not in str(error.value)

@@ -13,7 +13,7 @@ from ppl_em.e_step.exact.find_parts import find_parts
 from ppl_em.e_step.exact.mixture import Conditional
 from ppl_em.params import Params
 from ppl_em.problem import Problem
-from ppl_em.util import check_choice
+from ppl_em.util import check_choice, check_whole
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ class Exact(Choice):
     kind: ClassVar[str] = "exact"
 
     def __post_init__(self) -> None:
+        check_whole(self, ("max_states",))
+        check_whole(self, ("max_dense",), least=0)
+        check_whole(self, ("min_rows",), least=0, none=True)
         if self.chain is not None:
             check_choice("chain", self.chain, ("sequential", "parallel"))
 
