@@ -48,9 +48,7 @@ ENOUGH = 1e-6
 SPREAD = 0.3
 """How far away parameters are at which blocks are found, on the unconstrained scale."""
 
-
-MAX_NODES = 200
-"""Of `num_nodes`: weights beyond underflow."""
+MAX_NODES = 200  # of `num_nodes`: weights beyond underflow
 
 
 class QuadratureState(NamedTuple):

@@ -15,7 +15,7 @@ from ppl_em.params import ActiveConstraint, Boundary, Params, flat_labels
 from ppl_em.posterior import LogLikelihood
 from ppl_em.result.status import CONVERGED, Status
 from ppl_em.result.uncertainty import Uncertainty, interval
-from ppl_em.util import replace_file
+from ppl_em.util import replace_file, visible
 
 if TYPE_CHECKING:
     import pandas
@@ -257,7 +257,7 @@ class EMResult:
             *(f"{where.sentence(label)}." for label, where in self.boundary.items()),
         ]
         lines += [text for text in (self.degeneracy, str(self.restarts or "")) if text]
-        return "\n".join(lines)
+        return visible("\n".join(lines))
 
     @property
     def doubt(self) -> str:

@@ -13,6 +13,7 @@ from ppl_em.util.errors import (
     check_option_names,
     check_shape,
     site_error,
+    visible,
 )
 from ppl_em.util.files import check_writable, replace_file
 from ppl_em.util.keys import as_key, generator
@@ -41,4 +42,5 @@ __all__ = [
     "replace_file",
     "site_error",
     "sources",
+    "visible",
 ]
