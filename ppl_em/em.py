@@ -19,7 +19,7 @@ from ppl_em.m_step import MStep
 from ppl_em.params import Params, split_option
 from ppl_em.problem import Problem, brought_inside, build_problem, needs, restrict
 from ppl_em.result import EMResult
-from ppl_em.util import ModelError, alone, as_key, check_choice, check_option_names
+from ppl_em.util import ModelError, alone, as_key, check_choice, check_option_names, check_whole
 
 logger = logging.getLogger("ppl_em")
 
@@ -116,12 +116,7 @@ class EM:
         check_acceleration(self.acceleration)
         if self.finish is not None:
             check_choice("finish", self.finish, FINISHES)
-        for option in ("max_steps", "num_restarts"):
-            value = getattr(self, option)
-            if not isinstance(value, int) or value < 1:
-                raise ModelError(
-                    f"Option `{option}`: found {value!r}. Pass a positive whole number."
-                )
+        check_whole(self, ("max_steps", "num_restarts"))
         if not callable(self.model):
             raise ModelError(
                 f"Option `model`: found {type(self.model).__name__}. Pass a NumPyro model, a "

@@ -15,7 +15,7 @@ from ppl_em.params import ActiveConstraint, Boundary, Params, flat_labels
 from ppl_em.posterior import LogLikelihood
 from ppl_em.result.status import CONVERGED, Status
 from ppl_em.result.uncertainty import Uncertainty, interval
-from ppl_em.util import ModelError
+from ppl_em.util import ModelError, replace_file, visible
 
 if TYPE_CHECKING:
     import pandas
@@ -240,9 +240,13 @@ class EMResult:
     def save(self, path: Any) -> None:
         """Write the fit to a netCDF file; `ppl_em.load` reads it back, ArviZ opens it.
 
+        An older file of that name is replaced once the new one is whole, or not at all.
+
         >>> result.save("fit.nc")
         """
-        self.to_datatree().to_netcdf(path, engine="h5netcdf")
+        # In memory first: on a full disk HDF5 itself would end the process.
+        content: Any = self.to_datatree().to_netcdf(engine="h5netcdf")
+        replace_file(path, content)
 
     def __str__(self) -> str:
         try:
@@ -257,7 +261,7 @@ class EMResult:
             *(f"{where.sentence(label)}." for label, where in self.boundary.items()),
         ]
         lines += [text for text in (self.degeneracy, str(self.restarts or "")) if text]
-        return "\n".join(lines)
+        return visible("\n".join(lines))
 
     @property
     def doubt(self) -> str:

@@ -14,8 +14,11 @@ from ppl_em.util.errors import (
     check_option_names,
     check_shape,
     site_error,
+    visible,
 )
+from ppl_em.util.files import check_writable, replace_file
 from ppl_em.util.keys import as_key, generator
+from ppl_em.util.options import check_flag, check_real, check_whole
 from ppl_em.util.programs import alone, make_room
 from ppl_em.util.static import Static, content_key
 
@@ -30,16 +33,22 @@ __all__ = [
     "check_call",
     "check_choice",
     "check_configuration",
+    "check_flag",
     "check_known",
     "check_mapping",
     "check_option_names",
+    "check_real",
     "check_shape",
+    "check_whole",
+    "check_writable",
     "content_key",
     "find_steps",
     "fingerprint",
     "generator",
     "in_batches",
     "make_room",
+    "replace_file",
     "site_error",
     "sources",
+    "visible",
 ]

@@ -15,7 +15,7 @@ from ppl_em.e_step.exact.mixture import Conditional
 from ppl_em.e_step.exact.not_exact import ImproperError, NotExactError
 from ppl_em.params import Params
 from ppl_em.problem import Problem
-from ppl_em.util import check_choice
+from ppl_em.util import check_choice, check_whole
 
 logger = logging.getLogger("ppl_em")
 
@@ -60,6 +60,9 @@ class Exact(Choice):
     kind: ClassVar[str] = "exact"
 
     def __post_init__(self) -> None:
+        check_whole(self, ("max_states",))
+        check_whole(self, ("max_dense",), least=0)
+        check_whole(self, ("min_rows",), least=0, none=True)
         if self.chain is not None:
             check_choice("chain", self.chain, ("sequential", "parallel"))
 
