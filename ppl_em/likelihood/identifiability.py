@@ -165,7 +165,7 @@ def without_influence(
     weak = (diagonal * (1 + point**2) < WEAK) & (np.abs(gradient) * (1 + np.abs(point)) < WEAK)
     weak &= np.isfinite(diagonal) & ~rough_coordinates(problem, information)
     here = look(x) if weak.any() else np.nan
-    for i in np.flatnonzero(weak):
+    for i in np.flatnonzero(weak).tolist():
         distance = np.sqrt(2 / abs(diagonal[i])) if diagonal[i] != 0 else 1 + abs(point[i])
         changes = [_change(look, x, here, i, side * distance) for side in (-1, 1)]
         idle[i] = max(changes) < STILL

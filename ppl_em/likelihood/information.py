@@ -130,9 +130,9 @@ class Information:
             values, vectors = np.linalg.eigh(scale[:, None] * matrix * scale)
             sizes = np.maximum(np.abs(values), 1e-8)
             inside = scale * (vectors @ (vectors.T @ (scale * gradient) / sizes))
-        promised = max(0.5 * gradient @ inside, 0.0)
+        promised = max(float(0.5 * gradient @ inside), 0.0)
         length = np.sqrt(2 * promised)
-        return self.frame @ inside * min(1.0, max_length / max(length, 1e-300)), float(promised)
+        return self.frame @ inside * min(1.0, max_length / max(length, 1e-300)), promised
 
     @property
     def newton_error(self) -> np.ndarray:

@@ -245,8 +245,7 @@ class EMResult:
         >>> result.save("fit.nc")
         """
         # In memory first: on a full disk HDF5 itself would end the process.
-        content: Any = self.to_datatree().to_netcdf(engine="h5netcdf")
-        replace_file(path, content)
+        replace_file(path, self.to_datatree().to_netcdf(engine="h5netcdf"))
 
     def __str__(self) -> str:
         try:
