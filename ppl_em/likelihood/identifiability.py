@@ -10,7 +10,7 @@ import numpy as np
 from ppl_em.likelihood.active_constraints import explain, hold, moved_only_by, rough_coordinates
 from ppl_em.likelihood.delta_method import flat_and_jacobian
 from ppl_em.likelihood.information import Information, frame, holding, not_definite
-from ppl_em.params import AtBounds, ends, flat_labels
+from ppl_em.params import AtBounds, ends, flat_labels, has_end
 from ppl_em.problem import Problem
 
 SHARE = 1e-6
@@ -21,6 +21,15 @@ WEAK = 1e-6
 
 STILL = 1e-3
 """Change of the log-likelihood, in nats, over a distance that was to make one of 1."""
+
+LEVEL = 1e-7
+"""Score along a direction up to which that may be flat."""
+
+STATIONARY = 1e-4
+"""Largest score near a maximum. This and the one above are for single standard errors."""
+
+CURVED = 1e-3
+"""Curvature that all other directions must have, so that there is no doubt."""
 
 BENT = 10.0
 """Curvature of flat curves that bend, in units of the largest score that is left."""
@@ -109,15 +118,19 @@ def set_aside(
         matrix = information.matrix
         reason = information.reason or not_definite(problem, x, smallest, first, matrix)
         return replace(information, reason=reason), np.zeros(0, int), ""
-    count = directions.shape[1]
-    what = "a direction" if count == 1 else f"{count} directions"
-    notes.append(
-        f"the likelihood is flat along {what} (a rotation or a scale, say) that "
-        f"{_shortened([labels[i] for i in flat])} take part in: no standard errors there; the "
-        f"others do not depend on it"
-    )
+    if len(flat):
+        notes.append(_flat_note([labels[i] for i in flat], directions.shape[1]))
     information = holding(problem, x, information, directions / scale[:, None] ** 2)
     return information, np.union1d(without, flat).astype(int), "; ".join(notes)
+
+
+def _flat_note(names: list[str], count: int) -> str:
+    what = "a direction" if count == 1 else f"{count} directions"
+    return (
+        f"the likelihood is flat along {what} (a rotation or a scale, say) that "
+        f"{_shortened(names)} take part in: no standard errors there; the others do not depend "
+        f"on it"
+    )
 
 
 def flat_directions(
@@ -135,16 +148,18 @@ def flat_directions(
     score, inside = information.inside
     values, vectors = np.linalg.eigh(inside)
     limit = information.resolution * max(1.0, values[-1])
-    flat = np.abs(values) <= limit
-    if look is not None and x is not None:
-        limit = max(limit, BENT * float(np.max(np.abs(score))))
-        doubtful = ~flat & (np.abs(values) <= limit)
+    level = np.abs(vectors.T @ score) < LEVEL
+    flat = level & (np.abs(values) <= limit)
+    left = float(np.max(np.abs(score)))
+    if look is not None and x is not None and left < STATIONARY:
+        limit = max(limit, BENT * left)
+        doubtful = level & ~flat & (np.abs(values) <= limit)
         here = look(x) if doubtful.any() else np.nan
         for i in np.flatnonzero(doubtful):
             move = jnp.asarray(basis @ vectors[:, i] / np.sqrt(abs(values[i])), x.dtype)
             loss = here - (look(x + move) + look(x - move)) / 2
             flat[i] = not (values[i] > 0 and 0.25 < loss < 1.0)
-    if not flat.any() or values[0] < -limit:
+    if not flat.any() or values[0] < -limit or np.any(values[~flat] < CURVED):
         return None
     return basis @ vectors[:, flat]
 
@@ -193,8 +208,12 @@ def at_boundary(problem: Problem, x: jax.Array, information: Information) -> np.
 
     There the log-likelihood does not respond to them: a probability that is 0 has an unconstrained
     value of minus infinity, in theory. Coordinates with an end are logarithms of distances from
-    it, so that their responses have no units.
+    it, so that their responses have no units. Those of a simplex, a matrix and the like end where
+    the parameters do not respond either; those of a real parameter have no end.
     """
+    flat, jacobian = jax.device_get(flat_and_jacobian(problem, x))
+    moves = np.max(np.abs(jacobian) / np.maximum(1, np.abs(flat))[:, None], axis=0)
     response = np.abs(np.diag(information.matrix)) + np.abs(information.gradient)
     bounded = np.any(np.isfinite(ends(problem.space)), axis=1)
+    bounded |= has_end(problem.space) & (moves < FLAT_END)
     return bounded & (response < FLAT_END) & ~rough_coordinates(problem, information)

@@ -1,6 +1,6 @@
 """Parameters: their values and one unconstrained vector, constraints, bounds."""
 
-from ppl_em.params.bounds import AtBounds, Boundary, ends, within_reach
+from ppl_em.params.bounds import AtBounds, Boundary, ends, has_end, within_reach
 from ppl_em.params.constraint import (
     ActiveConstraint,
     Constraint,
@@ -35,6 +35,7 @@ __all__ = [
     "ends",
     "flat_bounds",
     "flat_labels",
+    "has_end",
     "is_inside",
     "make_site",
     "resolve",

@@ -90,6 +90,16 @@ def ends(space: ParamSpace) -> np.ndarray:
     return np.concatenate([np.zeros((0, 2)), *(_ends_of(site) for site in _in_order(space))])
 
 
+def has_end(space: ParamSpace) -> np.ndarray:
+    """Coordinates of x (p,) that belong to parameters with a bounded or curved support."""
+    found = []
+    for site in _in_order(space):
+        size = len(_ends_of(site))
+        real = _base(site) in (constraints.real, constraints.real_vector)
+        found.append(np.full(size, not real))
+    return np.concatenate([np.zeros(0, bool), *found])
+
+
 def within_reach(space: ParamSpace, params: Params, errors: np.ndarray) -> dict[str, float]:
     """Free parameters less than a standard error from a bound, and the bound, by label.
 
@@ -118,9 +128,7 @@ def _in_order(space: ParamSpace) -> list[ParamSite]:
 
 def _ends_of(site: ParamSite) -> np.ndarray:
     """`ends` of one site."""
-    base: Any = site.constraint
-    while isinstance(base, type(constraints.independent(constraints.real, 1))):
-        base = base.base_constraint
+    base = _base(site)
     value = jax.tree.unflatten(site.treedef, [jnp.zeros(shape) for shape in site.shapes])
     bounds = [getattr(base, name, None) for name in ("lower_bound", "upper_bound")]
     found = [bound for bound in bounds if bound is not None]
@@ -136,6 +144,13 @@ def _ends_of(site: ParamSite) -> np.ndarray:
             column = np.where(np.abs(limit - flat) < 1e-6 * (1 + np.abs(flat)), flat, column)
         columns.append(column)
     return np.stack(columns, axis=1)
+
+
+def _base(site: ParamSite) -> Any:
+    base: Any = site.constraint
+    while isinstance(base, type(constraints.independent(constraints.real, 1))):
+        base = base.base_constraint
+    return base
 
 
 def _flat(value: Any) -> np.ndarray:

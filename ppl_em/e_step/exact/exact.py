@@ -77,8 +77,13 @@ class Exact(Choice):
         spec = problem.spec
         if not spec.latents:
             return Enumeration(self.min_rows, self.chain)
+        found = self._proved(rng_key, problem, problem.unconstrain(params))
+        # Proofs go by gradients; what refuses without them knows better why.
         problem.require_gradient(self.flag, NotExactError)
-        x = problem.unconstrain(params)
+        return found
+
+    def _proved(self, rng_key: jax.Array, problem: Problem, x: jax.Array) -> EStep:
+        """The engine around `x` (p,), or else near 0."""
         try:
             return self._found(rng_key, problem, x)
         except ImproperError:
