@@ -72,7 +72,8 @@ STEPS = frozenset(
         "io_callback",
     ]
 )
-"""Operations whose result jumps, or whose derivative is not that of their value."""
+"""Operations whose result jumps, or whose derivative is not that of their value; others that make
+whole numbers of real ones are steps as well."""
 
 SMOOTH = ("/jax/_src/scipy/", "/jax/_src/nn/", "/jax/_src/ops/", "/jax/_src/lax/special", "linalg")
 """Where such operations are parts of functions that do not jump, by parts of file names."""
@@ -132,12 +133,13 @@ def _inner(equation: Any) -> list[Any]:
 
 def _jumps(equation: Any) -> bool:
     name = equation.primitive.name
-    if name not in STEPS:
+    kinds = [_kind(atom) for atom in equation.invars]
+    whole = name != "is_finite" and all(_kind(atom) in "iub" for atom in equation.outvars)
+    if name not in STEPS and not (whole and not _inner(equation)):
         return False
-    kinds = [np.dtype(atom.aval.dtype).kind for atom in equation.invars]
     if "f" not in kinds or (name == "sort" and len(kinds) == 1):
         return False
-    if name == "convert_element_type" and np.dtype(equation.outvars[0].aval.dtype).kind == "f":
+    if name == "convert_element_type" and _kind(equation.outvars[0]) == "f":
         return False
     if name in ("eq", "ne") and _is_nan_or_inf(*equation.invars):
         return False
@@ -145,6 +147,11 @@ def _jumps(equation: Any) -> bool:
     if any(frame.function_name in CONTINUOUS for frame in frames):
         return False
     return not any(part in frame.file_name for frame in frames for part in SMOOTH)
+
+
+def _kind(atom: Any) -> str:
+    """`f`, `i`, `u` or `b` for the numbers in an array; other letters for keys and the like."""
+    return getattr(atom.aval.dtype, "kind", "-")
 
 
 def _is_nan_or_inf(first: Any, second: Any) -> bool:
