@@ -85,6 +85,8 @@ class Continuous(DeterministicEStep):
 
     def _near(self, problem: Problem, x: jax.Array) -> jax.Array:
         """The problem's start, or where slopes are not so steep that they hide all else."""
+        if isinstance(x, jax.core.Tracer):  # within a program there are no values to go by
+            return problem.start
         u = np.asarray(problem.start)
         for _ in range(MOVES):
             directions = np.zeros_like(u[None]) if u.size <= WIDE else None
