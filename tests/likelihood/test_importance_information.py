@@ -127,7 +127,7 @@ def slopes_data():
     return (rng.random((20, 6)) < 1 / (1 + np.exp(-eta))).astype(int), x
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_hundred_draws_are_enough(optimized):
     """Where Louis's identity gives standard errors that are off by tens of percent, or none."""
     data = slopes_data()
