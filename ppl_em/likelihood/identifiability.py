@@ -37,6 +37,14 @@ BENT = 10.0
 FLAT_END = 1e-3
 """Response of the log-likelihood to a coordinate from which that has not run off to a bound."""
 
+OFF = (
+    "at the boundary of the parameter space: no standard errors there; the others are given with "
+    "these held"
+)
+IDLE = (
+    "without influence on the likelihood: no standard errors there; the others do not depend on it"
+)
+
 Look = Callable[[jax.Array], float]
 """The log-likelihood at x (p,)."""
 
@@ -84,20 +92,7 @@ def set_aside(
     off = ~known & ~idle & at_boundary(problem, x, information)
     held = known | idle | off
     if held.any() and not held.all():
-        for some, text in (
-            (
-                off,
-                "at the boundary of the parameter space: no standard errors there; the others "
-                "are given with these held",
-            ),
-            (
-                idle,
-                "cannot be told there"
-                if at is not None
-                else "has no influence on the "
-                "likelihood: no standard error; the others do not depend on it",
-            ),
-        ):
+        for some, text in ((off, OFF), (idle, IDLE if at is None else "cannot be told there")):
             places = np.flatnonzero(moved_only_by(problem, x, some)) if some.any() else ()
             if len(places):
                 notes.append(f"{', '.join(labels[i] for i in places)} {text}")

@@ -36,7 +36,9 @@ def check_scales(problem: Problem, values: Params, trace: Trace) -> None:
         return
     site, other = found
     if site == other:
-        fact = "the `numpyro.handlers.scale` around it changes along its `scan` or is in part 1"
+        fact = (
+            "the `numpyro.handlers.scale` around it changes along its `scan`, or is over part of it"
+        )
     else:
         fact = f"the `numpyro.handlers.scale` around it is not that of site '{other}', which hangs "
         fact += "together with it"

@@ -74,9 +74,7 @@ class _Writer:
     def write(self, value: Any) -> None:
         """Digest a value by its content where it has any, else hold it."""
         self.text(type(value).__qualname__)
-        if value is None or isinstance(
-            value, bool | int | float | complex | str | bytes | np.dtype
-        ):
+        if value is None or isinstance(value, PLAIN):
             self.text(repr(value))
         elif isinstance(value, type):
             self.text(value.__module__, value.__qualname__)
