@@ -21,21 +21,21 @@ def cholesky(matrix: jax.Array) -> jax.Array:
     """Lower factors of symmetric matrices (..., k, k); NaN in those not positive definite."""
     if matrix.shape[-1] > SMALL:
         return jnp.linalg.cholesky(matrix)
-    return _cholesky((matrix + _t(matrix)) / 2)
+    return _kept(_cholesky(_kept((matrix + _t(matrix)) / 2)))
 
 
 def solve_lower(tril: jax.Array, right: jax.Array) -> jax.Array:
     """L^-1 right, for lower triangular L (..., k, k) and `right` (..., k, n)."""
     if tril.shape[-1] > SMALL:
         return _lapack_solve(tril, right, transposed=False)
-    return _solve_lower(tril, right)
+    return _kept(_solve_lower(*_kept((tril, right))))
 
 
 def solve_lower_transposed(tril: jax.Array, right: jax.Array) -> jax.Array:
     """L^-T right, for lower triangular L (..., k, k) and `right` (..., k, n)."""
     if tril.shape[-1] > SMALL:
         return _lapack_solve(tril, right, transposed=True)
-    return _solve_upper(_t(tril), right)
+    return _kept(_solve_upper(*_kept((_t(tril), right))))
 
 
 def inverse_lower(tril: jax.Array) -> jax.Array:
@@ -47,7 +47,7 @@ def solve(matrix: jax.Array, right: jax.Array) -> jax.Array:
     """Linear systems (..., k, k) with right-hand sides (..., k, n), by elimination with pivots."""
     if matrix.shape[-1] > SMALL:
         return jnp.linalg.solve(matrix, right)
-    return _solve(matrix, right)
+    return _kept(_solve(*_kept((matrix, right))))
 
 
 @jax.custom_jvp
@@ -126,6 +126,9 @@ def _solve_jvp(solver: Callable, primals: tuple, tangents: tuple) -> tuple:
 
 for _solver in (_solve_lower, _solve_upper, _solve):
     _solver.defjvp(partial(_solve_jvp, _solver))
+
+
+_kept = jax.lax.optimization_barrier
 
 
 def _mul(left: jax.Array, right: jax.Array) -> jax.Array:
