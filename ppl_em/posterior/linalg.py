@@ -1,4 +1,4 @@
-"""Triangular systems, their log-determinants, and the density of standard normal noise."""
+"""Triangular matrices, their log-determinants, and the density of standard normal noise."""
 
 import jax
 import jax.numpy as jnp

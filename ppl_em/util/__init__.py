@@ -16,6 +16,7 @@ from ppl_em.util.errors import (
     site_error,
     visible,
 )
+from ppl_em.util.faulty_versions import warn_of_faulty_jaxlib
 from ppl_em.util.files import check_writable, replace_file
 from ppl_em.util.keys import as_key, generator
 from ppl_em.util.options import check_flag, check_real, check_whole
@@ -63,4 +64,5 @@ __all__ = [
     "solve_lower_transposed",
     "sources",
     "visible",
+    "warn_of_faulty_jaxlib",
 ]

@@ -62,7 +62,8 @@ def _cholesky(matrix: jax.Array) -> jax.Array:
         columns.append(jnp.concatenate([above, root, below], axis=-1))
         rest = rest[..., 1:, 1:] - below[..., :, None] * below[..., None, :]
     # A pivot that is NaN makes all later ones so.
-    return jnp.where(jnp.isnan(root)[..., None], jnp.nan, jnp.stack(columns, axis=-1))
+    failed = jnp.isnan(root)[..., None]
+    return jnp.tril(jnp.where(failed, jnp.nan, jnp.stack(columns, axis=-1)))
 
 
 @_cholesky.defjvp
