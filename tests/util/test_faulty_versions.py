@@ -36,10 +36,10 @@ def fit(front_door):
     return front_door(model, max_steps=1).run(jax.random.key(0), y, progress_bar=False)
 
 
-@pytest.mark.parametrize("front_door", [EM, Direct])
-def test_a_run_warns_once_and_points_at_the_users_line(front_door, installed):
-    installed("0.10.2")
-    with pytest.warns(UserWarning, match=r"jaxlib 0\.10\.2 .* hang.*pip install") as caught:
+@pytest.mark.parametrize(("front_door", "version"), [(EM, "0.10.2"), (Direct, "0.11.0")])
+def test_a_run_warns_once_and_points_at_the_users_line(front_door, version, installed):
+    installed(version)
+    with pytest.warns(UserWarning, match=rf"jaxlib {version} .* hang.*pip install") as caught:
         fit(front_door)
     (one,) = (w for w in caught if "jaxlib" in str(w.message))
     assert one.filename == __file__
@@ -48,7 +48,7 @@ def test_a_run_warns_once_and_points_at_the_users_line(front_door, installed):
         fit(front_door)
 
 
-@pytest.mark.parametrize("version", ["0.9.2", "0.11.0", "0.12.0.1", "0.100.0", "1.0.10"])
+@pytest.mark.parametrize("version", ["0.9.2", "0.11.1", "0.12.0.1", "0.100.0", "1.0.10"])
 def test_other_versions_are_fine(version, installed):
     installed(version)
     with warnings.catch_warnings():
@@ -68,6 +68,4 @@ def test_the_installer_excludes_the_same_versions():
     text = (ROOT / "pyproject.toml").read_text()
     for package in ("jax", "jaxlib"):
         (line,) = re.findall(rf'"{package}>=([^"]*)"', text)
-        assert (
-            tuple(e[:-1] for e in re.findall(r"!=([^,]*)", line)) == faulty_versions.FAULTY_ON_CPU
-        )
+        assert tuple(re.findall("!=([^,]*)", line)) == faulty_versions.FAULTY_ON_CPU
