@@ -19,7 +19,15 @@ from ppl_em.m_step import MStep
 from ppl_em.params import Params, split_option
 from ppl_em.problem import Problem, brought_inside, build_problem, needs, restrict
 from ppl_em.result import EMResult
-from ppl_em.util import ModelError, alone, as_key, check_choice, check_option_names, check_whole
+from ppl_em.util import (
+    ModelError,
+    alone,
+    as_key,
+    check_choice,
+    check_option_names,
+    check_whole,
+    warn_of_faulty_jaxlib,
+)
 
 logger = logging.getLogger("ppl_em")
 
@@ -178,6 +186,7 @@ def run_plan(
 ) -> EMResult:
     """Fit `em.model` to the data in `args` and `kwargs`, the way that `plan` says."""
     check_option_names(em.model, RUN_OPTIONS)
+    warn_of_faulty_jaxlib(stacklevel=3)
     begin = time.monotonic()
     narrower, functional = split_option(em.constraints)
     first, more = split_starts(init_params)

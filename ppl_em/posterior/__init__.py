@@ -12,7 +12,7 @@ from ppl_em.posterior.gaussian_arrow import GaussianArrow
 from ppl_em.posterior.gaussian_blocks import Gaussian
 from ppl_em.posterior.gaussian_chain import GaussianChain
 from ppl_em.posterior.laplace import GaussianLaw, LaplaceApproximation, half_trace
-from ppl_em.posterior.linalg import roots, solve
+from ppl_em.posterior.linalg import roots
 from ppl_em.posterior.log_likelihood import OF_PARAMETERS, LogLikelihood
 from ppl_em.posterior.mixture import BlockLayout, GaussianMixture
 from ppl_em.posterior.numpyro_guide import AutoLaw, Guided, Law, UserLaw
@@ -64,5 +64,4 @@ __all__ = [
     "half_trace",
     "roots",
     "sinh_trapezoid",
-    "solve",
 ]

@@ -16,10 +16,18 @@ from ppl_em.util.errors import (
     site_error,
     visible,
 )
+from ppl_em.util.faulty_versions import warn_of_faulty_jaxlib
 from ppl_em.util.files import check_writable, replace_file
 from ppl_em.util.keys import as_key, generator
 from ppl_em.util.options import check_flag, check_real, check_whole
 from ppl_em.util.programs import alone, make_room
+from ppl_em.util.small_matrices import (
+    cholesky,
+    inverse_lower,
+    solve,
+    solve_lower,
+    solve_lower_transposed,
+)
 from ppl_em.util.static import Static, content_key
 
 __all__ = [
@@ -41,14 +49,20 @@ __all__ = [
     "check_shape",
     "check_whole",
     "check_writable",
+    "cholesky",
     "content_key",
     "find_steps",
     "fingerprint",
     "generator",
     "in_batches",
+    "inverse_lower",
     "make_room",
     "replace_file",
     "site_error",
+    "solve",
+    "solve_lower",
+    "solve_lower_transposed",
     "sources",
     "visible",
+    "warn_of_faulty_jaxlib",
 ]

@@ -27,7 +27,7 @@ from ppl_em.posterior import (
 )
 from ppl_em.problem import Problem
 from ppl_em.structure import Blocks, dense, find_blocks, hessian_product
-from ppl_em.util import ModelError, check_choice, check_real, check_whole
+from ppl_em.util import ModelError, check_choice, check_real, check_whole, solve
 
 logger = logging.getLogger("ppl_em")
 
@@ -223,7 +223,7 @@ class MeanField(DeterministicEStep):
         rows = flat_blocks(state.guide.shape)
         if rows.block_size <= MAX_HESSIAN:
             hessian = guide_hessian(self.law(problem, flat, state), problem, here)
-            step = rows.join(jnp.linalg.solve(-hessian, rows.split(gradient)[..., None])[..., 0])
+            step = rows.join(solve(-hessian, rows.split(gradient)[..., None])[..., 0])
         else:
             step = jax.scipy.sparse.linalg.cg(
                 lambda v: -hessian_product(lambda f: bound(f, here), flat, v), gradient, tol=1e-10
