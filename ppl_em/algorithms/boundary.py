@@ -13,6 +13,7 @@ Self & Liang (1987), Journal of the American Statistical Association 82, for lik
 a boundary.
 """
 
+import itertools
 import logging
 import time
 from collections import deque
@@ -23,11 +24,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.algorithms.boundary_profile import DECADE, Landscape
+from ppl_em.algorithms.boundary_profile import (
+    DECADE,
+    IDLE,
+    IN_ROUNDING,
+    Landscape,
+    Settled,
+)
 from ppl_em.algorithms.history import Run
 from ppl_em.algorithms.stopping import Step, Stopping
 from ppl_em.e_step import DeterministicEStep
-from ppl_em.params import AtBounds, ends, flat_labels
+from ppl_em.params import AtBounds, Boundary, ends, place_of
 from ppl_em.posterior import OF_PARAMETERS
 from ppl_em.problem import Problem
 
@@ -36,7 +43,7 @@ logger = logging.getLogger("ppl_em")
 WINDOW = 4
 """Last places of a run, from each of which to the next a parameter must get closer to a bound."""
 
-MOVING = 1e-4
+MOVING = 1e-5
 """Least change of its unconstrained value each time."""
 
 FAR = 3.0
@@ -44,6 +51,18 @@ FAR = 3.0
 
 SLOW = 0.01
 """Gain of a step below which bounds are looked at."""
+
+MEANT = 1e-3
+"""Log-likelihood that means something: a bound is looked at if less is lost on the way."""
+
+MAX_ASKED = 100
+"""Parameters up to which each is asked whether it is near an end: an E-step or two for each."""
+
+OUT = 6 * DECADE
+"""Unconstrained value up to which a parameter on its way to infinity is believed."""
+
+LOST = 1000.0
+"""Rounding of a log-likelihood with such a parameter k, in units of k."""
 
 MAX_ROUNDS = 4
 """Changes of mind about which parameters are at a bound."""
@@ -53,12 +72,13 @@ class Jump(NamedTuple):
     """A maximum at a bound.
 
     `x` (p,) is inside by a distance that does not matter, `state` that of the E-step there and
-    `value` its log-likelihood; `at` says which parameters are at one.
+    `value` its log-likelihood, with `noise`; `at` says which parameters are at one.
     """
 
     x: jax.Array
     state: Any
     value: float
+    noise: float
     at: AtBounds
 
 
@@ -81,20 +101,20 @@ class Watch:
     def towards(self, x: jax.Array) -> np.ndarray:
         """Coordinates that keep moving to an end, (p,): -1, +1, or 0 for those that do not."""
         self.seen.append(np.asarray(x))
-        if len(self.seen) < WINDOW or not np.any(np.isfinite(self.ends)):
+        if len(self.seen) < WINDOW or np.all(np.isnan(self.ends)):
             return np.zeros(len(self.seen[-1]), int)
         moves = np.diff(np.array(self.seen), axis=0)
-        down = np.all(moves < -MOVING, axis=0) & np.isfinite(self.ends[:, 0])
-        up = np.all(moves > MOVING, axis=0) & np.isfinite(self.ends[:, 1])
+        down = np.all(moves < -MOVING, axis=0) & ~np.isnan(self.ends[:, 0])
+        up = np.all(moves > MOVING, axis=0) & ~np.isnan(self.ends[:, 1])
         return up.astype(int) - down.astype(int)
 
     def far_towards(self, start: jax.Array, x: jax.Array) -> np.ndarray:
         """Coordinates that went far to an end between `start` and `x` (p,), as in `towards`."""
         moves = np.asarray(x - start)
-        if not np.any(np.isfinite(self.ends)):
+        if np.all(np.isnan(self.ends)):
             return np.zeros(len(moves), int)
-        down = (moves < -FAR) & np.isfinite(self.ends[:, 0])
-        up = (moves > FAR) & np.isfinite(self.ends[:, 1])
+        down = (moves < -FAR) & ~np.isnan(self.ends[:, 0])
+        up = (moves > FAR) & ~np.isnan(self.ends[:, 1])
         return up.astype(int) - down.astype(int)
 
     def is_due(self, steps: list[Step], ending: bool) -> bool:
@@ -118,6 +138,8 @@ def to_boundary(run: Run, towards: np.ndarray) -> bool:
     if found is None:
         return False
     history.at = found.at
+    if found.value < history.objective - MEANT:  # that was rounding, far out
+        history.objective = found.value
     change, length = found.value - history.objective, float(jnp.linalg.norm(found.x - before))
     step = Step(found.value, change, 0.0, length)
     history.record(step, found.x, "boundary", time.monotonic() - start)
@@ -150,15 +172,16 @@ def jump(
         None if the maximum is not at these bounds, as far as can be told.
     """
     ground, limits = Landscape(problem, e_step), ends(problem.space)
-    value, state = ground.look(x, state)
-    sides = np.where(np.isfinite(limits[:, 0]), -1, 1)
+    x, state, value = _believed(ground, x, state, towards, limits)
+    sides = np.where(~np.isnan(limits[:, 0]), -1, 1)
     sides = np.where(towards != 0, towards, sides)
     target, held = x, np.zeros(len(towards), bool)
     for place in np.flatnonzero(towards):
         step = np.where(np.arange(x.size) == place, towards * DECADE, 0.0)
         found = ground.descend(x, state, value, step)
         if found is not None:
-            held[place], target = True, target.at[place].set(found[0][place])
+            held[place], target = True, target.at[place].set(found.x[place])
+    turned = False
     for _ in range(MAX_ROUNDS):
         if not held.any():
             return None
@@ -166,17 +189,48 @@ def jump(
         if arrived is None:
             return None
         if isinstance(arrived, Jump):
-            if arrived.value >= value - ground.floor(value) and _rises(
-                ground, x, arrived, state, value, held
-            ):
-                return arrived
-            return None
-        held, back = arrived
+            if not arrived.value >= value - max(ground.floor(value), 3 * arrived.noise):
+                return None
+            # By way of the bound at which a parameter has no influence, nothing has to fall.
+            return arrived if turned or _rises(ground, x, arrived, state, value, held) else None
+        held, back, sides = arrived.held, arrived.new, arrived.sides
+        turned |= arrived.turned
         for place in np.flatnonzero(~held):
             target = target.at[place].set(x[place])
         for place in np.flatnonzero(back):
-            target = target.at[place].set(x[place] + sides[place] * 6 * DECADE)
+            inside = 0.0 if arrived.turned else x[place]
+            target = target.at[place].set(inside + sides[place] * 6 * DECADE)
     return None
+
+
+def _believed(
+    ground: Landscape, x: jax.Array, state: Any, towards: np.ndarray, limits: np.ndarray
+) -> tuple[jax.Array, Any, float]:
+    """`x` (p,), the state and the log-likelihood; nearer where that has lost its digits far out."""
+    value, new = ground.look(x, state)
+    bounds = np.where(towards < 0, limits[:, 0], limits[:, 1])
+    out = (towards != 0) & np.isinf(bounds) & (np.abs(np.asarray(x)) > OUT)
+    if not out.any():
+        return x, new, value
+    size = float(np.exp(np.max(np.abs(np.asarray(x))[out])))
+    noise = MEANT + LOST * size * float(np.finfo(x.dtype).eps)
+    nearer = jnp.where(out, jnp.asarray(towards * OUT, x.dtype), x)
+    there, found = ground.look(nearer, state)
+    if abs(there - value) < noise or not np.isfinite(value):
+        return nearer, found, there
+    return x, new, value
+
+
+class _Otherwise(NamedTuple):
+    """What to hold instead (p,), which of it is new, and at which sides.
+
+    `turned` says that a parameter was idle where others were at their bounds.
+    """
+
+    held: np.ndarray
+    new: np.ndarray
+    sides: np.ndarray
+    turned: bool = False
 
 
 def _arrive(
@@ -186,8 +240,8 @@ def _arrive(
     held: np.ndarray,
     sides: np.ndarray,
     limits: np.ndarray,
-) -> Jump | tuple[np.ndarray, np.ndarray] | None:
-    """The maximum with `held` (p,) at their bounds; or what to hold instead, and what is new."""
+) -> Jump | _Otherwise | None:
+    """The maximum with `held` (p,) at their bounds; or what to hold instead."""
     value, state = ground.look(x, state)
     if not np.isfinite(value):
         return None
@@ -196,24 +250,87 @@ def _arrive(
     if not converged:
         moves = np.asarray(x - path[max(len(path) - 3, 0)].x)
         runs = (sides * moves > 0.1) & ~held
-        runs &= np.isfinite(np.where(sides < 0, limits[:, 0], limits[:, 1]))
-        return (held | runs, runs) if runs.any() else None
+        runs &= ~np.isnan(np.where(sides < 0, limits[:, 0], limits[:, 1]))
+        return _Otherwise(held | runs, runs, sides) if runs.any() else None
     settled = ground.descend(x, state, value, np.where(held, sides * DECADE, 0.0))
     if settled is None:
         return None
-    x, state, value = settled
+    found = _falls(ground, settled, held, sides, limits)
+    if isinstance(found, _Otherwise):
+        return found
+    logger.info("At a boundary, after %d Newton steps in the others", len(path) - 1)
     bounds = np.where(held, np.where(sides < 0, limits[:, 0], limits[:, 1]), np.nan)
-    labels = flat_labels(ground.problem.space.unravel(np.asarray(x)))
+    at = AtBounds(ground.problem.space, bounds, found, settled.x)
+    return Jump(settled.x, settled.state, settled.value, settled.noise, at)
+
+
+def _falls(
+    ground: Landscape, there: Settled, held: np.ndarray, sides: np.ndarray, limits: np.ndarray
+) -> dict[str, Boundary] | _Otherwise:
+    """How the log-likelihood falls from each bound, by name; or what to hold where it rises.
+
+    A parameter without influence there, like a correlation without a variance, is tried at both
+    its ends: away from the bound it has some.
+    """
+    x, state, value, _ = there
+    space, alone = ground.problem.space, np.arange(len(held))
+    both = np.flatnonzero(~np.isnan(limits).any(axis=1) & np.isfinite(limits).all(axis=1) & ~held)
+    idle = [place for place in both.tolist() if ground.is_idle(x, state, value, place)]
     found = {}
     for place in np.flatnonzero(held).tolist():
-        side = int(sides[place])
-        slope = ground.slope(x, state, value, place, side, bounds[place])
+        named = place_of(space, x, place, int(sides[place]))
+        slope = ground.slope(x, state, value, named)
         if slope is None:
-            logger.info("`%s` is not at its boundary %g", labels[place], bounds[place])
-            return held & (np.arange(len(held)) != place), np.zeros_like(held)
-        found[labels[place]] = slope
-    logger.info("At a boundary, after %d Newton steps in the others", len(path) - 1)
-    return Jump(x, state, value, AtBounds(ground.problem.space, bounds, found))
+            logger.info("`%s` is not at its boundary %g", named.label, named.bound)
+            return _Otherwise(held & (alone != place), np.zeros_like(held), sides)
+        for other, side in itertools.product(idle, (-1, 1)):
+            tried = x.at[other].set(side * 6 * DECADE)
+            if ground.slope(tried, state, ground.look(tried, state)[0], named) is None:
+                logger.info("`%s` is not at its boundary for another end of what is idle", named.label)
+                new = alone == other
+                turn = np.where(new, side, sides)
+                return _Otherwise((held & (alone != place)) | new, new, turn, True)
+        found[named.label] = slope
+    return found
+
+
+def near_ends(run: Run) -> np.ndarray:
+    """Ends that parameters can go nearer to, by a decade, without any loss to speak of.
+
+    Returns
+    -------
+    numpy.ndarray
+        As of `Watch.towards`, (p,). Where a run has ended, its parameters may be on a slope too
+        gentle to be seen in its steps, or at a bound already.
+    """
+    problem, x, state = run.problem, run.history.x, run.history.e_state
+    limits = Watch(problem, run.e_step, run.limits.stopping).ends
+    towards = np.zeros(x.size, int)
+    if not 0 < len(limits) <= MAX_ASKED or np.all(np.isnan(limits)):
+        return towards
+    ground = Landscape(problem, run.e_step)
+    value, state = ground.look(x, state)
+    for place, column in itertools.product(range(x.size), (0, 1)):
+        side, bound = 2 * column - 1, limits[place, column]
+        two = not np.isnan(limits[place]).any() and np.isfinite(limits[place]).all()
+        if np.isnan(bound) or (two and side * float(x[place]) < 1):
+            continue
+        if np.isinf(bound) and side * float(x[place]) < FAR:
+            continue
+        change = ground.look(x.at[place].add(side * DECADE), state)[0] - value
+        if change < -MEANT:
+            continue
+        if abs(change) > IN_ROUNDING or not _has_no_influence(ground, x, state, value, place, side):
+            towards[place] = side
+    return towards
+
+
+def _has_no_influence(
+    ground: Landscape, x: jax.Array, state: Any, value: float, place: int, side: int
+) -> bool:
+    """Whether nothing changes either as coordinate `place` of `x` (p,) comes back from its end."""
+    away = (x.at[place].add(-side * count * DECADE) for count in (1, 3, 6, 12))
+    return all(abs(ground.look(there, state)[0] - value) < IDLE for there in away)
 
 
 def _rises(
@@ -224,7 +341,7 @@ def _rises(
         straight = x + part * (end.x - x)
         near = x + jnp.asarray(np.sign(np.asarray(end.x - x)) * -np.log(1 - part), x.dtype)
         new, state = ground.look(jnp.where(held, near, straight), state)
-        if not new >= value - ground.floor(value):
+        if not new >= value - max(ground.floor(value), end.noise):
             return False
         value = new
-    return end.value >= value - ground.floor(value)
+    return end.value >= value - max(ground.floor(value), 3 * end.noise)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 import jax
 from tqdm.auto import tqdm
 
+from ppl_em.algorithms.boundary import near_ends, to_boundary
 from ppl_em.algorithms.confirmation import Polish
 from ppl_em.algorithms.deterministic import Deterministic
 from ppl_em.algorithms.direct import climb_directly
@@ -18,6 +19,10 @@ from ppl_em.m_step import MStep, for_problem
 from ppl_em.params import AtBounds, Params
 from ppl_em.problem import Problem, firm, needs
 from ppl_em.result import CONVERGED, Status
+
+
+MAYBE_AT_ENDS = (Status.CONVERGED, Status.STALLED, Status.DECREASED, Status.MAX_STEPS)
+"""Ends of a run that may be next to a bound of the parameters."""
 
 
 class Outcome(NamedTuple):
@@ -98,11 +103,20 @@ def run_loop(
 def _without_noise(run: Run, m_step: MStep) -> tuple[Status, float]:
     if run.limits.plan.direct:
         status, seconds = climb_directly(run)
+        status = _at_ends(run, status)
         if status is not Status.STALLED:
             return status, seconds
         run.history.decide("the information does not confirm a maximum: EM steps tell")
         run = replace(run, limits=replace(run.limits, plan=Plan(finish="em")))
-    return Deterministic(run, m_step).run()
+    status, seconds = Deterministic(run, m_step).run()
+    return _at_ends(run, status), seconds
+
+
+def _at_ends(run: Run, status: Status) -> Status:
+    """How a run ended, once it is known whether its maximum is at a bound of the parameters."""
+    if status not in MAYBE_AT_ENDS:
+        return status
+    return Status.BOUNDARY if to_boundary(run, near_ends(run)) else status
 
 
 def _finer(problem: Problem, e_step: Any, history: History) -> EStep | None:
