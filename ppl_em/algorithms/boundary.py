@@ -61,8 +61,11 @@ MAX_ASKED = 100
 OUT = 6 * DECADE
 """Unconstrained value up to which a parameter on its way to infinity is believed."""
 
+NEARER = 3 * DECADE
+"""The same for one that has an end on either side, from where bounds are approached."""
+
 LOST = 1000.0
-"""Rounding of a log-likelihood with such a parameter k, in units of k."""
+"""Rounding of a log-likelihood with a parameter k far out, in units of k."""
 
 MAX_ROUNDS = 4
 """Changes of mind about which parameters are at a bound."""
@@ -199,7 +202,7 @@ def jump(
             target = target.at[place].set(x[place])
         for place in np.flatnonzero(back):
             inside = 0.0 if arrived.turned else x[place]
-            target = target.at[place].set(inside + sides[place] * 6 * DECADE)
+            target = target.at[place].set(inside + sides[place] * NEARER)
     return None
 
 
@@ -209,16 +212,23 @@ def _believed(
     """`x` (p,), the state and the log-likelihood; nearer where that has lost its digits far out."""
     value, new = ground.look(x, state)
     bounds = np.where(towards < 0, limits[:, 0], limits[:, 1])
-    out = (towards != 0) & np.isinf(bounds) & (np.abs(np.asarray(x)) > OUT)
+    size, endless = towards * np.asarray(x, float), np.isinf(bounds)
+    furthest = np.where(endless, OUT, np.where(_two_sided(limits), NEARER, np.inf))
+    out = (towards != 0) & (size > furthest)
     if not out.any():
         return x, new, value
-    size = float(np.exp(np.max(np.abs(np.asarray(x))[out])))
-    noise = MEANT + LOST * size * float(np.finfo(x.dtype).eps)
-    nearer = jnp.where(out, jnp.asarray(towards * OUT, x.dtype), x)
+    lost = np.max(np.exp(np.where(endless, size, 2 * size))[out])
+    noise = MEANT + LOST * lost * float(np.finfo(x.dtype).eps)
+    nearer = jnp.where(out, jnp.asarray(towards * furthest, x.dtype), x)
     there, found = ground.look(nearer, state)
     if abs(there - value) < noise or not np.isfinite(value):
         return nearer, found, there
     return x, new, value
+
+
+def _two_sided(limits: np.ndarray) -> np.ndarray:
+    """Which coordinates have an end on either side, (p,), like that of a correlation."""
+    return np.isfinite(limits).all(axis=1)
 
 
 class _Otherwise(NamedTuple):
@@ -252,7 +262,7 @@ def _arrive(
         runs = (sides * moves > 0.1) & ~held
         runs &= ~np.isnan(np.where(sides < 0, limits[:, 0], limits[:, 1]))
         return _Otherwise(held | runs, runs, sides) if runs.any() else None
-    settled = ground.descend(x, state, value, np.where(held, sides * DECADE, 0.0))
+    settled = ground.descend(x, state, value, np.where(held, sides * DECADE, 0.0), level=True)
     if settled is None:
         return None
     found = _falls(ground, settled, held, sides, limits)
@@ -274,17 +284,18 @@ def _falls(
     """
     x, state, value, _ = there
     space, alone = ground.problem.space, np.arange(len(held))
-    both = np.flatnonzero(~np.isnan(limits).any(axis=1) & np.isfinite(limits).all(axis=1) & ~held)
-    idle = [place for place in both.tolist() if ground.is_idle(x, state, value, place)]
+    both = np.flatnonzero(_two_sided(limits) & ~held).tolist()
+    idle = [place for place in both if ground.is_idle(x, state, value, place)]
     found = {}
-    for place in np.flatnonzero(held).tolist():
+    # What may be idle comes last: where another is not at its bound, it has some influence.
+    for place in sorted(np.flatnonzero(held).tolist(), key=lambda i: _two_sided(limits)[i]):
         named = place_of(space, x, place, int(sides[place]))
         slope = ground.slope(x, state, value, named)
         if slope is None:
             logger.info("`%s` is not at its boundary %g", named.label, named.bound)
             return _Otherwise(held & (alone != place), np.zeros_like(held), sides)
         for other, side in itertools.product(idle, (-1, 1)):
-            tried = x.at[other].set(side * 6 * DECADE)
+            tried = x.at[other].set(side * NEARER)
             if ground.slope(tried, state, ground.look(tried, state)[0], named) is None:
                 logger.info("`%s` is not at its boundary for another end of what is idle", named.label)
                 new = alone == other
@@ -312,8 +323,7 @@ def near_ends(run: Run) -> np.ndarray:
     value, state = ground.look(x, state)
     for place, column in itertools.product(range(x.size), (0, 1)):
         side, bound = 2 * column - 1, limits[place, column]
-        two = not np.isnan(limits[place]).any() and np.isfinite(limits[place]).all()
-        if np.isnan(bound) or (two and side * float(x[place]) < 1):
+        if np.isnan(bound) or (_two_sided(limits)[place] and side * float(x[place]) < 1):
             continue
         if np.isinf(bound) and side * float(x[place]) < FAR:
             continue

@@ -33,7 +33,7 @@ No smaller: a latent with a standard deviation of tau has scores with rounding e
 IN_ROUNDING = 1e-4
 """The same where it does not shrink any more, which is rounding: at a correlation of 1, say."""
 
-PLATEAU = 3
+PLATEAU = 2
 """Decades in a row over which it does not change by more: no maximum is as flat by chance."""
 
 MAX_RISE = 10.0
@@ -75,21 +75,21 @@ class Landscape:
         return max(self.e_step.noise or 0.0, 10 * rounding(value, dtype))
 
     def descend(
-        self, x: jax.Array, state: Any, value: float, step: np.ndarray
+        self, x: jax.Array, state: Any, value: float, step: np.ndarray, level: bool = False
     ) -> "Settled | None":
         """Follow `step` (p,), a decade towards bounds, until nothing changes; None if it falls.
 
         Where rounding keeps it from that, the decade with the smallest change counts: gamma
-        functions lose their digits far out.
+        functions lose their digits far out. `level` says that `x` (p,) is on such a plateau.
         """
-        best, here, small = None, Settled(x, state, value, np.inf), 0
+        best, here = None, Settled(x, state, value, np.inf)
+        small = PLATEAU - 1 if level else 0
         for _ in range(MAX_DECADES):
             x = here.x + jnp.asarray(step, here.x.dtype)
             new, state = self.look(x, here.state)
             change = abs(new - here.value)
-            level = small >= PLATEAU and best is not None
-            if level and change > MAX_RISE * best.noise:
-                return best
+            if small and best is not None and change > MAX_RISE * best.noise:
+                return best if small >= PLATEAU else None
             if not new >= value - MAX_LOSS:
                 return None
             if change <= max(SETTLED, self.floor(new)):
@@ -130,14 +130,16 @@ class Landscape:
             new, state = self.look(away, state)
             if not new - value < noise:
                 return None
-            if value - new > max(VISIBLE, 30 * noise) or changes:
-                changes.append((there.distance(space, away), new - value))
+            distance = there.distance(space, away)
+            fell = value - new > max(VISIBLE, 30 * noise) and distance > 2 * start
+            if fell or changes:
+                changes.append((distance, new - value))
             if len(changes) == 2:
                 break
         else:
             return None
         (near, first), (far, second) = changes
-        if second >= first:
+        if second >= first or far <= near:
             return None
         power = max(1, round(np.log(second / first) / np.log(far / near)))
         return Boundary(there.bound, float(first / (near**power - start**power)), power)
