@@ -64,6 +64,9 @@ OUT = 6 * DECADE
 NEARER = 3 * DECADE
 """The same for one that has an end on either side, from where bounds are approached."""
 
+FURTHEST = 1e3
+"""The same for all others: none."""
+
 LOST = 1000.0
 """Rounding of a log-likelihood with a parameter k far out, in units of k."""
 
@@ -213,7 +216,7 @@ def _believed(
     value, new = ground.look(x, state)
     bounds = np.where(towards < 0, limits[:, 0], limits[:, 1])
     size, endless = towards * np.asarray(x, float), np.isinf(bounds)
-    furthest = np.where(endless, OUT, np.where(_two_sided(limits), NEARER, np.inf))
+    furthest = np.where(endless, OUT, np.where(_like_correlation(limits), NEARER, FURTHEST))
     out = (towards != 0) & (size > furthest)
     if not out.any():
         return x, new, value
@@ -229,6 +232,11 @@ def _believed(
 def _two_sided(limits: np.ndarray) -> np.ndarray:
     """Which coordinates have an end on either side, (p,), like that of a correlation."""
     return np.isfinite(limits).all(axis=1)
+
+
+def _like_correlation(limits: np.ndarray) -> np.ndarray:
+    """Which coordinates end where a matrix is singular, in effect, (p,)."""
+    return np.all(limits == [-1, 1], axis=1)
 
 
 class _Otherwise(NamedTuple):

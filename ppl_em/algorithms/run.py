@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import jax
+import numpy as np
 from tqdm.auto import tqdm
 
 from ppl_em.algorithms.boundary import near_ends, to_boundary
@@ -21,7 +22,7 @@ from ppl_em.problem import Problem, firm, needs
 from ppl_em.result import CONVERGED, Status
 
 
-MAYBE_AT_ENDS = (Status.CONVERGED, Status.STALLED, Status.DECREASED, Status.MAX_STEPS)
+MAYBE_AT_ENDS = (*CONVERGED, Status.STALLED, Status.DECREASED, Status.MAX_STEPS)
 """Ends of a run that may be next to a bound of the parameters."""
 
 
@@ -116,7 +117,12 @@ def _at_ends(run: Run, status: Status) -> Status:
     """How a run ended, once it is known whether its maximum is at a bound of the parameters."""
     if status not in MAYBE_AT_ENDS:
         return status
-    return Status.BOUNDARY if to_boundary(run, near_ends(run)) else status
+    found, towards = run.history.at, near_ends(run)
+    if found is not None and status is Status.BOUNDARY:
+        if not np.any(towards[~found.held]):
+            return status
+        towards = np.where(found.held, found.towards, towards)
+    return Status.BOUNDARY if to_boundary(run, towards) else status
 
 
 def _finer(problem: Problem, e_step: Any, history: History) -> EStep | None:
