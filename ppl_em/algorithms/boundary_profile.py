@@ -92,10 +92,13 @@ class Landscape:
                 return best if small >= PLATEAU else None
             if not new >= value - MAX_LOSS:
                 return None
-            if change <= max(SETTLED, self.floor(new)):
+            grows = best is not None and here.noise > 2 * best.noise
+            if change <= max(SETTLED, self.floor(new)) and not grows:
                 return here._replace(noise=change)
-            if best is None or change < best.noise:
-                best = here._replace(noise=change)
+            # A small change among large ones is luck: the decade before counts as well.
+            noise = change if np.isinf(here.noise) else max(change, here.noise)
+            if best is None or noise < best.noise:
+                best = here._replace(noise=noise)
             small = small + 1 if change <= IN_ROUNDING else 0
             here = Settled(x, state, new, change)
         return best if small >= PLATEAU else None
