@@ -28,6 +28,7 @@ from ppl_em.algorithms.boundary_profile import (
     DECADE,
     IDLE,
     IN_ROUNDING,
+    MAX_DECADES,
     Landscape,
     Settled,
 )
@@ -311,6 +312,37 @@ def _falls(
                 return _Otherwise((held & (alone != place)) | new, new, turn, True)
         found[named.label] = slope
     return found
+
+
+def move_inside(run: Run, towards: np.ndarray) -> bool:
+    """Go to where the log-likelihood is higher, away from ends it does not have its maximum at.
+
+    EM's steps are in proportion to a standard deviation: next to 0 it stands still. `towards` (p,)
+    as of `near_ends`; whether there is such a place.
+    """
+    history = run.history
+    if not towards.any():
+        return False
+    ground = Landscape(run.problem, run.e_step)
+    value, state = ground.look(history.x, history.e_state)
+    best = Settled(history.x, state, value, 0.0)
+    for place in np.flatnonzero(towards):
+        for count in range(1, 2 * MAX_DECADES):
+            x = history.x.at[place].add(-int(towards[place]) * count * DECADE / 2)
+            new, state = ground.look(x, history.e_state)
+            if new > best.value:
+                best = Settled(x, state, new, 0.0)
+            if not new > value - MEANT:
+                break
+    if not best.value > value + MEANT:
+        return False
+    history.decide("the log-likelihood rises from the bound that was approached: on from inside")
+    length = float(jnp.linalg.norm(best.x - history.x))
+    step = Step(best.value, best.value - history.objective, 0.0, length)
+    history.record(step, best.x, "boundary", 0.0)
+    history.x, history.e_state = best.x, best.state
+    history.inverse, history.at = None, None
+    return True
 
 
 def near_ends(run: Run) -> np.ndarray:
