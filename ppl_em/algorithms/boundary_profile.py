@@ -39,6 +39,9 @@ PLATEAU = 2
 MAX_RISE = 10.0
 """Growth of the change over a decade, from the smallest, that ends the search for a smaller one."""
 
+MEANT = 1e-3
+"""Log-likelihood that means something: a bound is looked at if less is lost on the way."""
+
 NEAR = 1e-8
 """Gain that a Newton step promises from which it is the last one."""
 

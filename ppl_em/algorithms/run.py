@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
-from ppl_em.algorithms.boundary import move_inside, near_ends, to_boundary
+from ppl_em.algorithms.boundary import to_boundary
+from ppl_em.algorithms.boundary_watch import move_inside, near_ends
 from ppl_em.algorithms.confirmation import Polish
 from ppl_em.algorithms.deterministic import Deterministic
 from ppl_em.algorithms.direct import climb_directly
@@ -20,7 +21,6 @@ from ppl_em.m_step import MStep, for_problem
 from ppl_em.params import AtBounds, Params
 from ppl_em.problem import Problem, firm, needs
 from ppl_em.result import CONVERGED, Status
-
 
 MAYBE_AT_ENDS = (*CONVERGED, Status.STALLED, Status.DECREASED, Status.MAX_STEPS)
 """Ends of a run that may be next to a bound of the parameters."""

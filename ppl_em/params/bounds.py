@@ -28,8 +28,9 @@ class Boundary(NamedTuple):
     bound
         The bound, which is the estimate; infinite for a limit at infinity.
     score
-        Change of the log-likelihood per unit of (distance from the bound) ** power, at the bound:
-        negative, with the other parameters at their best. The distance from infinity is 1 / |value|.
+        Change of the log-likelihood per unit of (distance from the bound) ** power at the bound:
+        negative, with the other parameters at their best. The distance from infinity is 1 over the
+        value.
     power
         1 if the log-likelihood has a slope at the bound, as in a probability or a variance; 2 if
         it has none, as in a standard deviation, on whose square it depends.
@@ -113,21 +114,21 @@ def ends(space: ParamSpace) -> np.ndarray:
 class Place(NamedTuple):
     """What of the parameters reaches an end as coordinate `place` of x goes to `side` (-1 or 1).
 
-    `index` is where among all flattened parameters; None if it is no single one.
+    `entry` is where among all flattened parameters; None if it is no single one.
     """
 
     label: str
     bound: float
     place: int
     side: int
-    index: int | None
+    entry: int | None
 
     def distance(self, space: ParamSpace, x: jax.Array) -> float:
         """How far from the end `x` (p,) is; from infinity, 1 / |value|."""
         flat = _flat(space.constrain(x))
-        if self.index is None:
+        if self.entry is None:
             return float(np.linalg.norm(flat - _flat(space.constrain(_at_end(x, self)))))
-        value = float(flat[self.index])
+        value = float(flat[self.entry])
         return 1 / abs(value) if np.isinf(self.bound) else abs(value - self.bound)
 
 
@@ -236,7 +237,9 @@ def _edges_of(site: ParamSite) -> np.ndarray:
     """`ends` of a vector or a matrix: -1 and 1 where the value does not move any more."""
     leaves = [jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for shape in site.shapes]
     whole = jax.tree.unflatten(site.treedef, leaves)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), jax.eval_shape(site.unconstrain, whole))
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape), jax.eval_shape(site.unconstrain, whole)
+    )
     flat, unravel = ravel_pytree(zeros)
     edges = np.full((flat.size, 2), np.nan)
     for side in (-1, 1):
