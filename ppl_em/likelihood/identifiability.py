@@ -22,6 +22,12 @@ WEAK = 1e-6
 STILL = 1e-3
 """Change of the log-likelihood, in nats, over a distance that was to make one of 1."""
 
+LEVEL = 1e-7
+"""Score along a direction up to which that may be flat."""
+
+STATIONARY = 1e-4
+"""Largest score near a maximum. This and the one above are for single standard errors."""
+
 BENT = 10.0
 """Curvature of flat curves that bend, in units of the largest score that is left."""
 
@@ -135,10 +141,12 @@ def flat_directions(
     score, inside = information.inside
     values, vectors = np.linalg.eigh(inside)
     limit = information.resolution * max(1.0, values[-1])
-    flat = np.abs(values) <= limit
-    if look is not None and x is not None:
-        limit = max(limit, BENT * float(np.max(np.abs(score))))
-        doubtful = ~flat & (np.abs(values) <= limit)
+    level = np.abs(vectors.T @ score) < LEVEL
+    flat = level & (np.abs(values) <= limit)
+    left = float(np.max(np.abs(score)))
+    if look is not None and x is not None and left < STATIONARY:
+        limit = max(limit, BENT * left)
+        doubtful = level & ~flat & (np.abs(values) <= limit)
         here = look(x) if doubtful.any() else np.nan
         for i in np.flatnonzero(doubtful):
             move = jnp.asarray(basis @ vectors[:, i] / np.sqrt(abs(values[i])), x.dtype)
