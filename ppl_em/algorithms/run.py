@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from ppl_em.algorithms.boundary import to_boundary
 from ppl_em.algorithms.boundary_watch import move_inside, near_ends
+from ppl_em.algorithms.certificate import Certified, certify
 from ppl_em.algorithms.confirmation import Polish
 from ppl_em.algorithms.deterministic import Deterministic
 from ppl_em.algorithms.direct import climb_directly
@@ -34,7 +35,8 @@ class Outcome(NamedTuple):
     """What the loop hands to the result; everything belongs to `x` (p,), the last good point.
 
     `e_step` is the one that it ended with, which may be finer than the first; `at` says which
-    parameters are at a bound, if some are; `m_step` is the last M-step's configuration.
+    parameters are at a bound, if some are; `m_step` is the last M-step's configuration;
+    `certified` what was found around `x`, where the E-step has no noise.
     """
 
     x: jax.Array
@@ -47,6 +49,7 @@ class Outcome(NamedTuple):
     compile_seconds: float
     at: AtBounds | None = None
     m_step: MStep | None = None
+    certified: Certified | None = None
 
 
 def run_loop(
@@ -80,11 +83,16 @@ def run_loop(
                     Run(problem, e_step, history, limits, bar), m_step
                 )
             compile_seconds += compiled
-            if status not in CONVERGED:
-                break
-            finer, firmer = _finer(problem, e_step, history), firm(problem, history.x)
+            finer, firmer = None, None
+            if status in CONVERGED:
+                finer, firmer = _finer(problem, e_step, history), firm(problem, history.x)
             if finer is None and firmer is None:
-                break
+                if e_step.stochastic:
+                    break
+                ended = certify(Run(problem, e_step, history, limits, bar), status)
+                if ended is not None:
+                    status = ended
+                    break
             e_step = finer or e_step
             if firmer is not None:
                 problem = firmer
@@ -102,6 +110,7 @@ def run_loop(
         compile_seconds,
         history.at,
         m_step,
+        history.certified,
     )
 
 

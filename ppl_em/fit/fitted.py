@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import jax
 import numpy as np
 
-from ppl_em.algorithms import Polish, Verdict
+from ppl_em.algorithms import Certified, Polish, Verdict
 from ppl_em.e_step import DeterministicEStep, EStep, expectation
 from ppl_em.fit.audit import audit
 from ppl_em.likelihood import (
@@ -55,6 +55,7 @@ class FittedParts:
     polish: Polish | None
     at: AtBounds | None = None
     penalised: bool = False
+    certified: Certified | None = None
 
     @on_request
     def datatree(self, result: EMResult) -> "xarray.DataTree":
@@ -149,7 +150,10 @@ class FittedParts:
         second choice. The last is the Hessian of an importance-sampled log-likelihood.
         """
         if not self.e_step.stochastic:
-            e_step = cast(DeterministicEStep, self.e_step)
+            e_step, known = cast(DeterministicEStep, self.e_step), self.certified
+            if known is not None and known.x is self.x and known.information is not None:
+                yield known.information
+                return
             yield marginal_information(e_step, self.problem, self.x, self.e_state)
             return
         draws = np.asarray(cast(WeightedDraws, self.posterior).draws)

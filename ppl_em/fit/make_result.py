@@ -14,7 +14,7 @@ from ppl_em.params import Params
 from ppl_em.posterior import LogLikelihood
 from ppl_em.problem import Problem
 from ppl_em.problem.penalties import penalties
-from ppl_em.result import EMResult, LatentPosterior
+from ppl_em.result import Certificate, EMResult, LatentPosterior
 
 logger = logging.getLogger("ppl_em")
 
@@ -68,11 +68,33 @@ def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMRes
         e_step=e_step.flag,
         seconds={"total": time.monotonic() - outcome.begin, "compile": outcome.compile_seconds},
         parts=FittedParts(
-            problem, e_step, x, state, posterior, outcome.polish, outcome.at, bool(terms)
+            problem,
+            e_step,
+            x,
+            state,
+            posterior,
+            outcome.polish,
+            outcome.at,
+            bool(terms),
+            outcome.certified,
         ),
         boundary={} if outcome.at is None else outcome.at.found,
         penalties=terms,
+        certificate=_certificate(problem, outcome),
     )
+
+
+def _certificate(problem: Problem, outcome: Outcome) -> Certificate | None:
+    """What was checked; after a run by draws its confirming phase."""
+    if outcome.certified is not None:
+        return outcome.certified.certificate
+    if outcome.polish is None or not outcome.polish.information.usable:
+        return None
+    found = outcome.polish.information
+    step, errors = found.newton_step, np.sqrt(np.diag(found.covariance))
+    longest = float(np.max(np.abs(step) / np.where(errors > 0, errors, np.inf)))
+    smallest = float(np.linalg.eigvalsh(found.inside[1])[0])
+    return Certificate(found.gap, longest, smallest, (), "monte_carlo")
 
 
 def _history(

@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from ppl_em.params import ActiveConstraint, Boundary, Params
 from ppl_em.posterior import LogLikelihood
+from ppl_em.result.certificate import Certificate
 from ppl_em.result.em_result import EMResult
 from ppl_em.result.guard import refuse_ways_out
 from ppl_em.result.restarts import Optimum, Restarts
@@ -81,6 +82,7 @@ def _load(path: Any) -> EMResult:
         boundary={k: Boundary(*where) for k, where in header.get("boundary", {}).items()},
         penalties=header.get("penalties", {}),
         degeneracy=header.get("degeneracy", ""),
+        certificate=_certificate(header.get("certificate")),
         restarts=restarts,
     )
 
@@ -183,6 +185,7 @@ def header(result: EMResult) -> dict[str, Any]:
         "boundary": {label: list(where) for label, where in result.boundary.items()},
         "penalties": result.penalties,
         "degeneracy": result.degeneracy,
+        "certificate": None if result.certificate is None else list(result.certificate),
         "restarts": None if result.restarts is None else _record(result.restarts),
         "leaves": leaves(result.params)[1],
         "params": _encode(result.params, iter(range(10**9))),
@@ -293,3 +296,10 @@ def _read(path: Any) -> tuple["xarray.DataTree", dict[str, Any], LogLikelihood, 
         raise ModelError(f"File '{path}': its parameters are numbered wrongly. Write it anew.")
     params = _decode(header["params"], leaves)
     return tree, header, LogLikelihood(*header["log_likelihood"]), params
+
+
+def _certificate(found: list | None) -> Certificate | None:
+    if found is None:
+        return None
+    gain, score, eigenvalue, held, kind, direction = found
+    return Certificate(gain, score, eigenvalue, tuple(held), kind, tuple(direction))
