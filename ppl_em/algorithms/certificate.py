@@ -25,6 +25,7 @@ from ppl_em.likelihood import (
     marginal_information,
     moved,
     named,
+    rounding_noise,
     set_aside,
 )
 from ppl_em.params import flat_labels
@@ -82,9 +83,12 @@ class _Whole:
 
     def model_at(self, x: jax.Array, state: Any) -> Model | None:
         """By the Hessian; without what is at a bound, flat, or has no influence."""
-        run = self.run
-        run.history.evaluations += x.size
-        self.raw = marginal_information(run.e_step, run.problem, x, state)
+        run, known = self.run, self.run.history.information
+        if known is not None and known[0] is x:
+            self.raw = known[1]
+        else:
+            run.history.evaluations += x.size
+            self.raw = marginal_information(run.e_step, run.problem, x, state)
         if not np.all(np.isfinite(self.raw.matrix)):
             return None
 
@@ -127,9 +131,14 @@ def certify(run: Run, status: Status) -> Status | None:
         return status
     if not np.isfinite(history.objective):
         return Status.NON_FINITE
+    terrain = _Whole(run)
+    value, history.e_state = terrain.at(history.x, history.e_state)
+    if not np.isfinite(value):
+        return Status.NON_FINITE
+    if rounding_noise(e_step, run.problem, history.x, history.e_state, value):
+        return Status.STALLED if status is Status.CONVERGED else status
     if history.x.size > MAX_PARAMS:
         return _by_score(run, status)
-    terrain = _Whole(run)
     model = terrain.model_at(history.x, history.e_state)
     if model is None:
         return _by_score(run, status)

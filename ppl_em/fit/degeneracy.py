@@ -4,6 +4,7 @@ A component of a mixture that sits on one value gains as many nats per e-fold of
 rows. By the time that this is lost in rounding, a run may look as if it had converged.
 """
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import constraints
 
-from ppl_em.params import flat_labels
+from ppl_em.likelihood import rounding_noise
+from ppl_em.params import flat_labels, has_end
 from ppl_em.posterior import Posterior
 from ppl_em.problem import Problem
+from ppl_em.problem.penalties import penalties
 from ppl_em.result import EMResult, Status
 
 STEEP = 0.1
@@ -28,6 +31,18 @@ DONE = (Status.CONVERGED, Status.STALLED, Status.DECREASED)
 
 ON_THE_LINE = (constraints.real, constraints.real_vector)
 """Supports without an edge."""
+
+OUT = 10.0
+"""Unconstrained value from which a bounded parameter is looked at, whatever its start."""
+
+WAY = (-6.0, -4.0, -2.0, 0.0, 2.0)
+"""Places before the end and beyond it, unconstrained, between which rises are compared."""
+
+EVENLY = 0.02
+"""Least rise, in nats, between two of these places."""
+
+EVEN = 1.25
+"""Largest ratio of rises that are even. Next to a maximum in a scale it is 4 / 3 or more."""
 
 REACH = (2.0, 4.0)
 """Distances further out at which Q is evaluated."""
@@ -46,6 +61,8 @@ def judged(result: EMResult, start: jax.Array, x: jax.Array, parts: Any) -> EMRe
         reason = "a step gave a value that is not finite"
     elif far.any() or (steep and result.status in DONE):
         reason = unbounded(parts.problem, x, parts.posterior, far | (result.status in DONE))
+    if not reason and parts.e_step.is_function:
+        reason = _out_of_bounds(result, parts, x, far)
     if not reason:
         return result
     kept = (Status.NON_FINITE, Status.INTERRUPTED)
@@ -83,6 +100,52 @@ def unbounded(problem: Problem, x: jax.Array, posterior: Posterior, suspected: n
                 f"{second / (REACH[1] - REACH[0]):.2g} nats for each factor e"
             )
     return ""
+
+
+def _out_of_bounds(result: EMResult, parts: Any, x: jax.Array, far: np.ndarray) -> str:
+    """The same, by the log-likelihood itself, which has risen evenly up to where rounding begins.
+
+    Where effects follow the outcome in everything, Q is at its top for whatever scale it was
+    computed at.
+    """
+    value, state = parts.value_at(x, parts.e_state)
+    noise = 0.0
+    if result.status in (Status.STALLED, Status.DECREASED):
+        noise = rounding_noise(parts.e_step, parts.problem, x, state, value)
+    suspected = has_end(parts.problem.space) & (far | bool(noise) | (np.abs(x) > OUT))
+    last_digit = -np.log(np.finfo(x.dtype).eps) - WAY[-1]
+    places = np.flatnonzero(suspected).tolist()
+    for i, side, most in itertools.product(places, (-1, 1), (np.inf, last_digit)):
+        end = np.clip(float(x[i]), -most, most)
+        points = [x.at[i].set(end + side * reach) for reach in WAY]
+        *rises, last = np.diff([parts.value_at(point, state)[0] for point in points])
+        even = min(rises) > EVENLY and max(rises) < EVEN * min(rises)
+        if even and (noise or not last < -EVENLY):
+            return _without_bound(parts.problem, x, points, i, rises[0])
+    if noise:
+        return (
+            f"the log-likelihood is lost in rounding there: the last digits of data and "
+            f"parameters change it by {noise:.2g}; center the data, or put them in other units"
+        )
+    return ""
+
+
+def _without_bound(problem: Problem, x: jax.Array, points: list, place: int, rise: float) -> str:
+    """That there is no maximum in the direction of coordinate `place`, by a `rise` of what."""
+    label = flat_labels(problem.space.unravel(np.asarray(x)))[place]
+    value, per = _value(problem, x, label), rise / (WAY[1] - WAY[0])
+    goes = f" ({value[0]:.2g})" if value else ""
+    before, after = (penalties(problem, problem.constrain(point)) for point in points[:2])
+    if sum(after.values()) - sum(before.values()) > rise / 2:
+        return (
+            f"the prior of {label}{goes} has no bound there, nor has what is maximized: "
+            f"{per:.2g} nats for each factor e. Give it a concentration or a shape of at least 1, "
+            f"or keep it away from there with `constraints`"
+        )
+    return (
+        f"the likelihood has no bound in the direction of {label}{goes}: {per:.2g} nats for each "
+        f"factor e"
+    )
 
 
 def _has_gone_far(problem: Problem, away: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from ppl_em.likelihood.observed import (
     marginal_information,
     value_and_score,
 )
+from ppl_em.likelihood.rounding_noise import rounding_noise
 
 __all__ = [
     "MAX_SE_NOISE",
@@ -38,6 +39,7 @@ __all__ = [
     "marginal_information",
     "moved",
     "named",
+    "rounding_noise",
     "sampled_information",
     "score_moments",
     "set_aside",
