@@ -16,6 +16,12 @@ MAX_HALVINGS = 12
 MAX_LENGTH = 3.0
 """Longest step from places that may be far from the maximum, in standard errors."""
 
+MOST = 10.0
+"""Largest gain that is believed, in units of what was promised, and one nat more.
+
+Next to singular points values are made of rounding.
+"""
+
 Found = TypeVar("Found")
 
 
@@ -74,7 +80,8 @@ def ascend(terrain: Terrain, here: Point) -> Iterator[Point]:
             if x is None:
                 return None
             value, state = terrain.at(x, here.state)
-            gains = value >= here.value - terrain.floor(here.value)
+            gain = value - here.value
+            gains = -terrain.floor(here.value) <= gain <= MOST * (1 + here.model.promised)
             return (x, state, value, step) if gains else None
 
         found = halved(attempt, here.model.step)

@@ -18,6 +18,7 @@ from ppl_em.algorithms.ascent import MAX_HALVINGS, MAX_LENGTH, Model, Point, asc
 from ppl_em.algorithms.history import Run
 from ppl_em.algorithms.newton import FINE
 from ppl_em.algorithms.stopping import Step, rounding
+from ppl_em.algorithms.unbounded import STEEP, why_no_maximum
 from ppl_em.e_step import expectation
 from ppl_em.likelihood import (
     Information,
@@ -28,7 +29,7 @@ from ppl_em.likelihood import (
     rounding_noise,
     set_aside,
 )
-from ppl_em.params import flat_labels
+from ppl_em.params import flat_labels, has_end
 from ppl_em.result import CONVERGED, Certificate, Status
 
 PROMISE = 1e-9
@@ -98,7 +99,10 @@ class _Whole:
         found = set_aside(run.problem, x, self.raw, run.history.at, look)
         self.information, self.left_out, _ = found
         step, promised = self.information.uphill(MAX_LENGTH)
-        return Model(step, promised) if np.isfinite(promised) else None
+        if not np.isfinite(promised):
+            return None
+        longest = np.max(np.abs(step)[has_end(run.problem.space)], initial=0.0)
+        return Model(step * min(1.0, MAX_LENGTH / max(longest, 1e-300)), promised)
 
     def certificate(self, x: jax.Array) -> Certificate:
         """From the latest information, which is at `x` (p,)."""
@@ -132,10 +136,7 @@ def certify(run: Run, status: Status) -> Status | None:
     if not np.isfinite(history.objective):
         return Status.NON_FINITE
     terrain = _Whole(run)
-    value, history.e_state = terrain.at(history.x, history.e_state)
-    if not np.isfinite(value):
-        return Status.NON_FINITE
-    if rounding_noise(e_step, run.problem, history.x, history.e_state, value):
+    if not _is_real(run):
         return Status.STALLED if status is Status.CONVERGED else status
     if history.x.size > MAX_PARAMS:
         return _by_score(run, status)
@@ -163,6 +164,19 @@ def certify(run: Run, status: Status) -> Status | None:
     history.decide(f"a saddle: on in the direction of {', '.join(certificate.direction)}")
     _record(run, here, beyond, time.monotonic())
     return None
+
+
+def _is_real(run: Run) -> bool:
+    """Whether the log-likelihood is finite where the run is, has digits, and may have a maximum."""
+    history, e_step, problem = run.history, run.e_step, run.problem
+    posterior, state, info = expectation(e_step, problem, history.x, history.e_state)
+    history.e_state, value = state, float(info.objective)
+    history.evaluations += 1
+    if not np.isfinite(value) or rounding_noise(e_step, problem, history.x, state, value):
+        return False
+    away = np.asarray(history.x) - np.asarray(history.start)
+    steep = bool(history.rows) and history.rows[-1].get("gradient_norm", 0.0) > STEEP
+    return not why_no_maximum(problem, e_step, history.x, state, posterior, away, steep)
 
 
 def _tolerance(run: Run, value: float) -> float:

@@ -52,7 +52,8 @@ class History:
     `evaluations` counts E-steps, or gradients of the objective, that were made for it. `inverse`
     (p, p) is that of the information, where Newton steps have converged; `information` that at the
     end of the last ones, and where that is; `certified` is what was found at the end, and
-    `saddles` counts those that were left.
+    `saddles` counts those that were left. `start` (p,) is where it
+    began.
     """
 
     problem: Problem
@@ -70,6 +71,10 @@ class History:
     information: tuple[jax.Array, Information] | None = None
     certified: Any = None
     saddles: int = 0
+    start: jax.Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start = self.x
 
     def decide(self, text: str) -> None:
         """Log what was decided and why, and write it beside the step that follows."""

@@ -32,6 +32,9 @@ from ppl_em.problem import Problem
 NEAR = 0.01
 """Remaining gain below which Newton steps are tried: about a seventh of a standard error."""
 
+CONTRADICTED = 1.0
+"""Gain promised by a Newton step, from which it is not what EM sees: next to singular points."""
+
 SOON = 2
 """EM steps before them where Newton steps are the rule."""
 
@@ -89,16 +92,16 @@ def newton_steps(
 ) -> Iterator[NewtonStep]:
     """Newton steps from `x` (p,), where the log-likelihood is `value`, as long as each one gains.
 
-    Ends at once where the information is not positive definite; stays at `x` if the gain promised
-    there is below `gap`. The information of an approximation, which takes 2p + 1 gradients, is kept
-    up to date by secants as long as each step leaves no more than `LEFT` of what it promised to
-    gain. With the `inverse` (p, p) of a coarser approximation it starts from that, and stays at `x`
-    once, to tell the log-likelihood there.
+    Ends at once where the information is not positive definite, or promises what EM does not see;
+    stays at `x` if the gain promised there is below `gap`. The information of an approximation,
+    which takes 2p + 1 gradients, is kept up to date by secants as long as each step leaves no more
+    than `LEFT` of what it promised to gain. With the `inverse` (p, p) of a coarser approximation it
+    starts from that, and stays at `x` once, to tell the log-likelihood there.
     """
     terrain = _End(problem, e_step)
     if inverse is None:
         model = terrain.by_hessian(x, state)
-        if model is None:
+        if model is None or (e_step.noise is None and model.promised > CONTRADICTED):
             return
     else:
         value, terrain.gradient = held_value_and_score(e_step, problem, x, state)

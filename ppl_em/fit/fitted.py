@@ -57,12 +57,6 @@ class FittedParts:
     penalised: bool = False
     certified: Certified | None = None
 
-    def value_at(self, x: jax.Array, state: Any) -> tuple[float, Any]:
-        """What a deterministic E-step finds at `x` (p,): its objective, and its state."""
-        e_step = cast(DeterministicEStep, self.e_step)
-        _, state, info = expectation(e_step, self.problem, x, state)
-        return float(info.objective), state
-
     @on_request
     def datatree(self, result: EMResult) -> "xarray.DataTree":
         """Build the result's DataTree."""
