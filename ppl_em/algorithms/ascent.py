@@ -74,14 +74,15 @@ def halved(attempt: Callable[[np.ndarray], Found | None], step: np.ndarray) -> F
 def ascend(terrain: Terrain, here: Point) -> Iterator[Point]:
     """Newton steps from `here` as long as each one gains and has a model: the points reached."""
     while here.model is not None:
+        most = MOST * (1 + here.model.promised)
 
-        def attempt(step: np.ndarray, here: Point = here) -> tuple | None:
+        def attempt(step: np.ndarray, here: Point = here, most: float = most) -> tuple | None:
             x = terrain.move(here, step)
             if x is None:
                 return None
             value, state = terrain.at(x, here.state)
             gain = value - here.value
-            gains = -terrain.floor(here.value) <= gain <= MOST * (1 + here.model.promised)
+            gains = -terrain.floor(here.value) <= gain <= most
             return (x, state, value, step) if gains else None
 
         found = halved(attempt, here.model.step)

@@ -6,6 +6,7 @@ smallest eigenvalue of the scaled information tell. Where something is left to g
 Newton steps in a trust region, which also go along directions of negative curvature.
 """
 
+import itertools
 import time
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.algorithms.ascent import MAX_HALVINGS, MAX_LENGTH, Model, Point, ascend
+from ppl_em.algorithms.ascent import MAX_LENGTH, Model, Point, ascend
 from ppl_em.algorithms.history import Run
 from ppl_em.algorithms.newton import FINE
 from ppl_em.algorithms.stopping import Step, rounding
@@ -43,6 +44,12 @@ MAX_NEWTON = 60
 
 MAX_SADDLES = 5
 """Saddles that a run leaves."""
+
+KICKS = (1.0, 4.0)
+"""Lengths of steps from a saddle, in units in which the information has a unit diagonal."""
+
+KICKED = 8
+"""Newton steps after such a step, before it is given up."""
 
 MAX_PARAMS = 300
 """Parameters up to which the information is computed whole."""
@@ -118,7 +125,7 @@ class _Whole:
             along = here.frame @ vectors[:, 0]
             names = tuple(named(self.run.problem, x, along, here.matrix))
             return Certificate(
-                promised, np.sqrt(2 * promised), float(values[0]), held, "information", names
+                promised, float(np.sqrt(2 * promised)), float(values[0]), held, "information", names
             )
         step, errors = here.newton_step, np.sqrt(np.diag(here.covariance))
         longest = float(np.max(np.abs(step) / np.where(errors > 0, errors, np.inf)))
@@ -152,8 +159,6 @@ def certify(run: Run, status: Status) -> Status | None:
     maximum = Status.BOUNDARY if history.at is not None else Status.CONVERGED
     if certificate.promised_gain > max(_tolerance(run, here.value), ENOUGH):
         return _short_of_it(run, status)
-    if terrain.information.usable or certificate.smallest_eigenvalue > -terrain.raw.resolution:
-        return maximum
     beyond = _beyond(terrain, here)
     if beyond is None:
         return maximum
@@ -227,21 +232,33 @@ def _record(run: Run, before: Point, here: Point, start: float) -> None:
 
 
 def _beyond(terrain: _Whole, here: Point) -> Point | None:
-    """A place that is higher, on either side of a saddle; None if there is none."""
-    basis = terrain.information.frame
-    vectors = np.linalg.eigh(terrain.information.inside[1])[1]
-    best = None
+    """A place that is higher, on either side of a saddle; None if there is none.
+
+    Along directions that curve upwards, or not at all: the others may have to give way first, so
+    that Newton steps follow.
+    """
+    information = terrain.information
+    directions = np.zeros((len(here.x), 0)) if information.flat is None else information.flat
+    if not information.usable:
+        values, vectors = np.linalg.eigh(information.inside[1])
+        upwards = vectors[:, values < -information.resolution]
+        directions = np.concatenate([information.frame @ upwards, directions], axis=1)
     least = here.value + max(10 * terrain.floor(here.value), ENOUGH / 10)
-    for count in range(MAX_HALVINGS):
-        for side in (-1.0, 1.0):
-            x = terrain.move(here, side * 2.0**-count * (basis @ vectors[:, 0]))
+    for count, side in itertools.product(range(min(directions.shape[1], MAX_SADDLES)), (-1, 1)):
+        for length in KICKS:
+            x = terrain.move(here, side * length * directions[:, count])
             if x is None:
                 continue
             value, state = terrain.at(x, here.state)
-            if np.isfinite(value) and value > (least if best is None else best.value):
-                best = Point(x, state, value, None)
-        if best is not None:
-            return best
+            if not np.isfinite(value):
+                continue
+            there = Point(x, state, value, None)
+            if not value > least:
+                there = there._replace(model=terrain.model_at(x, state))
+                climb = itertools.islice(ascend(terrain, there), KICKED)
+                there = next((point for point in climb if point.value > least), there)
+            if there.value > least:
+                return there
     return None
 
 

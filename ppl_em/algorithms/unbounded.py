@@ -13,6 +13,7 @@ import numpy as np
 from numpyro.distributions import constraints
 
 from ppl_em.e_step import expectation
+from ppl_em.likelihood import rounding_noise
 from ppl_em.params import flat_labels, has_end
 from ppl_em.posterior import Posterior
 from ppl_em.problem import Problem
@@ -33,8 +34,11 @@ REACH = (2.0, 4.0)
 OUT = 10.0
 """Unconstrained value from which a bounded parameter is looked at, whatever its start."""
 
-WAY = (-6.0, -4.0, -2.0, 0.0, 2.0)
-"""Places before the end and beyond it, unconstrained, between which rises are compared."""
+WAY = (-6.0, -4.0, -2.0, 0.0)
+"""Places before the end, unconstrained, between which rises are compared."""
+
+FURTHER = (2.0, 4.0, 8.0, 16.0, 32.0)
+"""Places beyond it."""
 
 EVENLY = 0.02
 """Least rise, in nats, between two of these places."""
@@ -136,16 +140,36 @@ def _rises_evenly(
     Where effects follow the outcome in everything, Q is at its top for whatever scale it was
     computed at.
     """
-    last_digit = -np.log(np.finfo(x.dtype).eps) - WAY[-1]
+    last_digit = -np.log(np.finfo(x.dtype).eps) - FURTHER[0]
     for i, side, most in itertools.product(places.tolist(), (-1, 1), (np.inf, last_digit)):
         end = np.clip(float(x[i]), -most, most)
         points = [x.at[i].set(end + side * reach) for reach in WAY]
         found = [expectation(e_step, problem, point, state)[2].objective for point in points]
-        *rises, last = np.diff(np.array(found, float))
+        rises = np.diff(np.array(found, float))
         even = min(rises) > EVENLY and max(rises) < EVEN * min(rises)
-        if even and (noise or not last < -EVENLY):
+        if even and (noise or _goes_on(problem, e_step, points[-1], state, i, side * rises[0])):
             return _without_bound(problem, x, points, i, rises[0])
     return ""
+
+
+def _goes_on(
+    problem: Problem, e_step: Any, x: jax.Array, state: Any, place: int, rise: float
+) -> bool:
+    """Whether the log-likelihood rises evenly from `x` (p,) on until its digits are lost.
+
+    `rise` is what it gains in two units of coordinate `place`, with the sign of the direction.
+    """
+    at, value = 0.0, float(expectation(e_step, problem, x, state)[2].objective)
+    for reach in FURTHER:
+        point = x.at[place].add(np.sign(rise) * reach)
+        found = float(expectation(e_step, problem, point, state)[2].objective)
+        if not np.isfinite(found):
+            return True
+        if found - value < abs(rise) / 2 * (reach - at) / EVEN:
+            saturated = found == value
+            return saturated or rounding_noise(e_step, problem, point, state, found) > 0
+        at, value = reach, found
+    return True
 
 
 def _without_bound(problem: Problem, x: jax.Array, points: list, place: int, rise: float) -> str:

@@ -27,8 +27,6 @@ def judged(result: EMResult, start: jax.Array, x: jax.Array, parts: Any) -> EMRe
 
     `start` and `x` (p,) are where the run began and ended, `parts` its `FittedParts`.
     """
-    if result.status is Status.NON_FINITE:
-        return replace(result, degeneracy="a step gave a value that is not finite")
     problem, e_step, state, noise = parts.problem, parts.e_step, parts.e_state, 0.0
     norms = result.history.get("gradient_norm", np.zeros(0))
     steep = result.status in DONE and bool(np.any(norms[np.isfinite(norms)][-1:] > STEEP))
@@ -37,6 +35,8 @@ def judged(result: EMResult, start: jax.Array, x: jax.Array, parts: Any) -> EMRe
         noise = rounding_noise(cast(DeterministicEStep, e_step), problem, x, state, value)
     away = np.asarray(x) - np.asarray(start)
     reason = why_no_maximum(problem, e_step, x, state, parts.posterior, away, steep, noise)
+    if not reason and result.status is Status.NON_FINITE:
+        return replace(result, degeneracy="a step gave a value that is not finite")
     if not reason:
         return result
     status = Status.INTERRUPTED if result.status is Status.INTERRUPTED else Status.DEGENERATE
