@@ -9,7 +9,7 @@ import pytest
 from numpyro.distributions import constraints
 from scipy.stats import multivariate_normal
 
-from ppl_em import EM, Direct, EMResult, Status
+from ppl_em import EM, Direct, Status, load
 
 RNG = np.random.default_rng(4)
 KEY = jax.random.key(3)
@@ -96,7 +96,7 @@ def test_a_run_of_em_steps_alone_says_that_it_is_at_a_saddle(tmp_path):
     assert set(result.certificate.direction) <= {"mu[0]", "mu[1]"}
     assert result.certificate.smallest_eigenvalue < -1e-9
     result.save(tmp_path / "saddle.nc")
-    assert EMResult.load(tmp_path / "saddle.nc").certificate == result.certificate
+    assert load(tmp_path / "saddle.nc").certificate == result.certificate
     assert "in the direction of mu[" in str(result)
 
 
