@@ -61,7 +61,9 @@ def main() -> None:
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     if options.cache:
         environment |= {"JAX_COMPILATION_CACHE_DIR": options.cache}
-    print("with / without       first fit   with standard errors   later fit   with standard errors")
+    print(
+        "with / without       first fit   with standard errors   later fit   with standard errors"
+    )
     for name, flag in MODELS.items():
         seconds: dict[str, list] = {"yes": [], "no": []}
         for _ in range(options.repeats):

@@ -8,14 +8,14 @@ Newton steps in a trust region, which also go along directions of negative curva
 
 import itertools
 import time
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.algorithms.ascent import MAX_LENGTH, Model, Point, ascend
+from ppl_em.algorithms.ascent import Point, ascend
+from ppl_em.algorithms.certified_model import ByProducts, Whole
 from ppl_em.algorithms.history import Run
 from ppl_em.algorithms.newton import FINE
 from ppl_em.algorithms.stopping import Step, rounding
@@ -24,13 +24,8 @@ from ppl_em.e_step import expectation
 from ppl_em.likelihood import (
     Information,
     held_value_and_score,
-    marginal_information,
-    moved,
-    named,
     rounding_noise,
-    set_aside,
 )
-from ppl_em.params import flat_labels, has_end
 from ppl_em.result import CONVERGED, Certificate, Status
 
 PROMISE = 1e-9
@@ -62,74 +57,8 @@ class Certified(NamedTuple):
     """The certificate, with the information (p, p) that it was read from, at `x` (p,)."""
 
     certificate: Certificate
-    information: Information
+    information: Information | None
     x: jax.Array
-
-
-@dataclass
-class _Whole:
-    """The log-likelihood with what cannot move held; `information` is that at the latest point."""
-
-    run: Run
-    raw: Information = field(init=False)
-    information: Information = field(init=False)
-    left_out: np.ndarray = field(init=False)
-
-    def at(self, x: jax.Array, state: Any) -> tuple[float, Any]:
-        self.run.history.evaluations += 1
-        _, state, info = expectation(self.run.e_step, self.run.problem, x, state)
-        return float(info.objective), state
-
-    def floor(self, value: float) -> float:
-        return max(self.run.e_step.noise or 0.0, rounding(value, self.run.history.x.dtype))
-
-    def move(self, here: Point, step: np.ndarray) -> jax.Array | None:
-        return moved(self.run.problem, here.x, step, self.information)
-
-    def model(self, x: jax.Array, state: Any, before: Point, taken: np.ndarray) -> Model | None:
-        return self.model_at(x, state)
-
-    def model_at(self, x: jax.Array, state: Any) -> Model | None:
-        """By the Hessian; without what is at a bound, flat, or has no influence."""
-        run, known = self.run, self.run.history.information
-        if known is not None and known[0] is x:
-            self.raw = known[1]
-        else:
-            run.history.evaluations += x.size
-            self.raw = marginal_information(run.e_step, run.problem, x, state)
-        if not np.all(np.isfinite(self.raw.matrix)):
-            return None
-
-        def look(x: jax.Array) -> float:
-            return self.at(x, state)[0]
-
-        found = set_aside(run.problem, x, self.raw, run.history.at, look)
-        self.information, self.left_out, _ = found
-        step, promised = self.information.uphill(MAX_LENGTH)
-        if not np.isfinite(promised):
-            return None
-        longest = np.max(np.abs(step)[has_end(run.problem.space)], initial=0.0)
-        return Model(step * min(1.0, MAX_LENGTH / max(longest, 1e-300)), promised)
-
-    def certificate(self, x: jax.Array) -> Certificate:
-        """From the latest information, which is at `x` (p,)."""
-        here = self.information
-        labels = flat_labels(self.run.problem.constrain(x))
-        held = tuple(labels[i] for i in self.left_out)
-        score, inside = here.inside
-        if not len(score):
-            return Certificate(0.0, 0.0, np.inf, held)
-        values, vectors = np.linalg.eigh(inside)
-        if not here.usable:
-            promised = here.uphill(MAX_LENGTH)[1]
-            along = here.frame @ vectors[:, 0]
-            names = tuple(named(self.run.problem, x, along, here.matrix))
-            return Certificate(
-                promised, float(np.sqrt(2 * promised)), float(values[0]), held, "information", names
-            )
-        step, errors = here.newton_step, np.sqrt(np.diag(here.covariance))
-        longest = float(np.max(np.abs(step) / np.where(errors > 0, errors, np.inf)))
-        return Certificate(float(0.5 * step @ here.gradient), longest, float(values[0]), held)
 
 
 def certify(run: Run, status: Status) -> Status | None:
@@ -142,11 +71,9 @@ def certify(run: Run, status: Status) -> Status | None:
         return status
     if not np.isfinite(history.objective):
         return Status.NON_FINITE
-    terrain = _Whole(run)
+    terrain = (ByProducts if history.x.size > MAX_PARAMS else Whole)(run)
     if not _is_real(run):
         return Status.STALLED if status is Status.CONVERGED else status
-    if history.x.size > MAX_PARAMS:
-        return _by_score(run, status)
     model = terrain.model_at(history.x, history.e_state)
     if model is None:
         return _by_score(run, status)
@@ -199,7 +126,7 @@ def _short_of_it(run: Run, status: Status) -> Status:
     return Status.STALLED if status in CONVERGED else status
 
 
-def _climbed(run: Run, terrain: _Whole, here: Point) -> Point:
+def _climbed(run: Run, terrain: Whole, here: Point) -> Point:
     """Newton steps while they promise something, and the budgets last."""
     if run.limits.plan.finish == "em":
         return here
@@ -231,18 +158,13 @@ def _record(run: Run, before: Point, here: Point, start: float) -> None:
     run.bar.update(1)
 
 
-def _beyond(terrain: _Whole, here: Point) -> Point | None:
+def _beyond(terrain: Whole, here: Point) -> Point | None:
     """A place that is higher, on either side of a saddle; None if there is none.
 
     Along directions that curve upwards, or not at all: the others may have to give way first, so
     that Newton steps follow.
     """
-    information = terrain.information
-    directions = np.zeros((len(here.x), 0)) if information.flat is None else information.flat
-    if not information.usable:
-        values, vectors = np.linalg.eigh(information.inside[1])
-        upwards = vectors[:, values < -information.resolution]
-        directions = np.concatenate([information.frame @ upwards, directions], axis=1)
+    directions = terrain.upwards()
     least = here.value + max(10 * terrain.floor(here.value), ENOUGH / 10)
     for count, side in itertools.product(range(min(directions.shape[1], MAX_SADDLES)), (-1, 1)):
         for length in KICKS:
@@ -269,5 +191,5 @@ def _by_score(run: Run, status: Status) -> Status:
     if not np.all(np.isfinite(score)):
         return Status.NON_FINITE if status in CONVERGED else status
     certificate = Certificate(np.nan, np.nan, np.nan, (), "gradient")
-    history.certified = Certified(certificate, None, history.x)  # type: ignore[arg-type]
+    history.certified = Certified(certificate, None, history.x)
     return status

@@ -19,12 +19,14 @@ from ppl_em.likelihood.observed import (
     marginal_information,
     value_and_score,
 )
+from ppl_em.likelihood.products import Spectrum, spectrum
 
 __all__ = [
     "MAX_SE_NOISE",
     "Components",
     "Information",
     "ScoreMoments",
+    "Spectrum",
     "constrained_covariance",
     "curvature_of_score",
     "find",
@@ -43,5 +45,6 @@ __all__ = [
     "sampled_information",
     "score_moments",
     "set_aside",
+    "spectrum",
     "value_and_score",
 ]

@@ -90,6 +90,7 @@ def test_equal_components_are_left(how):
     assert any("saddle" in str(text) for text in result.history["decision"])
 
 
+@pytest.mark.filterwarnings("ignore:Standard errors")
 def test_a_run_of_em_steps_alone_says_that_it_is_at_a_saddle(tmp_path):
     result = fit(mixture, TWO, finish="em")
     assert result.status is Status.SADDLE and not result.converged
@@ -155,6 +156,31 @@ def test_a_run_that_does_not_get_there_says_so(how, shift):
         assert result.log_likelihood.value == pytest.approx(value, abs=1e-4)
     else:
         assert result.status is Status.MAX_STEPS and not result.degeneracy
+
+
+@pytest.mark.parametrize("e_step", ["exact", "laplace"])
+def test_many_parameters_are_looked_at_by_products(monkeypatch, e_step):
+    """Against the information as a whole."""
+    whole = fit(intercepts, Y, e_step=e_step).certificate
+    monkeypatch.setattr("ppl_em.algorithms.certificate.MAX_PARAMS", 2)
+    result = fit(intercepts, Y, e_step=e_step)
+    assert result.status is Status.CONVERGED
+    found = result.certificate
+    assert found.kind == "lanczos" and "by lanczos" in str(result)
+    assert found.promised_gain < 1e-6
+    # The diagonal is estimated.
+    assert found.smallest_eigenvalue == pytest.approx(whole.smallest_eigenvalue, rel=0.2)
+
+
+def test_many_equal_components_are_left_by_products(monkeypatch):
+    monkeypatch.setattr("ppl_em.algorithms.certificate.MAX_PARAMS", 2)
+    y = RNG.normal(size=(200, 1)) * np.array([1.0, -0.8, 0.5, 0.9, 0.3]) + RNG.normal(size=(200, 5))
+    found = fit(factor, y)
+    monkeypatch.undo()
+    assert found.status is Status.CONVERGED
+    assert found.log_likelihood.value == pytest.approx(
+        fit(factor, y).log_likelihood.value, abs=1e-5
+    )
 
 
 def test_digits_that_are_lost_are_no_maximum():
