@@ -97,7 +97,7 @@ class RecordedFunction:
         pairs = []
         for (a, slope_a), (b, slope_b) in zip(self.points, self.points[1:], strict=False):
             step, fall = b - a, slope_a - slope_b
-            if step @ fall > 1e-10 * np.linalg.norm(step) * np.linalg.norm(fall):
+            if step @ fall > 1e-10 * np.abs(step) @ np.abs(fall):  # in whatever units
                 pairs.append((step, fall))
         if not pairs:
             return np.inf if np.any(projected) else 0.0
