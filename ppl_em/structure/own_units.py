@@ -16,9 +16,9 @@ MAX_PARAMS = 300
 def in_own_units(problem: Problem, x: jax.Array) -> Problem | None:
     """The problem with `units`; None if these are 1, or known already.
 
-    A distance of 1 on the unconstrained scale is fine for logarithms and the like, but those of
-    real parameters have units. It is brought between the standard errors that single parameters
-    would have if the latents were known and the same for one datum, wherever it is not there.
+    A distance of 1 on the unconstrained scale is fine for logarithms and the like, but real
+    parameters have units: the coefficient of a predictor in the thousands, say. None moves further
+    than the standard error that one datum would give it if the latents were known.
     """
     if problem.units is not None or not 0 < x.size <= MAX_PARAMS:
         return None
@@ -29,11 +29,8 @@ def in_own_units(problem: Problem, x: jax.Array) -> Problem | None:
         return np.asarray(found, float)
 
     curvature = np.abs(np.diag(hessian_on_host(gradients, np.asarray(x))[0]))
-    with np.errstate(divide="ignore"):
-        least = 1 / np.sqrt(curvature)
-    least = np.where(np.isfinite(least), least, 1.0)
-    data = sum(np.size(leaf) for leaf in problem.leaves)
-    units = np.clip(1.0, least, np.sqrt(max(data, 1)) * least)
+    data = max(sum(np.size(leaf) for leaf in problem.leaves), 1)
+    units = np.sqrt(data / np.maximum(np.where(np.isfinite(curvature), curvature, 0.0), data))
     if np.all(units == 1):
         return None
     return replace(problem, units=jnp.asarray(units, x.dtype))
