@@ -71,6 +71,7 @@ def _values_and_scores(
 
     def found(i: jax.Array, seen: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         value, gradient = jax.value_and_grad(objective)(points[i])
+        gradient = jnp.where(jnp.isfinite(value), gradient, jnp.nan)  # that of no value is 0
         return seen[0].at[i].set(value), seen[1].at[i].set(gradient)
 
     start = jnp.zeros_like(points[:, 0]), jnp.zeros_like(points)
