@@ -16,8 +16,10 @@ from ppl_em.optimize import (
     TAKES_BOUNDS,
     TAKES_CONDITIONS,
     HostMaximum,
+    hessian_on_host,
     is_feasible,
     maximize,
+    units,
 )
 from ppl_em.util import check_choice, check_real, check_whole
 
@@ -26,6 +28,9 @@ WIDE, FINE = 1.0, 1e-3
 
 LEAST, MOST = 1e-3, 1e6
 """Changes of Q over the unit of a parameter: 1 on the unconstrained scale, or powers of ten of it."""
+
+MAX_MEASURED = 300
+"""Parameters up to which the curvature of Q along each says what its unit is."""
 
 MAX_POWER = 12
 """Largest power."""
@@ -37,7 +42,7 @@ MAX_RESTARTS = 10
 """Of a simplex from a better value that was found so."""
 
 
-class Simplex(NamedTuple):
+class Scales(NamedTuple):
     """Edges of the next simplex, a scalar, in the `unit` of each parameter, (p,); 0 if unknown."""
 
     edges: jax.Array
@@ -107,17 +112,20 @@ class Scipy:
         """Works for any number of parameters."""
         return self
 
-    def init(self, x: jax.Array) -> Simplex:
+    def init(self, x: jax.Array) -> Scales:
         """A wide simplex, in units that are not known yet."""
-        return jax.device_put(Simplex(np.asarray(WIDE, x.dtype), np.zeros(x.size, x.dtype)))
+        return jax.device_put(Scales(np.asarray(WIDE, x.dtype), np.zeros(x.size, x.dtype)))
 
     def search(
-        self, function: Callable[[np.ndarray], Any], x: np.ndarray, state: Simplex, limits: Region
-    ) -> tuple[np.ndarray, Simplex, MStepInfo]:
+        self, function: Callable[[np.ndarray], Any], x: np.ndarray, state: Scales, limits: Region
+    ) -> tuple[np.ndarray, Scales, MStepInfo]:
         """Raise the function from `x` (p,) within limits."""
         dtype = state.edges.dtype
         if self.with_gradient:
-            found = self._maximum(function, x, limits, 500)
+            unit = np.asarray(state.unit, float)
+            unit = unit if np.all(unit) else _curvature_units(function, x)
+            found = self._maximum(function, x, limits, 500, unit=unit)
+            state = jax.device_put(state._replace(unit=np.asarray(unit, dtype)))
             promised, steps = found.promised, found.num_steps
         else:
             unit = np.asarray(state.unit, float)
@@ -125,7 +133,7 @@ class Scipy:
             found = self._from_simplices(function, x, float(state.edges), unit, limits)
             promised, steps = found.promised, found.num_evaluations
             edges = np.clip(4 * np.max(np.abs(found.x - x) / unit, initial=0.0), FINE, WIDE)
-            state = jax.device_put(Simplex(*(np.asarray(a, dtype) for a in (edges, unit))))
+            state = jax.device_put(Scales(*(np.asarray(a, dtype) for a in (edges, unit))))
         values = (found.start_value, found.value, found.gradient_norm, promised, steps)
         info = MStepInfo(*map(jax.device_put, np.array(values, dtype)))
         return found.x, state, info
@@ -188,6 +196,17 @@ def _better_around(
             if np.isfinite(value) and value > best:
                 best, best_x = value, x
     return best_x
+
+
+def _curvature_units(function: Callable, x: np.ndarray) -> np.ndarray:
+    """Lengths (p,) over which the slope of the function changes by one over them."""
+    if x.size > MAX_MEASURED:
+        return np.ones(x.size)
+
+    def gradients(points: np.ndarray) -> np.ndarray:
+        return np.array([np.asarray(function(point)[1], float) for point in points])
+
+    return units(np.diag(hessian_on_host(gradients, x)[0]))
 
 
 @np.errstate(over="ignore")

@@ -1,7 +1,7 @@
 """Maximisers of functions of a vector; nothing of models in them."""
 
 from ppl_em.optimize.base import Maximum, Objective
-from ppl_em.optimize.differences import gradients_and_hessians, hessian_on_host
+from ppl_em.optimize.differences import gradients_and_hessians, hessian_on_host, units
 from ppl_em.optimize.kkt import Conditions, is_feasible
 from ppl_em.optimize.newton import Curvature, no_curvature, secant
 from ppl_em.optimize.scipy import (
@@ -33,4 +33,5 @@ __all__ = [
     "maximize",
     "no_curvature",
     "secant",
+    "units",
 ]

@@ -90,6 +90,13 @@ def hessian_on_host(
     return from_differences(found, width), width
 
 
+def units(curvature: Any) -> Any:
+    """1 / sqrt(curvature) of each coordinate, (p,), from the diagonal of a Hessian; else 1."""
+    xnp = np if isinstance(curvature, np.ndarray) else jnp
+    usable = xnp.isfinite(curvature) & (curvature != 0)
+    return xnp.where(usable, abs(xnp.where(usable, curvature, 1.0)) ** -0.5, 1.0)
+
+
 def first_widths(x: Any) -> Any:
     """How far off `x` (p,) gradients are taken at first, (p,). Arrays of JAX or NumPy."""
     return (float(jnp.finfo(x.dtype).eps) ** (1 / 3) * (1 + abs(x))).astype(x.dtype)

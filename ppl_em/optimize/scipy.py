@@ -103,7 +103,7 @@ def maximize(
     size
         Derivative-free: edges of the first simplex, in units.
     unit
-        Derivative-free: the unit of each coordinate, (p,), in which the method works.
+        Of each coordinate, (p,), in which the method works.
     options
         For SciPy, over those chosen here.
     callback
@@ -128,7 +128,7 @@ def maximize(
         return _stuck(recorded, x)
     recorded.record(x)
 
-    scale = np.broadcast_to(unit if method in DERIVATIVE_FREE else 1.0, x.shape)
+    scale = recorded.scale = np.broadcast_to(unit, x.shape)
 
     def back(z: np.ndarray) -> np.ndarray:
         return np.asarray(z) * scale
@@ -148,7 +148,9 @@ def maximize(
 
     arguments = _arguments(method, bounds, conditions, hessian, scale)
     if method not in DERIVATIVE_FREE:
-        arguments["jac"] = recorded.slope
+        arguments["jac"] = lambda z: recorded.slope(back(z)) * scale
+    if inverse_hessian is not None:
+        inverse_hessian = inverse_hessian / np.outer(scale, scale)
     settings = _settings(method, x / scale, max_steps, tol, size, start_value, inverse_hessian)
     spread = np.nan
     try:
@@ -191,7 +193,8 @@ def _arguments(
 
     arguments: dict[str, Any] = {"method": method}
     if hessian is not None and method in (*SECOND_ORDER, "trust-constr"):
-        arguments["hess"] = lambda x: -np.asarray(hessian(x), dtype=float)
+        both = np.outer(scale, scale)
+        arguments["hess"] = lambda z: -np.asarray(hessian(z * scale), dtype=float) * both
     if bounds is not None:
         within = [bound / scale for bound in bounds]
         arguments["bounds"] = Bounds(*within, keep_feasible=method == "trust-constr")
