@@ -200,7 +200,7 @@ def score_moments(
         found = _evaluated(problem, motion, components, posterior.draws, Task.SCORES, places)
         return np.asarray(found.gradients)[: len(places)]
 
-    hessian, _ = hessian_on_host(gradients, np.asarray(motion.start))
+    hessian: Any = hessian_on_host(gradients, np.asarray(motion.start))[0]
     means, outer, score = jax.device_get((found.means, found.outer, found.score))
     score = score.reshape(*posterior.draws.shape[:2], -1)
     return ScoreMoments(score, means, outer, hessian)

@@ -69,5 +69,7 @@ class LBFGS:
                 lambda: state,
                 lambda: units(jnp.diagonal(hessian(jax.grad(objective), x)[0])),
             )
-        maximum = lbfgs(lambda z: objective(z * unit), x / unit, self.max_steps, self.tol, self.memory)
+        maximum = lbfgs(
+            lambda z: objective(z * unit), x / unit, self.max_steps, self.tol, self.memory
+        )
         return maximum.x * unit, unit, report(maximum)

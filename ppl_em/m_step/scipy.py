@@ -27,7 +27,7 @@ WIDE, FINE = 1.0, 1e-3
 """Largest and smallest edges of a first simplex, in units of each parameter."""
 
 LEAST, MOST = 1e-3, 1e6
-"""Changes of Q over the unit of a parameter: 1 on the unconstrained scale, or powers of ten of it."""
+"""Changes of Q over the unit of a parameter: 1 on the unconstrained scale, or powers of ten."""
 
 MAX_MEASURED = 300
 """Parameters up to which the curvature of Q along each says what its unit is."""
@@ -45,8 +45,8 @@ MAX_RESTARTS = 10
 class Scales(NamedTuple):
     """Edges of the next simplex, a scalar, in the `unit` of each parameter, (p,); 0 if unknown."""
 
-    edges: jax.Array
-    unit: jax.Array
+    edges: jax.Array | np.ndarray
+    unit: jax.Array | np.ndarray
 
 
 @dataclass(frozen=True)

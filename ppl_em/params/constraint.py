@@ -185,9 +185,8 @@ def _resolved(name: str, constraint: Constraint, space: ParamSpace, params: Para
     if barrier and np.any(lower == upper):
         raise _refused(name, "an equation has no inside for a barrier", "Leave `barrier` out")
     shape, program = value.shape, fingerprint(fn, params)
-    bounds = (Static(lower), Static(upper))
-    first = Static(np.asarray(value, float))
-    return Restriction(name, fn, *bounds, shape, barrier, site, program, first)
+    low, high, first = Static(lower), Static(upper), Static(np.asarray(value, float))
+    return Restriction(name, fn, low, high, shape, barrier, site, program, first)
 
 
 def _refused(name: str, fact: str, remedy: str) -> ModelError:

@@ -36,7 +36,6 @@ class Case:
     moved: dict[str, tuple[str, ...]] = field(default_factory=dict)
     constants: dict[str, float] = field(default_factory=dict)
     e_step: str = "auto"
-    shift_data: tuple[str, ...] = ()
 
 
 def by(**powers: float) -> Carry:
@@ -116,7 +115,6 @@ def _x1_shift(p: dict, d: Any) -> dict:
 
 AIR = ("Ozone", "Solar_R", "Wind", "Temp")
 OLD = ("eruptions", "waiting")
-NORMAL = {"lognormal": "sigma2", "": "theta"}
 
 
 def _kidney(name: str) -> Case:
@@ -130,7 +128,6 @@ def _kidney(name: str) -> Case:
     )
 
 
-WINES = catalog.find("wine_factors")
 SAME: Carry = by()
 
 CASES = [
