@@ -221,13 +221,15 @@ def _ends_of(site: ParamSite) -> np.ndarray:
     if base is constraints.circular or not found:
         leaves = jax.tree.leaves(jax.eval_shape(site.unconstrain, value))
         return np.full((sum(int(np.prod(leaf.shape)) for leaf in leaves), 2), np.nan)
-    columns = []
+    columns, span = [], float(np.ptp(np.concatenate([np.ravel(bound) for bound in found])))
     for far in (-FAR, FAR):
         limit = _flat(site.constrain(jax.tree.map(lambda leaf, far=far: leaf + far, value)))
         column = np.where(np.abs(limit) > np.exp(FAR / 2), np.sign(limit) * np.inf, np.nan)
         for bound in found:
             flat = _flat(jax.tree.map(lambda leaf, bound=bound: leaf + bound, value))
-            column = np.where(np.abs(limit - flat) < 1e-6 * (1 + np.abs(flat)), flat, column)
+            rounding = 16 * np.finfo(limit.dtype).eps * (np.abs(flat) + span)
+            near = rounding + 10 * np.exp(-FAR) * max(1.0, span)
+            column = np.where(np.abs(limit - flat) <= near, flat, column)
         columns.append(column)
     return np.stack(columns, axis=1)
 
