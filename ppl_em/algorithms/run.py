@@ -16,6 +16,7 @@ from ppl_em.algorithms.direct import climb_directly
 from ppl_em.algorithms.history import History, Limits, Plan, Run
 from ppl_em.algorithms.monte_carlo import monte_carlo
 from ppl_em.algorithms.sampler import Sampler
+from ppl_em.algorithms.separation import to_limit
 from ppl_em.e_step import EStep, StochasticEStep
 from ppl_em.m_step import MStep, for_problem
 from ppl_em.params import AtBounds, Params
@@ -117,6 +118,8 @@ def _without_noise(run: Run, m_step: MStep) -> tuple[Status, float]:
             status = Status.BOUNDARY
         if status is Status.BOUNDARY or not move_inside(run, towards):
             break
+    if status in MAYBE_AT_ENDS and to_limit(run):
+        status = Status.BOUNDARY
     return status, seconds
 
 
@@ -136,7 +139,7 @@ def _climb(run: Run, m_step: MStep) -> tuple[Status, float]:
         if status is not Status.STALLED:
             return status, seconds
         towards = near_ends(run)
-        if towards.any() and to_boundary(run, towards):
+        if (towards.any() and to_boundary(run, towards)) or to_limit(run):
             return Status.BOUNDARY, seconds
         move_inside(run, towards)
         run.history.decide("the information does not confirm a maximum: EM steps tell")
