@@ -118,7 +118,7 @@ def _without_noise(run: Run, m_step: MStep) -> tuple[Status, float]:
             status = Status.BOUNDARY
         if status is Status.BOUNDARY or not move_inside(run, towards):
             break
-    if status in MAYBE_AT_ENDS and to_limit(run):
+    if status in MAYBE_AT_ENDS and _at_limit(run):
         status = Status.BOUNDARY
     return status, seconds
 
@@ -133,15 +133,29 @@ def _towards_ends(run: Run, status: Status) -> np.ndarray:
     return np.where(found.held, found.towards, towards)
 
 
+def _at_limit(run: Run) -> bool:
+    """Whether free parameters go to infinity, and no other stands still next to an end."""
+    known = run.history.at
+    if not to_limit(run):
+        return False
+    found = run.history.at
+    if found is not None and np.any(near_ends(run)[~found.held]):
+        run.history.at = known
+        return False
+    return True
+
+
 def _climb(run: Run, m_step: MStep) -> tuple[Status, float]:
     if run.limits.plan.direct:
         status, seconds = climb_directly(run)
         if status is not Status.STALLED:
             return status, seconds
         towards = near_ends(run)
-        if (towards.any() and to_boundary(run, towards)) or to_limit(run):
+        if towards.any() and to_boundary(run, towards):
             return Status.BOUNDARY, seconds
         move_inside(run, towards)
+        if _at_limit(run):
+            return Status.BOUNDARY, seconds
         run.history.decide("the information does not confirm a maximum: EM steps tell")
         run = replace(run, limits=replace(run.limits, plan=Plan(finish="em")))
     return Deterministic(run, m_step).run()

@@ -86,7 +86,6 @@ class AtBounds:
     def towards(self) -> np.ndarray:
         """-1 where the bound is the lower end of x, +1 where it is the upper one, else 0; (p,)."""
         lower, upper = (self.bounds == end for end in ends(self.space).T)
-        # Free parameters have no end that a search goes to: they are found where a run ends.
         return upper.astype(int) - lower.astype(int)
 
     @property
