@@ -86,11 +86,13 @@ def set_aside(
     size = len(information.gradient)
     known = np.zeros(size, bool) if at is None else at.held
     if at is not None:
-        notes.append(
-            f"{at.sentences}: no standard errors there; the others are given with these held. A "
-            f"likelihood ratio for one variance of zero has half the p-value of a chi-squared with "
-            f"one degree of freedom"
-        )
+        note = f"{at.sentences}: no standard errors there; the others are given with these held"
+        if any(where.power for where in at.found.values()):
+            note += (
+                ". A likelihood ratio for one variance of zero has half the p-value of a "
+                "chi-squared with one degree of freedom"
+            )
+        notes.append(note)
     idle = ~known & without_influence(problem, x, information, look)
     off = ~known & ~idle & at_boundary(problem, x, information)
     held = known | idle | off

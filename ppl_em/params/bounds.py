@@ -33,7 +33,8 @@ class Boundary(NamedTuple):
         value.
     power
         1 if the log-likelihood has a slope at the bound, as in a probability or a variance; 2 if
-        it has none, as in a standard deviation, on whose square it depends.
+        it has none, as in a standard deviation, on whose square it depends. 0 for a free parameter
+        that separates outcomes: `score` is then the change on the way back from infinity.
     """
 
     bound: float
@@ -42,6 +43,12 @@ class Boundary(NamedTuple):
 
     def sentence(self, label: str) -> str:
         """In words, with the parameter's name."""
+        if self.power == 0:
+            return (
+                f"`{label}` goes to {'' if self.bound > 0 else 'minus '}infinity, where the "
+                f"log-likelihood has its limit: it separates outcomes, as where all of a group are "
+                f"successes (its value here is as good as infinite)"
+            )
         if np.isinf(self.bound):
             unit = f"1 / |{label}|" + ("" if self.power == 1 else f"**{self.power}")
             return (
@@ -91,8 +98,8 @@ class AtBounds:
         exact = self.space.unravel(jnp.asarray(self.bounds))
         moved = dict(params)
         for site in self.space.sites:
-            if np.all(np.isnan(ravel_pytree(exact[site.name])[0])):
-                continue
+            if np.all(np.isnan(ravel_pytree(exact[site.name])[0])) or _is_real(site):
+                continue  # what is free keeps a value: infinity times a predictor of 0 has none
             if is_elementwise(site):
                 moved[site.name] = jax.tree.map(_at, params[site.name], exact[site.name])
             elif self.x is not None:
@@ -168,8 +175,7 @@ def has_end(space: ParamSpace) -> np.ndarray:
     found = []
     for site in _in_order(space):
         size = len(_ends_of(site))
-        real = _base(site) in (constraints.real, constraints.real_vector)
-        found.append(np.full(size, not real))
+        found.append(np.full(size, not _is_real(site)))
     return np.concatenate([np.zeros(0, bool), *found])
 
 
@@ -203,6 +209,10 @@ def _without_dust(value: jax.Array) -> jax.Array:
 def is_elementwise(site: ParamSite) -> bool:
     """Whether every coordinate of x moves one parameter of its own."""
     return not _base(site).event_dim
+
+
+def _is_real(site: ParamSite) -> bool:
+    return _base(site) in (constraints.real, constraints.real_vector)
 
 
 def _in_order(space: ParamSpace) -> list[ParamSite]:
