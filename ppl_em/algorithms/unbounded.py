@@ -110,7 +110,7 @@ def unbounded(problem: Problem, x: jax.Array, posterior: Posterior, suspected: n
         first, second = np.diff(_q_along(problem, posterior, x, jnp.asarray(direction)))
         if np.isfinite(first + second) and first > REACH[0] * STEEP and second > 0.8 * first:
             points = [x, x + REACH[0] * jnp.asarray(direction, x.dtype)]
-            return _without_bound(problem, x, points, i, first)
+            return _without_bound(problem, x, points, int(i), first)
     return ""
 
 
