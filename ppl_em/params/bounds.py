@@ -179,6 +179,15 @@ def has_end(space: ParamSpace) -> np.ndarray:
     return np.concatenate([np.zeros(0, bool), *found])
 
 
+def is_share(space: ParamSpace) -> np.ndarray:
+    """Coordinates of x (p,) that belong to a simplex."""
+    found = [
+        np.full(len(_ends_of(site)), _base(site) is constraints.simplex)
+        for site in _in_order(space)
+    ]
+    return np.concatenate([np.zeros(0, bool), *found])
+
+
 def within_reach(space: ParamSpace, params: Params, errors: np.ndarray) -> dict[str, float]:
     """Free parameters less than a standard error from a bound, and the bound, by label.
 
