@@ -107,7 +107,10 @@ def summed_up(outcomes: list[Outcome]) -> Summary:
     """Counts over all outcomes; the share of conclusions is among feasible scenarios."""
     feasible = [o for o in outcomes if o.scenario.feasible]
     share = sum(o.ending in CONCLUDED for o in feasible) / max(len(feasible), 1)
-    rows = ["| family | fits | endings | improvable | misreported | seconds a fit |", "|" + "---|" * 6]
+    rows = [
+        "| family | fits | endings | improvable | misreported | seconds a fit |",
+        "|" + "---|" * 6,
+    ]
     for family in dict.fromkeys(o.scenario.family for o in outcomes):
         own = [o for o in outcomes if o.scenario.family == family]
         endings = ", ".join(f"{n} {e}" for e, n in Counter(o.ending for o in own).most_common())

@@ -132,9 +132,15 @@ def draw_counts(rng: np.random.Generator, binary: bool) -> tuple[tuple, dict, li
     hard |= chosen(rng, traits, {"constant": 0.05, "separated": 0.1, "zero variance": 0.25})
     x, group = grouped(rng, hard)
     unit = (x - x.mean()) / max(float(x.std()), 1e-300) if "collinear" not in hard else x
-    a = rng.normal(size=models.GROUPS) * (0.0 if "zero variance" in hard else rng.choice([0.5, 2.0]))
+    a = rng.normal(size=models.GROUPS) * (
+        0.0 if "zero variance" in hard else rng.choice([0.5, 2.0])
+    )
     eta = rng.choice([-1.0, 0.0, 1.0]) + 0.7 * unit + a[group]
-    y = (rng.random(ROWS) < 1 / (1 + np.exp(-eta))).astype(int) if binary else rng.poisson(np.exp(eta))
+    y = (
+        (rng.random(ROWS) < 1 / (1 + np.exp(-eta))).astype(int)
+        if binary
+        else rng.poisson(np.exp(eta))
+    )
     if "separated" in hard:
         y = np.where(unit > 0, 1, 0) if binary else np.where(unit > 0, y, 0)
     if "constant" in hard:
@@ -190,7 +196,9 @@ def draw_series(rng: np.random.Generator) -> tuple[tuple, dict, list[str]]:
     odds = {"scaled": 0.3, "shifted": 0.2, "constant": 0.03, "zero variance": 0.2, "no noise": 0.15}
     hard = chosen(rng, traits, odds | {"extreme start": 0.2, "trend": 0.1})
     walk = np.cumsum(rng.normal(size=LENGTH)) * (0.0 if "zero variance" in hard else 1.0)
-    y = walk + rng.normal(size=LENGTH) * (0.0 if "no noise" in hard else rng.choice([0.3, 1.0, 3.0]))
+    y = walk + rng.normal(size=LENGTH) * (
+        0.0 if "no noise" in hard else rng.choice([0.3, 1.0, 3.0])
+    )
     if "trend" in hard:
         y = y + 2.0 * np.arange(LENGTH)
     if "constant" in hard:
