@@ -6,8 +6,8 @@ is attacked on a log-likelihood written apart from the package. Expected: no fit
 more than 1e-4 nats, and 95 % of the feasible scenarios come to a conclusion. The exit status is 1
 if that is missed.
 
-Run it with `python benchmarks/fuzz.py`; `--seeds 20` for a first look, `--only NAME` for one family,
-`--first N` to start at another seed.
+Run it with `python benchmarks/fuzz.py`; `--seeds 20` for a first look, `--only NAME` for one
+family, `--first N` to start at another seed.
 """
 
 import argparse

@@ -53,7 +53,7 @@ class Outcome(NamedTuple):
 
 
 def tried(case: Scenario) -> Outcome:
-    """Fit one scenario with everything at its default, and attack the fit if it claims to be one."""
+    """Fit one scenario with everything at its default, and attack what claims a maximum."""
     family, began = FAMILIES[case.family], time.perf_counter()
     em = EM(family.model, e_step=family.e_step)
     try:

@@ -65,7 +65,7 @@ GRID = np.linspace(-9.0, 9.0, 145)
 
 
 def _group(kind: str, fixed: np.ndarray, y: np.ndarray, sd: float, laplace: bool) -> float:
-    """One group: the integral over its effect a ~ N(0, 1), by Laplace or by the trapezoidal rule."""
+    """The integral over the effect a ~ N(0, 1) of a group, by Laplace or by the trapezoidal rule."""
 
     def height(a: Any) -> np.ndarray:
         a = np.atleast_1d(a)
@@ -88,7 +88,7 @@ def _group(kind: str, fixed: np.ndarray, y: np.ndarray, sd: float, laplace: bool
         return float(height(mode)[0] + math.log(width))
     # Two grids in one: flat likelihoods have tails as wide as the prior.
     reach = max(width, 1.0)
-    fine = max(int(round(reach / width)), 1)
+    fine = max(round(reach / width), 1)
     nodes = np.linspace(GRID[0], GRID[-1], (len(GRID) - 1) * min(fine, 60) + 1) * reach
     step = nodes[1] - nodes[0]
     return float(logsumexp(height(mode + nodes)) + math.log(step) - LOG_2PI / 2)

@@ -1,5 +1,7 @@
 """Every fit that claims a maximum is attacked; the attacker and the likelihoods are tested first."""
 
+from itertools import pairwise
+
 import fuzz_likelihoods as likelihoods
 import numpy as np
 import pytest
@@ -68,7 +70,7 @@ def test_hmm_by_all_paths():
     density = np.exp(-rate) * rate ** y[:, None] / np.array([1, 6, 362880, 2, 24.0])[:, None]
     total = 0.0
     for path in np.ndindex(*(2,) * 5):
-        steps = [gamma[a, b] for a, b in zip(path, path[1:], strict=False)]
+        steps = [gamma[a, b] for a, b in pairwise(path)]
         total += 0.5 * np.prod(steps) * np.prod(density[np.arange(5), path])
     params = {"gamma": gamma, "rate": rate}
     assert likelihoods.hmm(params, y) == pytest.approx(np.log(total), rel=1e-12)
