@@ -65,7 +65,7 @@ GRID = np.linspace(-9.0, 9.0, 145)
 
 
 def _group(kind: str, fixed: np.ndarray, y: np.ndarray, sd: float, laplace: bool) -> float:
-    """The integral over the effect a ~ N(0, 1) of a group, by Laplace or by the trapezoidal rule."""
+    """The integral over the effect of a group, by Laplace or by the trapezoidal rule."""
 
     def height(a: Any) -> np.ndarray:
         a = np.atleast_1d(a)
@@ -86,10 +86,9 @@ def _group(kind: str, fixed: np.ndarray, y: np.ndarray, sd: float, laplace: bool
     width = 1 / math.sqrt(sd**2 * bend.sum() + 1)
     if laplace:
         return float(height(mode)[0] + math.log(width))
-    # Two grids in one: flat likelihoods have tails as wide as the prior.
-    reach = max(width, 1.0)
-    fine = max(round(reach / width), 1)
-    nodes = np.linspace(GRID[0], GRID[-1], (len(GRID) - 1) * min(fine, 60) + 1) * reach
+    # As far as the prior reaches, in steps that resolve the peak and the bends of every row.
+    fine = math.ceil(min(max(1 / width, sd / 5), 400))
+    nodes = np.linspace(GRID[0], GRID[-1], (len(GRID) - 1) * fine + 1)
     step = nodes[1] - nodes[0]
     return float(logsumexp(height(mode + nodes)) + math.log(step) - LOG_2PI / 2)
 
