@@ -38,11 +38,14 @@ def main() -> int:
     seeds = range(options.first, options.first + options.seeds)
     outcomes = []
     bar = tqdm(campaign(seeds, families), total=len(seeds) * len(families), disable=None)
-    for outcome in bar:
-        outcomes.append(outcome)
-        unsure = outcome.scenario.feasible and outcome.ending not in CONCLUDED
-        if options.verbose and (outcome.improvable or outcome.misreported or unsure):
-            bar.write(str(outcome))
+    try:
+        for outcome in bar:
+            outcomes.append(outcome)
+            unsure = outcome.scenario.feasible and outcome.ending not in CONCLUDED
+            if options.verbose and (outcome.improvable or outcome.misreported or unsure):
+                bar.write(str(outcome))
+    except KeyboardInterrupt:
+        bar.write("Interrupted: the figures so far.")
     found = summed_up(outcomes)
     print(found.table)
     print(f"\nimprovable: {len(found.improvable)} of {found.converged} converged fits")
