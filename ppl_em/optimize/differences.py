@@ -38,10 +38,10 @@ def hessian(
     differentiation it compiles in half the time, and stays finite where they do not: at
     structural zeros, such as the density of a detection at an unoccupied site.
 
-    Differences are taken anew where curvatures show that they were too long or too short: the
-    coordinates of x may have units.
+    Differences are taken anew, shorter, where they led to what is not finite: the coordinates of x
+    may have units.
     """
-    found, width = _rounds(gradient, x, jnp.zeros((0, x.size), x.dtype))
+    found, width = _rounds(gradient, x, jnp.zeros((0, x.size), x.dtype), _finite_widths)
     return from_differences(found, width), width
 
 
@@ -49,12 +49,12 @@ def gradients_and_hessians(
     gradients: Callable[[jax.Array], jax.Array], x: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Of several functions at once, (m, p) and (m, p, p); the first says how far to go."""
-    found, width = _rounds(gradients, x, x[None])
+    found, width = _rounds(gradients, x, x[None], suitable_widths)
     return found[-1], jax.vmap(from_differences, in_axes=(1, None))(found[:-1], width)
 
 
 def _rounds(
-    gradient: Callable[[jax.Array], jax.Array], x: jax.Array, more: jax.Array
+    gradient: Callable[[jax.Array], jax.Array], x: jax.Array, more: jax.Array, better: Callable
 ) -> tuple[jax.Array, jax.Array]:
     """Gradients around `x` (p,), then those at points `more` (k, p); and the widths, (p,)."""
 
@@ -65,7 +65,7 @@ def _rounds(
         _, _, width, count = carry
         found = look(width)
         around = found[: 2 * x.size].reshape(2 * x.size, -1)[:, : x.size]
-        return found, width, suitable_widths(around, width, x), count + 1
+        return found, width, better(around, width, x), count + 1
 
     shape = jax.eval_shape(look, x)
     first = first_widths(x)
@@ -90,11 +90,15 @@ def hessian_on_host(
     return from_differences(found, width), width
 
 
-def units(curvature: Any) -> Any:
-    """1 / sqrt(curvature) of each coordinate, (p,), from the diagonal of a Hessian; else 1."""
+def units(curvature: Any, x: Any) -> Any:
+    """Lengths of 1 / sqrt(curvature), (p,), from the diagonal of a Hessian; at most 1 or |x|.
+
+    A coordinate with hardly any curvature may be next to its end, where it is a logarithm.
+    """
     xnp = np if isinstance(curvature, np.ndarray) else jnp
     usable = xnp.isfinite(curvature) & (curvature != 0)
-    return xnp.where(usable, abs(xnp.where(usable, curvature, 1.0)) ** -0.5, 1.0)
+    found = xnp.where(usable, abs(xnp.where(usable, curvature, 1.0)) ** -0.5, 1.0)
+    return xnp.minimum(found, xnp.maximum(1.0, abs(x)))
 
 
 def first_widths(x: Any) -> Any:
@@ -130,6 +134,16 @@ def suitable_widths(found: Any, width: Any, x: Any) -> Any:
     better = xnp.clip(aim / root, width / FACTOR, most)
     better = xnp.where(good | (curvature == 0), width, better)
     return xnp.where(sane, better, width / FACTOR).astype(x.dtype)
+
+
+def _finite_widths(found: jax.Array, width: jax.Array, x: jax.Array) -> jax.Array:
+    """Shorter ones where gradients are not finite.
+
+    The M-step is content with these: Q is about quadratic over lengths that suit its coordinates
+    badly, and a likelihood without a bound is climbed no further.
+    """
+    sane = jnp.all(jnp.isfinite(_slopes(found, width)), axis=1)
+    return jnp.where(sane, width, width / FACTOR)
 
 
 def _slopes(found: Any, width: Any) -> Any:

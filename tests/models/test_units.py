@@ -107,7 +107,7 @@ def test_origin_of_a_column(name, column):
 
 @pytest.mark.long
 @pytest.mark.parametrize("factor", FACTORS)
-@pytest.mark.parametrize("m_step", ["lbfgs", "scipy"])
+@pytest.mark.parametrize("m_step", ["newton", "scipy"])
 @pytest.mark.parametrize(("name", "column"), [("sleepstudy", "Days"), ("zero_inflated", "ment")])
 def test_units_with_other_m_steps(name, column, m_step, factor):
     check(name, column, factor, "exact", m_step=m_step)
@@ -142,7 +142,7 @@ def test_coordinates_with_a_unit_are_never_at_an_end():
     share = joint / joint.sum(1, keepdims=True)
     np.testing.assert_allclose(share.mean(0), w, rtol=1e-5)
     np.testing.assert_allclose(share.T @ y / share.sum(0), mu, atol=1e-5)
-    for unit in (1e-9, 1e-3, 1e3, 1e9):
+    for unit in (1e-6, 1e-3, 1e3, 1e6):
         found, their_errors = fit(unit)
         assert np.all(np.abs(found - estimates) < 1e-5 * errors), unit
         np.testing.assert_allclose(their_errors, errors, rtol=1e-4)
