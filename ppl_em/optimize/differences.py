@@ -38,10 +38,10 @@ def hessian(
     differentiation it compiles in half the time, and stays finite where they do not: at
     structural zeros, such as the density of a detection at an unoccupied site.
 
-    Differences are taken anew, shorter, where they led to what is not finite: the coordinates of x
-    may have units.
+    Differences are taken anew where curvatures show that they were too long or too short: the
+    coordinates of x may have units.
     """
-    found, width = _rounds(gradient, x, jnp.zeros((0, x.size), x.dtype), _finite_widths)
+    found, width = _rounds(gradient, x, jnp.zeros((0, x.size), x.dtype))
     return from_differences(found, width), width
 
 
@@ -49,12 +49,12 @@ def gradients_and_hessians(
     gradients: Callable[[jax.Array], jax.Array], x: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Of several functions at once, (m, p) and (m, p, p); the first says how far to go."""
-    found, width = _rounds(gradients, x, x[None], suitable_widths)
+    found, width = _rounds(gradients, x, x[None])
     return found[-1], jax.vmap(from_differences, in_axes=(1, None))(found[:-1], width)
 
 
 def _rounds(
-    gradient: Callable[[jax.Array], jax.Array], x: jax.Array, more: jax.Array, better: Callable
+    gradient: Callable[[jax.Array], jax.Array], x: jax.Array, more: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Gradients around `x` (p,), then those at points `more` (k, p); and the widths, (p,)."""
 
@@ -65,7 +65,7 @@ def _rounds(
         _, _, width, count = carry
         found = look(width)
         around = found[: 2 * x.size].reshape(2 * x.size, -1)[:, : x.size]
-        return found, width, better(around, width, x), count + 1
+        return found, width, suitable_widths(around, width, x), count + 1
 
     shape = jax.eval_shape(look, x)
     first = first_widths(x)
@@ -134,16 +134,6 @@ def suitable_widths(found: Any, width: Any, x: Any) -> Any:
     better = xnp.clip(aim / root, width / FACTOR, most)
     better = xnp.where(good | (curvature == 0), width, better)
     return xnp.where(sane, better, width / FACTOR).astype(x.dtype)
-
-
-def _finite_widths(found: jax.Array, width: jax.Array, x: jax.Array) -> jax.Array:
-    """Shorter ones where gradients are not finite.
-
-    The M-step is content with these: Q is about quadratic over lengths that suit its coordinates
-    badly, and a likelihood without a bound is climbed no further.
-    """
-    sane = jnp.all(jnp.isfinite(_slopes(found, width)), axis=1)
-    return jnp.where(sane, width, width / FACTOR)
 
 
 def _slopes(found: Any, width: Any) -> Any:

@@ -142,7 +142,7 @@ def test_coordinates_with_a_unit_are_never_at_an_end():
     share = joint / joint.sum(1, keepdims=True)
     np.testing.assert_allclose(share.mean(0), w, rtol=1e-5)
     np.testing.assert_allclose(share.T @ y / share.sum(0), mu, atol=1e-5)
-    for unit in (1e-6, 1e-3, 1e3, 1e6):
+    for unit in (1e-9, 1e-3, 1e3, 1e9):
         found, their_errors = fit(unit)
         assert np.all(np.abs(found - estimates) < 1e-5 * errors), unit
         np.testing.assert_allclose(their_errors, errors, rtol=1e-4)
