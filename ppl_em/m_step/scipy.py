@@ -206,7 +206,7 @@ def _curvature_units(function: Callable, x: np.ndarray) -> np.ndarray:
     def gradients(points: np.ndarray) -> np.ndarray:
         return np.array([np.asarray(function(point)[1], float) for point in points])
 
-    return units(np.diag(hessian_on_host(gradients, x)[0]))
+    return units(np.diag(hessian_on_host(gradients, x)[0]), x)
 
 
 @np.errstate(over="ignore")

@@ -90,11 +90,15 @@ def hessian_on_host(
     return from_differences(found, width), width
 
 
-def units(curvature: Any) -> Any:
-    """1 / sqrt(curvature) of each coordinate, (p,), from the diagonal of a Hessian; else 1."""
+def units(curvature: Any, x: Any) -> Any:
+    """Lengths of 1 / sqrt(curvature), (p,), from the diagonal of a Hessian; at most 1 or |x|.
+
+    A coordinate with hardly any curvature may be next to its end, where it is a logarithm.
+    """
     xnp = np if isinstance(curvature, np.ndarray) else jnp
     usable = xnp.isfinite(curvature) & (curvature != 0)
-    return xnp.where(usable, abs(xnp.where(usable, curvature, 1.0)) ** -0.5, 1.0)
+    found = xnp.where(usable, abs(xnp.where(usable, curvature, 1.0)) ** -0.5, 1.0)
+    return xnp.minimum(found, xnp.maximum(1.0, abs(x)))
 
 
 def first_widths(x: Any) -> Any:
