@@ -11,6 +11,7 @@ IEEE Transactions on Automatic Control 66.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -124,47 +125,87 @@ def _times(vector: jax.Array, matrix: jax.Array) -> jax.Array:
 def _filter(initial: jax.Array, transition: jax.Array, emission: jax.Array) -> tuple:
     """Normalised forward messages of all steps and their normalisers, in probabilities.
 
-    Inside the loop a message is divided by the sum of the one before, and nothing guards that
-    division: the loop is then one fused kernel, several times faster. What follows an impossible
-    observation is set to 0 afterwards.
+    What underflows is replaced by more than it was, so that no message is too small. Nothing
+    guards the division: the loop is then one fused kernel, several times faster.
     """
     constant = len(transition) == 1
     whole = transition[0]
+    floor = 4 * (initial.shape[-1] + 1) * jnp.finfo(initial.dtype).tiny
 
     def step(alpha: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
         emit, move = inputs
-        scale = jnp.sum(alpha, -1, keepdims=True)
-        return _times(alpha, whole if constant else move) * (emit / scale), alpha
+        inverse = 1 / jnp.sum(alpha, -1, keepdims=True)
+        return _times(alpha * inverse, whole if constant else move) * emit + floor, alpha
 
     moves = None if constant else transition
     last, before = jax.lax.scan(step, initial, (emission, moves))
     alphas = jnp.concatenate([before, last[None]])
-    alphas = jnp.where(jnp.isfinite(alphas), alphas, 0.0)
     scales = jnp.sum(alphas, -1)
-    return alphas / jnp.where(scales > 0, scales, 1.0)[..., None], scales
+    return alphas / scales[..., None], scales
 
 
-def _floored_log(value: jax.Array) -> jax.Array:
-    return jnp.where(value > 0, jnp.log(jnp.where(value > 0, value, 1.0)), LOG_ZERO)
+class _Sum(NamedTuple):
+    """Log of the sum over paths, (*batch,), and its derivatives in the three potentials."""
+
+    value: jax.Array
+    initial: jax.Array
+    transition: jax.Array
+    emission: jax.Array
 
 
 @jax.custom_vjp
 def _scaled(initial: jax.Array, transition: jax.Array, emission: jax.Array) -> jax.Array:
-    """The sum in scaled probabilities, with the forward-backward algorithm as its gradient."""
-    return _scaled_forward(initial, transition, emission)[0]
+    """The sum over paths, with the forward-backward algorithm as its gradient."""
+    return _sum_and_marginals(initial, transition, emission).value
 
 
 def _scaled_forward(initial: jax.Array, transition: jax.Array, emission: jax.Array) -> tuple:
+    found = _sum_and_marginals(initial, transition, emission)
+    return found.value, found
+
+
+def _scaled_backward(found: _Sum, cotangent: jax.Array) -> tuple:
+    return (
+        found.initial * cotangent[..., None],
+        found.transition * cotangent[..., None, None],
+        found.emission * cotangent[..., None],
+    )
+
+
+_scaled.defvjp(_scaled_forward, _scaled_backward)
+
+
+def _sum_and_marginals(initial: jax.Array, transition: jax.Array, emission: jax.Array) -> _Sum:
+    """By probabilities where they hold, else by their logarithms.
+
+    The choice is a loop of no turn or one: under `vmap`, `lax.cond` would always do both.
+    """
+    found, good = _by_probabilities(initial, transition, emission)
+
+    def by_logs(chosen: tuple) -> tuple:
+        found, good = chosen
+        safe = _by_logs(initial, transition, emission)
+        each = good[..., None]
+        holds = _Sum(good, each, each[..., None], each)
+        return jax.tree.map(jnp.where, holds, found, safe), jnp.ones_like(good)
+
+    return jax.lax.while_loop(lambda chosen: ~jnp.all(chosen[1]), by_logs, (found, good))[0]
+
+
+def _by_probabilities(
+    initial: jax.Array, transition: jax.Array, emission: jax.Array
+) -> tuple[_Sum, jax.Array]:
+    """The sum in scaled probabilities, and whether nothing that underflows counts, (*batch,).
+
+    Underflow only raises the forward messages, see `_filter`, and lowers the backward ones. So
+    the sum by the first is an upper bound, that by the second a lower one, and both are right if
+    they agree: if the two messages of the first state have a product of one.
+    """
     first, move, emit, total = _shifted(initial, transition, emission)
     alphas, scales = _filter(first, move, emit)
-    return total + jnp.sum(_floored_log(scales), 0), (move, emit, alphas, scales[1:])
-
-
-def _scaled_backward(residuals: tuple, cotangent: jax.Array) -> tuple:
-    move, emit, alphas, scales = residuals
     constant = len(move) == 1
     whole = move[0]
-    weights = emit / jnp.where(scales > 0, scales, 1.0)[..., None]
+    weights = emit / scales[1:, ..., None]
 
     def step(beta: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
         weight, matrix = inputs
@@ -178,12 +219,52 @@ def _scaled_backward(residuals: tuple, cotangent: jax.Array) -> tuple:
         pairs = jnp.einsum("t...i,t...j->...ij", alphas[:-1], messages)[None]
     else:
         pairs = alphas[:-1, ..., :, None] * messages[..., None, :]
-    by_pair = pairs * move * cotangent[..., None, None]
-    return (
-        alphas[0] * beta * cotangent[..., None],
-        by_pair,
-        alphas[1:] * betas * cotangent[..., None],
-    )
+    at_first = alphas[0] * beta
+    rounding = 16 * jnp.finfo(beta.dtype).eps * (len(emission) + 10)
+    good = jnp.abs(jnp.sum(at_first, -1) - 1) < rounding
+    value = total + jnp.sum(jnp.log(scales), 0)
+    return _Sum(value, at_first, pairs * move, alphas[1:] * betas), good
 
 
-_scaled.defvjp(_scaled_forward, _scaled_backward)
+def _by_logs(initial: jax.Array, transition: jax.Array, emission: jax.Array) -> _Sum:
+    """The same in logarithms, several times slower; derivatives of an impossible sum are 0."""
+    constant = len(transition) == 1
+    whole = transition[0]
+    inputs = (emission, None if constant else transition)
+
+    def forward(alpha: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
+        emit, move = inputs
+        move = whole if constant else move
+        return elimination.log_sum(alpha[..., :, None] + move, -2) + emit, alpha
+
+    def backward(beta: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
+        emit, move = inputs
+        move = whole if constant else move
+        return elimination.log_sum((emit + beta)[..., None, :] + move, -1), beta
+
+    last, alphas = jax.lax.scan(forward, initial, inputs)
+    beta, betas = jax.lax.scan(backward, jnp.zeros_like(initial), inputs, reverse=True)
+    value = elimination.log_sum(last, -1)
+
+    def shares(logs: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        """Probabilities, from logarithms that are normalised at each step."""
+        level = jax.nn.logsumexp(logs, axes, keepdims=True)
+        possible = jnp.expand_dims(value > LOG_ZERO / 2, axes)
+        return jnp.where(possible, jnp.exp(logs - level), 0.0)
+
+    def pair(alpha: jax.Array, inputs: tuple) -> jax.Array:
+        move, message = inputs
+        return shares(alpha[..., :, None] + move + message[..., None, :], (-2, -1))
+
+    messages = emission + betas
+    if constant:
+
+        def add(total: jax.Array, inputs: tuple) -> tuple[jax.Array, None]:
+            alpha, message = inputs
+            return total + pair(alpha, (whole, message)), None
+
+        pairs = jax.lax.scan(add, jnp.zeros_like(whole), (alphas, messages))[0][None]
+    else:
+        pairs = pair(alphas, (transition, messages))
+    after = jnp.concatenate([alphas[1:], last[None]]) + betas
+    return _Sum(value, shares(initial + beta, (-1,)), pairs, shares(after, (-1,)))
