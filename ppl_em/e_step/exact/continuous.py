@@ -4,8 +4,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Protocol, cast
 
 import jax
+import jax.numpy as jnp
 
 from ppl_em.e_step.base import DeterministicEStep, ExactInfo, Strength
+from ppl_em.e_step.exact.find_state_space import find_state_space
+from ppl_em.e_step.exact.state_space import StateSpace
 from ppl_em.e_step.exact.uniform_chain import UniformChain, find_uniform
 from ppl_em.params import Params
 from ppl_em.posterior import GaussianChain, PartPosterior, Product
@@ -13,6 +16,9 @@ from ppl_em.problem import Problem
 from ppl_em.structure import Density, StepPoints, Structure, totals
 from ppl_em.structure.condense_steps import condense_steps
 from ppl_em.util import Static
+
+LOST = 1e-10
+"""Relative error of a law by its precision beyond which it is found from transitions instead."""
 
 
 class Part(Protocol):
@@ -37,11 +43,15 @@ class Part(Protocol):
 
 
 class ContinuousState(NamedTuple):
-    """Where the parts are fitted, shape (D,), the points of condensed scans, and what they see."""
+    """Where the parts are fitted, shape (D,), the points of condensed scans, and what they see.
+
+    `states` is the state space model that the latents are, if they are one.
+    """
 
     center: jax.Array
     points: StepPoints
     uniform: UniformChain | None
+    states: StateSpace | None
 
 
 @dataclass(frozen=True)
@@ -67,12 +77,14 @@ class Continuous(DeterministicEStep):
     def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> ContinuousState:
         """The expansion point, and points that stand for the steps of long scans."""
         x = problem.unconstrain(params)
-        keys = jax.random.split(rng_key)
+        keys = jax.random.split(rng_key, 3)
         points = condense_steps(keys[0], problem, x, self.min_rows)
-        uniform, part = None, self.parts[0]
+        uniform, states, part = None, None, self.parts[0]
+        if len(self.parts) == 1:
+            states = find_state_space(keys[2], problem, x, part.structure)
         if points and len(self.parts) == 1 and part.structure is not None:
             uniform = find_uniform(keys[1], problem, x, part.structure, points)
-        return ContinuousState(problem.start, points, uniform)
+        return ContinuousState(problem.start, points, uniform, states)
 
     def step(
         self, problem: Problem, params: Params, state: ContinuousState
@@ -102,14 +114,25 @@ class Continuous(DeterministicEStep):
     def _fit(
         self, problem: Problem, params: Params, state: ContinuousState
     ) -> tuple[jax.Array, Product]:
+        u, states, uniform = state.center, state.states, state.uniform
+        if states is not None and uniform is None:
+            return self._product(*states.fit(problem, params, u))
         density = problem.density(params)
-
-        u = state.center
         value, gradient = jax.value_and_grad(density)(u)
-        part = self.parts[0]
-        if state.uniform is not None:
-            chain = state.uniform.fit(problem, params, u, gradient, state.points)
-            posterior = Product((chain,), (part.index,))
-        else:
+        if uniform is None:
             posterior = self.posterior(density, u, gradient)
-        return value - posterior.log_density(u), posterior
+            return value - posterior.log_density(u), posterior
+        law = uniform.fit(problem, params, u, gradient, state.points)
+        value -= law.log_density(u)
+        if states is None:
+            return self._product(value, law)
+        limit = max(LOST / float(jnp.finfo(u.dtype).eps), 100.0)
+        found = jax.lax.cond(
+            law.collinearity() < limit,
+            lambda: (value, law),
+            lambda: states.fit(problem, params, u),
+        )
+        return self._product(*found)
+
+    def _product(self, value: jax.Array, law: PartPosterior) -> tuple[jax.Array, Product]:
+        return value, Product((law,), (self.parts[0].index,))

@@ -105,7 +105,7 @@ class UniformChain:
         pairs = jnp.sum(covariances[self.first : self.first + self.count], axis=0)
         spread = jnp.einsum("bim,bij,bjn->mn", self.jacobian, pairs, self.jacobian)
 
-        root = jnp.linalg.cholesky(covariances[self.near])
+        root = law.pair_root(self.near)
         columns = np.sqrt(root.shape[-1]) * jnp.moveaxis(root, -1, 0)
         offsets = jnp.concatenate([columns, -columns]).reshape(2 * len(columns), -1)
         index = _pair_index(self.chain, self.near).ravel()
