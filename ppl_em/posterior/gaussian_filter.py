@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from ppl_em.posterior.gaussian_chain import GaussianChain, mul, transpose
+from ppl_em.posterior.linalg import inverse_transpose, log_det
 from ppl_em.structure import Chain
 
 
@@ -55,14 +56,16 @@ def filtered(
         mean = mul(move, mean[..., None])[..., 0] + shift
         ahead = mul(mul(move, spread), transpose(move)) + noise
         seen = mul(ahead, tril)
-        scale = semi_cholesky(one + mul(transpose(tril), seen))
-        gain = transpose(_cholesky_solve(scale, transpose(seen)))
+        scale = jnp.linalg.cholesky(one + mul(transpose(tril), seen))
+        root = inverse_transpose(scale)
         miss = rest + mul(transpose(tril), (place - mean)[..., None])[..., 0]
-        noise = semi_solve(scale, miss[..., None])[..., 0]
-        value = -0.5 * jnp.sum(noise**2) - jnp.sum(jnp.log(_diagonal(scale)))
+        noise = mul(transpose(root), miss[..., None])
+        value = -0.5 * jnp.sum(noise**2) - log_det(scale)
+        half = mul(seen, root)
+        gain = mul(half, transpose(root))
         left = one - mul(gain, transpose(tril))
         spread = mul(mul(left, ahead), transpose(left)) + mul(gain, transpose(gain))
-        after = mean + mul(gain, miss[..., None])[..., 0]
+        after = mean + mul(half, noise)[..., 0]
         return (after, spread), (value, mean, ahead, after, spread)
 
     start = (jnp.zeros_like(transitions.shift[0]), jnp.zeros_like(transitions.noise[0]))

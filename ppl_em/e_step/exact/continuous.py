@@ -114,25 +114,22 @@ class Continuous(DeterministicEStep):
     def _fit(
         self, problem: Problem, params: Params, state: ContinuousState
     ) -> tuple[jax.Array, Product]:
-        u, states, uniform = state.center, state.states, state.uniform
-        if states is not None and uniform is None:
-            return self._product(*states.fit(problem, params, u))
+        u, states = state.center, state.states
         density = problem.density(params)
         value, gradient = jax.value_and_grad(density)(u)
-        if uniform is None:
+        if state.uniform is None:
             posterior = self.posterior(density, u, gradient)
-            return value - posterior.log_density(u), posterior
-        law = uniform.fit(problem, params, u, gradient, state.points)
-        value -= law.log_density(u)
+        else:
+            law = state.uniform.fit(problem, params, u, gradient, state.points)
+            posterior = Product((law,), (self.parts[0].index,))
+        value -= posterior.log_density(u)
         if states is None:
-            return self._product(value, law)
+            return value, posterior
+        law = cast(GaussianChain, posterior.parts[0])
         limit = max(LOST / float(jnp.finfo(u.dtype).eps), 100.0)
-        found = jax.lax.cond(
+        value, law = jax.lax.cond(
             law.collinearity() < limit,
             lambda: (value, law),
             lambda: states.fit(problem, params, u),
         )
-        return self._product(*found)
-
-    def _product(self, value: jax.Array, law: PartPosterior) -> tuple[jax.Array, Product]:
-        return value, Product((law,), (self.parts[0].index,))
+        return value, replace(posterior, parts=(law,))

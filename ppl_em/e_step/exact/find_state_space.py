@@ -124,10 +124,11 @@ def _error(
         small = jnp.sqrt(jnp.min(jnp.diagonal(noise, axis1=-2, axis2=-1)))
         rounded = jnp.finfo(u.dtype).eps * jnp.max(jnp.abs(near)) / small
         allowed = u.size * jnp.minimum(4 * (rounded + rounded**2), 0.2)
+        drawn_gap = gap(prior(near), found.prior(problem, params, near, every), allowed)
         errors = jnp.stack(
             [
                 gap(prior(away), found.prior(problem, params, away, every), 0.0),
-                gap(prior(near), found.prior(problem, params, near, every), allowed),
+                jnp.where(rounded < 1e3, drawn_gap, 0.0),  # explosive chains cannot be drawn
                 gap(sight, found.likelihood(problem, params, away), 0.0),
             ]
         )

@@ -110,24 +110,26 @@ class StateSpace:
         chain, k = self.chain, self.chain.block_size
         place = jnp.asarray(self.chain.colors) % k
 
-        def slope(u: jax.Array) -> jax.Array:
-            return jax.grad(lambda u: self.likelihood(problem, params, u))(u)
+        def terms(u: jax.Array) -> jax.Array:
+            return self.likelihood(problem, params, u)
 
-        def column(j: jax.Array) -> jax.Array:
-            return -jax.jvp(slope, (u,), ((place == j).astype(u.dtype),))[1]
+        slope = jax.grad(terms)
 
-        products = jax.lax.map(column, jnp.arange(k), batch_size=self._side_by_side)
-        seen = jnp.transpose(chain.split(products), (2, 1, 3, 0))
-        tril = semi_cholesky(seen)
+        def column(j: jax.Array) -> tuple[jax.Array, jax.Array]:
+            gradient, product = jax.jvp(slope, (u,), ((place == j).astype(u.dtype),))
+            return gradient, -product
 
-        def rest(at: jax.Array) -> jax.Array:
-            return semi_solve(tril, jnp.moveaxis(chain.split(slope(at)), 1, 0)[..., None])
+        def rest(gradient: jax.Array) -> jax.Array:
+            return semi_solve(tril, jnp.moveaxis(chain.split(gradient), 1, 0)[..., None])
 
+        gradients, products = jax.lax.map(column, jnp.arange(k), batch_size=self._side_by_side)
+        tril = semi_cholesky(jnp.transpose(chain.split(products), (2, 1, 3, 0)))
         # Once more from the top, where no large terms cancel.
-        step = semi_solve(tril, rest(u), transposed=True)[..., 0]
+        step = semi_solve(tril, rest(gradients[0]), transposed=True)[..., 0]
         top = jax.lax.stop_gradient(u + chain.join(jnp.moveaxis(step, 0, 1)))
-        left = rest(top)[..., 0]
-        value = self.likelihood(problem, params, top) + 0.5 * jnp.sum(left**2)
+        value, gradient = jax.value_and_grad(terms)(top)
+        left = rest(gradient)[..., 0]
+        value += 0.5 * jnp.sum(left**2)
         place_of_top = jnp.moveaxis(chain.split(top - u), 1, 0)
         return value, Sightings(tril, place_of_top, left)
 
