@@ -86,12 +86,15 @@ def _smoothed(
 ) -> GaussianChain:
     """Each block given the one after it, and the means given all."""
     one = jnp.eye(chain.block_size, dtype=here.dtype)
-    move = transitions.move[1:]
+    move, noises = transitions.move[1:], transitions.noise[1:]
     gain = transpose(_cholesky_solve(semi_cholesky(ahead[1:]), mul(move, spread[:-1])))
     left = one - mul(gain, move)
-    kept = mul(mul(left, spread[:-1]), transpose(left))
-    kept += mul(mul(gain, transitions.noise[1:]), transpose(gain))
-    kept = jnp.concatenate([kept, spread[-1:]])
+    # A root of the sum by QR: small rows keep their digits, as they would not in the sum itself.
+    halves = [mul(left, semi_cholesky(spread[:-1])), mul(gain, semi_cholesky(noises))]
+    halves = transpose(jnp.concatenate(halves, axis=-1))
+    triangle = transpose(jnp.linalg.qr(halves, mode="r"))
+    triangle *= jnp.where(_diagonal(triangle) < 0, -1.0, 1.0)[..., None, :]
+    root = jnp.concatenate([triangle, semi_cholesky(spread[-1:])])
     gain = jnp.concatenate([gain, jnp.zeros_like(spread[-1:])])
 
     def backward(after: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
@@ -101,7 +104,6 @@ def _smoothed(
 
     inputs = (gain, mean, jnp.concatenate([ahead_mean[1:], mean[-1:]]))
     means: jax.Array = jax.lax.scan(backward, mean[-1], inputs, reverse=True)[1]
-    root = semi_cholesky(kept)
     identity = jnp.broadcast_to(one, root.shape)
     tril = transpose(semi_solve(root, identity))
     return GaussianChain(here + chain.join(jnp.moveaxis(means, 0, 1)), tril, root, gain, chain)

@@ -104,7 +104,16 @@ class Continuous(DeterministicEStep):
 
     def log_likelihood(self, problem: Problem, params: Params, state: ContinuousState) -> jax.Array:
         """log p(y; params), latents integrated out; a scalar."""
-        return self._fit(problem, params, state)[0]
+        states = state.states
+        if states is None:
+            return self._by_precision(problem, params, state)[0]
+        # The choice comes first: derivatives of a law without digits are not numbers, even times 0.
+        held = self._by_precision(problem, jax.lax.stop_gradient(params), state)
+        return jax.lax.cond(
+            _has_digits(*held),
+            lambda: self._by_precision(problem, params, state)[0],
+            lambda: states.fit(problem, params, state.center)[0],
+        )
 
     def posterior(self, density: Density, u: jax.Array, gradient: jax.Array) -> Product:
         """The parts fitted around `u` (D,), where the log-joint has the gradient (D,)."""
@@ -114,22 +123,36 @@ class Continuous(DeterministicEStep):
     def _fit(
         self, problem: Problem, params: Params, state: ContinuousState
     ) -> tuple[jax.Array, Product]:
-        u, states = state.center, state.states
+        value, posterior, away = self._by_precision(problem, params, state)
+        states = state.states
+        if states is None:
+            return value, posterior
+        value, law = jax.lax.cond(
+            _has_digits(value, posterior, away),
+            lambda: (value, cast(GaussianChain, posterior.parts[0])),
+            lambda: states.fit(problem, params, state.center),
+        )
+        return value, replace(posterior, parts=(law,))
+
+    def _by_precision(
+        self, problem: Problem, params: Params, state: ContinuousState
+    ) -> tuple[jax.Array, Product, jax.Array]:
+        """Log-likelihood, posterior, and the posterior's log-density at the point they are from."""
         density = problem.density(params)
+        u = state.center
         value, gradient = jax.value_and_grad(density)(u)
         if state.uniform is None:
             posterior = self.posterior(density, u, gradient)
         else:
             law = state.uniform.fit(problem, params, u, gradient, state.points)
             posterior = Product((law,), (self.parts[0].index,))
-        value -= posterior.log_density(u)
-        if states is None:
-            return value, posterior
-        law = cast(GaussianChain, posterior.parts[0])
-        limit = max(LOST / float(jnp.finfo(u.dtype).eps), 100.0)
-        value, law = jax.lax.cond(
-            law.collinearity() < limit,
-            lambda: (value, law),
-            lambda: states.fit(problem, params, u),
-        )
-        return value, replace(posterior, parts=(law,))
+        away = posterior.log_density(u)
+        return value - away, posterior, away
+
+
+def _has_digits(value: jax.Array, posterior: Product, away: jax.Array) -> jax.Array:
+    """Whether a chain found by its precision is right, and `away` does not drown the `value`."""
+    law = cast(GaussianChain, posterior.parts[0])
+    eps = float(jnp.finfo(law.mean.dtype).eps)
+    held = jnp.abs(away) * min(eps, LOST) < LOST * (1 + jnp.abs(value))
+    return held & (law.collinearity() < max(LOST / eps, 100.0))
