@@ -22,11 +22,14 @@ from ppl_em.structure import Chain
 
 
 class Transitions(NamedTuple):
-    """Time in front of B chains: `move` A_t and `noise` Q_t (T, B, k, k), `shift` b_t (T, B, k)."""
+    """Time in front of B chains: `move` A_t (T, B, k, k), `shift` b_t (T, B, k).
+
+    `root` (T, B, k, k) is a root of Q_t, where small variances stand apart from large ones.
+    """
 
     move: jax.Array
     shift: jax.Array
-    noise: jax.Array
+    root: jax.Array
 
 
 class Sightings(NamedTuple):
@@ -52,9 +55,9 @@ def filtered(
 
     def step(before: tuple, inputs: tuple) -> tuple:
         mean, spread = before
-        (move, shift, noise), (tril, place, rest) = inputs
+        (move, shift, own), (tril, place, rest) = inputs
         mean = mul(move, mean[..., None])[..., 0] + shift
-        ahead = mul(mul(move, spread), transpose(move)) + noise
+        ahead = mul(mul(move, spread), transpose(move)) + mul(own, transpose(own))
         seen = mul(ahead, tril)
         scale = jnp.linalg.cholesky(one + mul(transpose(tril), seen))
         root = inverse_transpose(scale)
@@ -68,7 +71,7 @@ def filtered(
         after = mean + mul(half, noise)[..., 0]
         return (after, spread), (value, mean, ahead, after, spread)
 
-    start = (jnp.zeros_like(transitions.shift[0]), jnp.zeros_like(transitions.noise[0]))
+    start = (jnp.zeros_like(transitions.shift[0]), jnp.zeros_like(transitions.root[0]))
     found: tuple = jax.lax.scan(step, start, (transitions, sightings))[1]
     values, ahead_mean, ahead, mean, spread = found
     law = _smoothed(chain, here, transitions, ahead_mean, ahead, mean, spread)
@@ -86,13 +89,14 @@ def _smoothed(
 ) -> GaussianChain:
     """Each block given the one after it, and the means given all."""
     one = jnp.eye(chain.block_size, dtype=here.dtype)
-    move, noises = transitions.move[1:], transitions.noise[1:]
+    move = transitions.move[1:]
     gain = transpose(_cholesky_solve(semi_cholesky(ahead[1:]), mul(move, spread[:-1])))
     left = one - mul(gain, move)
     # A root of the sum by QR: small rows keep their digits, as they would not in the sum itself.
-    halves = [mul(left, semi_cholesky(spread[:-1])), mul(gain, semi_cholesky(noises))]
-    halves = transpose(jnp.concatenate(halves, axis=-1))
-    triangle = transpose(jnp.linalg.qr(halves, mode="r"))
+    halves = jnp.concatenate(
+        [mul(left, semi_cholesky(spread[:-1])), mul(gain, transitions.root[1:])], axis=-1
+    )
+    triangle = transpose(jnp.linalg.qr(transpose(halves), mode="r"))
     triangle *= jnp.where(_diagonal(triangle) < 0, -1.0, 1.0)[..., None, :]
     root = jnp.concatenate([triangle, semi_cholesky(spread[-1:])])
     gain = jnp.concatenate([gain, jnp.zeros_like(spread[-1:])])

@@ -90,7 +90,8 @@ def _error(
         keys = jax.random.split(key, 3)
         params = problem.constrain(x + spread * jax.random.normal(keys[0], x.shape, x.dtype))
         away = u + jax.random.normal(keys[1], u.shape, u.dtype)
-        move, shift, noise = found.transitions(problem, params, u)
+        move, shift, factor = found.transitions(problem, params, u)
+        noise = factor @ jnp.swapaxes(factor, -1, -2)
         constant, seen = found.sightings(problem, params, u)
         root = semi_cholesky(noise)
 

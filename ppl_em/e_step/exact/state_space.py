@@ -100,8 +100,8 @@ class StateSpace:
         for _ in range(max(k - 1, 0).bit_length()):
             solved = mul(solved, one + power)
             power = mul(power, power)
-        noise = mul(mul(solved, noise), transpose(solved))
-        return Transitions(mul(solved, move), mul(solved, shift)[..., 0], noise)
+        root = mul(solved, transpose(deviation))
+        return Transitions(mul(solved, move), mul(solved, shift)[..., 0], root)
 
     def sightings(
         self, problem: Problem, params: Params, u: jax.Array
