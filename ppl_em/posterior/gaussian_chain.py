@@ -213,4 +213,5 @@ def _eye(like: jax.Array) -> jax.Array:
 
 
 def transpose(matrix: jax.Array) -> jax.Array:
+    """Of each matrix, (..., k, n)."""
     return jnp.swapaxes(matrix, -1, -2)
