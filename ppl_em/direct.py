@@ -11,7 +11,7 @@ from ppl_em.e_step import EStep
 from ppl_em.em import EM, run_plan
 from ppl_em.params import Params
 from ppl_em.result import EMResult
-from ppl_em.util import check_choice
+from ppl_em.util import alone, check_choice
 
 SAME = ("e_step", "map_sites", "fixed", "constraints", "max_steps", "stopping", "num_restarts")
 """Options that mean the same as those of `EM`."""
@@ -86,7 +86,8 @@ class Direct:
             If the model, its arguments or the options cannot be used; one line says why.
         """
         plan = Plan(direct=True, method=self.method)
-        return run_plan(self._em(), plan, rng_key, args, kwargs, init_params, progress_bar)
+        with alone():
+            return run_plan(self._em(), plan, rng_key, args, kwargs, init_params, progress_bar)
 
 
 def directly(em: EM, method: str) -> Direct:

@@ -11,15 +11,23 @@ from tqdm.auto import tqdm
 
 from ppl_em import e_step as e_steps
 from ppl_em import m_step as m_steps
-from ppl_em.algorithms import Limits, Plan, Stopping, check_acceleration, run_loop
+from ppl_em.algorithms import Limits, Outcome, Plan, Stopping, check_acceleration, run_loop
 from ppl_em.e_step import EStep
-from ppl_em.fit import all_starts, judged, run_restarts, split_starts
+from ppl_em.fit import all_starts, judged, on_all_rows, run_restarts, split_starts
 from ppl_em.fit.make_result import make_result
 from ppl_em.m_step import MStep
 from ppl_em.params import Params, split_option
 from ppl_em.problem import Problem, brought_inside, build_problem, needs, restrict
 from ppl_em.result import EMResult
-from ppl_em.util import ModelError, as_key, check_choice, check_option_names
+from ppl_em.util import (
+    ModelError,
+    alone,
+    as_key,
+    check_choice,
+    check_option_names,
+    check_whole,
+    warn_of_faulty_jaxlib,
+)
 
 logger = logging.getLogger("ppl_em")
 
@@ -116,12 +124,7 @@ class EM:
         check_acceleration(self.acceleration)
         if self.finish is not None:
             check_choice("finish", self.finish, FINISHES)
-        for option in ("max_steps", "num_restarts"):
-            value = getattr(self, option)
-            if not isinstance(value, int) or value < 1:
-                raise ModelError(
-                    f"Option `{option}`: found {value!r}. Pass a positive whole number."
-                )
+        check_whole(self, ("max_steps", "num_restarts"))
         if not callable(self.model):
             raise ModelError(
                 f"Option `model`: found {type(self.model).__name__}. Pass a NumPyro model, a "
@@ -168,7 +171,8 @@ class EM:
             If the model, its arguments or the options cannot be used; one line says why.
         """
         plan = Plan(self.acceleration, self.finish)
-        return run_plan(self, plan, rng_key, args, kwargs, init_params, progress_bar)
+        with alone():
+            return run_plan(self, plan, rng_key, args, kwargs, init_params, progress_bar)
 
 
 def run_plan(
@@ -182,6 +186,7 @@ def run_plan(
 ) -> EMResult:
     """Fit `em.model` to the data in `args` and `kwargs`, the way that `plan` says."""
     check_option_names(em.model, RUN_OPTIONS)
+    warn_of_faulty_jaxlib(stacklevel=3)
     begin = time.monotonic()
     narrower, functional = split_option(em.constraints)
     first, more = split_starts(init_params)
@@ -215,7 +220,10 @@ def run_plan(
     title = "Direct" if plan.direct else "EM"
 
     def fit(keys: Sequence[jax.Array], start: Params, bar: tqdm) -> EMResult:
-        outcome = run_loop(keys[0], problem, e_step, m_step, start, limits, bar)
+        def climb(e_step: EStep, start: Params) -> Outcome:
+            return run_loop(keys[0], problem, e_step, m_step, start, limits, bar)
+
+        outcome = on_all_rows(problem, climb(e_step, start), climb)
         result = make_result(keys[1], problem, outcome)
         return judged(result, problem.unconstrain(start), outcome.x, result.parts)
 

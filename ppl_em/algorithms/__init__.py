@@ -2,6 +2,7 @@
 
 from ppl_em.algorithms.acceleration import ACCELERATORS, check_acceleration
 from ppl_em.algorithms.ascent import MAX_LENGTH, Model, Point, ascend
+from ppl_em.algorithms.certificate import Certified
 from ppl_em.algorithms.confirmation import Polish, Verdict, polish
 from ppl_em.algorithms.direct import METHODS
 from ppl_em.algorithms.history import Limits, Plan
@@ -13,6 +14,7 @@ __all__ = [
     "ACCELERATORS",
     "MAX_LENGTH",
     "METHODS",
+    "Certified",
     "Limits",
     "Model",
     "Outcome",

@@ -13,37 +13,40 @@ Self & Liang (1987), Journal of the American Statistical Association 82, for lik
 a boundary.
 """
 
+import itertools
 import logging
 import time
-from collections import deque
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.algorithms.boundary_profile import DECADE, Landscape
+from ppl_em.algorithms.boundary_profile import (
+    DECADE,
+    MEANT,
+    Landscape,
+    Settled,
+)
 from ppl_em.algorithms.history import Run
-from ppl_em.algorithms.stopping import Step, Stopping
+from ppl_em.algorithms.stopping import Step
 from ppl_em.e_step import DeterministicEStep
-from ppl_em.params import AtBounds, ends, flat_labels
-from ppl_em.posterior import OF_PARAMETERS
+from ppl_em.params import AtBounds, Boundary, ends, place_of
 from ppl_em.problem import Problem
 
 logger = logging.getLogger("ppl_em")
 
-WINDOW = 4
-"""Last places of a run, from each of which to the next a parameter must get closer to a bound."""
+OUT = 6 * DECADE
+"""Unconstrained value up to which a parameter on its way to infinity is believed."""
 
-MOVING = 1e-4
-"""Least change of its unconstrained value each time."""
+NEARER = 3 * DECADE
+"""The same for one that has an end on either side, from where bounds are approached."""
 
-FAR = 3.0
-"""Change of its unconstrained value after which a direct method may have run to a bound."""
+FURTHEST = 1e3
+"""The same for all others: none."""
 
-SLOW = 0.01
-"""Gain of a step below which bounds are looked at."""
+LOST = 1000.0
+"""Rounding of a log-likelihood with a parameter k far out, in units of k."""
 
 MAX_ROUNDS = 4
 """Changes of mind about which parameters are at a bound."""
@@ -53,56 +56,14 @@ class Jump(NamedTuple):
     """A maximum at a bound.
 
     `x` (p,) is inside by a distance that does not matter, `state` that of the E-step there and
-    `value` its log-likelihood; `at` says which parameters are at one.
+    `value` its log-likelihood, with `noise`; `at` says which parameters are at one.
     """
 
     x: jax.Array
     state: Any
     value: float
+    noise: float
     at: AtBounds
-
-
-@dataclass
-class Watch:
-    """Notices parameters on their way to a bound; `x` (p,) is where the run is."""
-
-    problem: Problem
-    e_step: Any
-    stopping: Stopping
-    next_try: int = WINDOW
-    seen: deque = field(default_factory=lambda: deque(maxlen=WINDOW))
-
-    def __post_init__(self) -> None:
-        known = self.e_step.kind in OF_PARAMETERS and self.stopping.gap_for(False) > 0
-        spec = self.problem.spec
-        known &= not (spec.restrictions or spec.rough)
-        self.ends = ends(spec.space) if known else np.zeros((0, 2))
-
-    def towards(self, x: jax.Array) -> np.ndarray:
-        """Coordinates that keep moving to an end, (p,): -1, +1, or 0 for those that do not."""
-        self.seen.append(np.asarray(x))
-        if len(self.seen) < WINDOW or not np.any(np.isfinite(self.ends)):
-            return np.zeros(len(self.seen[-1]), int)
-        moves = np.diff(np.array(self.seen), axis=0)
-        down = np.all(moves < -MOVING, axis=0) & np.isfinite(self.ends[:, 0])
-        up = np.all(moves > MOVING, axis=0) & np.isfinite(self.ends[:, 1])
-        return up.astype(int) - down.astype(int)
-
-    def far_towards(self, start: jax.Array, x: jax.Array) -> np.ndarray:
-        """Coordinates that went far to an end between `start` and `x` (p,), as in `towards`."""
-        moves = np.asarray(x - start)
-        if not np.any(np.isfinite(self.ends)):
-            return np.zeros(len(moves), int)
-        down = (moves < -FAR) & np.isfinite(self.ends[:, 0])
-        up = (moves > FAR) & np.isfinite(self.ends[:, 1])
-        return up.astype(int) - down.astype(int)
-
-    def is_due(self, steps: list[Step], ending: bool) -> bool:
-        """Whether to look at bounds now: gains are small, and this is not too often."""
-        if not ending and (len(steps) < self.next_try or not steps[-1].change < SLOW):
-            return False
-        self.next_try = 2 * len(steps)
-        return True
 
 
 def to_boundary(run: Run, towards: np.ndarray) -> bool:
@@ -118,6 +79,8 @@ def to_boundary(run: Run, towards: np.ndarray) -> bool:
     if found is None:
         return False
     history.at = found.at
+    if found.value < history.objective - MEANT:  # that was rounding, far out
+        history.objective = found.value
     change, length = found.value - history.objective, float(jnp.linalg.norm(found.x - before))
     step = Step(found.value, change, 0.0, length)
     history.record(step, found.x, "boundary", time.monotonic() - start)
@@ -150,15 +113,16 @@ def jump(
         None if the maximum is not at these bounds, as far as can be told.
     """
     ground, limits = Landscape(problem, e_step), ends(problem.space)
-    value, state = ground.look(x, state)
-    sides = np.where(np.isfinite(limits[:, 0]), -1, 1)
+    x, state, value = _believed(ground, x, state, towards, limits)
+    sides = np.where(~np.isnan(limits[:, 0]), -1, 1)
     sides = np.where(towards != 0, towards, sides)
     target, held = x, np.zeros(len(towards), bool)
     for place in np.flatnonzero(towards):
         step = np.where(np.arange(x.size) == place, towards * DECADE, 0.0)
         found = ground.descend(x, state, value, step)
         if found is not None:
-            held[place], target = True, target.at[place].set(found[0][place])
+            held[place], target = True, target.at[place].set(found.x[place])
+    turned = False
     for _ in range(MAX_ROUNDS):
         if not held.any():
             return None
@@ -166,17 +130,60 @@ def jump(
         if arrived is None:
             return None
         if isinstance(arrived, Jump):
-            if arrived.value >= value - ground.floor(value) and _rises(
-                ground, x, arrived, state, value, held
-            ):
-                return arrived
-            return None
-        held, back = arrived
+            if not arrived.value >= value - max(ground.floor(value), 3 * arrived.noise):
+                return None
+            # By way of the bound at which a parameter has no influence, nothing has to fall.
+            return arrived if turned or _rises(ground, x, arrived, state, value, held) else None
+        held, back, sides = arrived.held, arrived.new, arrived.sides
+        turned |= arrived.turned
         for place in np.flatnonzero(~held):
             target = target.at[place].set(x[place])
         for place in np.flatnonzero(back):
-            target = target.at[place].set(x[place] + sides[place] * 6 * DECADE)
+            inside = 0.0 if arrived.turned else x[place]
+            target = target.at[place].set(inside + sides[place] * NEARER)
     return None
+
+
+def _believed(
+    ground: Landscape, x: jax.Array, state: Any, towards: np.ndarray, limits: np.ndarray
+) -> tuple[jax.Array, Any, float]:
+    """`x` (p,), the state and the log-likelihood; nearer where that has lost its digits far out."""
+    value, new = ground.look(x, state)
+    bounds = np.where(towards < 0, limits[:, 0], limits[:, 1])
+    size, endless = towards * np.asarray(x, float), np.isinf(bounds)
+    furthest = np.where(endless, OUT, np.where(_like_correlation(limits), NEARER, FURTHEST))
+    out = (towards != 0) & (size > furthest)
+    if not out.any():
+        return x, new, value
+    lost = np.max(np.exp(np.where(endless, size, 2 * size))[out])
+    noise = MEANT + LOST * lost * float(np.finfo(x.dtype).eps)
+    nearer = jnp.where(out, jnp.asarray(towards * furthest, x.dtype), x)
+    there, found = ground.look(nearer, state)
+    if abs(there - value) < noise or not np.isfinite(value):
+        return nearer, found, there
+    return x, new, value
+
+
+def _two_sided(limits: np.ndarray) -> np.ndarray:
+    """Which coordinates have an end on either side, (p,), like that of a correlation."""
+    return np.isfinite(limits).all(axis=1)
+
+
+def _like_correlation(limits: np.ndarray) -> np.ndarray:
+    """Which coordinates end where a matrix is singular, in effect, (p,)."""
+    return np.all(limits == [-1, 1], axis=1)
+
+
+class _Otherwise(NamedTuple):
+    """What to hold instead (p,), which of it is new, and at which sides.
+
+    `turned` says that a parameter was idle where others were at their bounds.
+    """
+
+    held: np.ndarray
+    new: np.ndarray
+    sides: np.ndarray
+    turned: bool = False
 
 
 def _arrive(
@@ -186,8 +193,8 @@ def _arrive(
     held: np.ndarray,
     sides: np.ndarray,
     limits: np.ndarray,
-) -> Jump | tuple[np.ndarray, np.ndarray] | None:
-    """The maximum with `held` (p,) at their bounds; or what to hold instead, and what is new."""
+) -> Jump | _Otherwise | None:
+    """The maximum with `held` (p,) at their bounds; or what to hold instead."""
     value, state = ground.look(x, state)
     if not np.isfinite(value):
         return None
@@ -196,24 +203,51 @@ def _arrive(
     if not converged:
         moves = np.asarray(x - path[max(len(path) - 3, 0)].x)
         runs = (sides * moves > 0.1) & ~held
-        runs &= np.isfinite(np.where(sides < 0, limits[:, 0], limits[:, 1]))
-        return (held | runs, runs) if runs.any() else None
-    settled = ground.descend(x, state, value, np.where(held, sides * DECADE, 0.0))
+        runs &= ~np.isnan(np.where(sides < 0, limits[:, 0], limits[:, 1]))
+        return _Otherwise(held | runs, runs, sides) if runs.any() else None
+    settled = ground.descend(x, state, value, np.where(held, sides * DECADE, 0.0), level=True)
     if settled is None:
         return None
-    x, state, value = settled
-    bounds = np.where(held, np.where(sides < 0, limits[:, 0], limits[:, 1]), np.nan)
-    labels = flat_labels(ground.problem.space.unravel(np.asarray(x)))
-    found = {}
-    for place in np.flatnonzero(held).tolist():
-        side = int(sides[place])
-        slope = ground.slope(x, state, value, place, side, bounds[place])
-        if slope is None:
-            logger.info("`%s` is not at its boundary %g", labels[place], bounds[place])
-            return held & (np.arange(len(held)) != place), np.zeros_like(held)
-        found[labels[place]] = slope
+    found = _falls(ground, settled, held, sides, limits)
+    if isinstance(found, _Otherwise):
+        return found
     logger.info("At a boundary, after %d Newton steps in the others", len(path) - 1)
-    return Jump(x, state, value, AtBounds(ground.problem.space, bounds, found))
+    bounds = np.where(held, np.where(sides < 0, limits[:, 0], limits[:, 1]), np.nan)
+    at = AtBounds(ground.problem.space, bounds, found, settled.x)
+    return Jump(settled.x, settled.state, settled.value, settled.noise, at)
+
+
+def _falls(
+    ground: Landscape, there: Settled, held: np.ndarray, sides: np.ndarray, limits: np.ndarray
+) -> dict[str, Boundary] | _Otherwise:
+    """How the log-likelihood falls from each bound, by name; or what to hold where it rises.
+
+    A parameter without influence there, like a correlation without a variance, is tried at both
+    its ends: away from the bound it has some.
+    """
+    x, state, value, _ = there
+    space, alone = ground.problem.space, np.arange(len(held))
+    both = np.flatnonzero(_two_sided(limits) & ~held).tolist()
+    idle = [place for place in both if ground.is_idle(x, state, value, place)]
+    found = {}
+    # What may be idle comes last: where another is not at its bound, it has some influence.
+    for place in sorted(np.flatnonzero(held).tolist(), key=lambda i: _two_sided(limits)[i]):
+        named = place_of(space, x, place, int(sides[place]))
+        slope = ground.slope(x, state, value, named)
+        if slope is None:
+            logger.info("`%s` is not at its boundary %g", named.label, named.bound)
+            return _Otherwise(held & (alone != place), np.zeros_like(held), sides)
+        for other, side in itertools.product(idle, (-1, 1)):
+            tried = x.at[other].set(side * NEARER)
+            if ground.slope(tried, state, ground.look(tried, state)[0], named) is None:
+                logger.info(
+                    "`%s` is not at its boundary for another end of what is idle", named.label
+                )
+                new = alone == other
+                turn = np.where(new, side, sides)
+                return _Otherwise((held & (alone != place)) | new, new, turn, True)
+        found[named.label] = slope
+    return found
 
 
 def _rises(
@@ -224,7 +258,7 @@ def _rises(
         straight = x + part * (end.x - x)
         near = x + jnp.asarray(np.sign(np.asarray(end.x - x)) * -np.log(1 - part), x.dtype)
         new, state = ground.look(jnp.where(held, near, straight), state)
-        if not new >= value - ground.floor(value):
+        if not new >= value - max(ground.floor(value), end.noise):
             return False
         value = new
-    return end.value >= value - ground.floor(value)
+    return end.value >= value - max(ground.floor(value), 3 * end.noise)

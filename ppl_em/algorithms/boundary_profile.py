@@ -2,18 +2,17 @@
 
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from ppl_em.algorithms.ascent import MAX_LENGTH, Model, Point, ascend
 from ppl_em.algorithms.stopping import rounding
 from ppl_em.e_step import DeterministicEStep, expectation
 from ppl_em.likelihood import holding, marginal_information
-from ppl_em.params import Boundary
+from ppl_em.params import Boundary, Place
 from ppl_em.problem import Problem
 
 DECADE = float(np.log(10.0))
@@ -31,11 +30,23 @@ SETTLED = 3e-9
 No smaller: a latent with a standard deviation of tau has scores with rounding errors of 1 / tau^2.
 """
 
-IN_ROUNDING = 1e-5
+IN_ROUNDING = 1e-4
 """The same where it does not shrink any more, which is rounding: at a correlation of 1, say."""
+
+PLATEAU = 2
+"""Decades in a row over which it does not change by more: no maximum is as flat by chance."""
+
+MAX_RISE = 10.0
+"""Growth of the change over a decade, from the smallest, that ends the search for a smaller one."""
+
+MEANT = 1e-3
+"""Log-likelihood that means something: a bound is looked at if less is lost on the way."""
 
 NEAR = 1e-8
 """Gain that a Newton step promises from which it is the last one."""
+
+IDLE = 1e-5
+"""Change of the log-likelihood over a decade of a parameter that has no influence."""
 
 VISIBLE = 1e-5
 """Fall of the log-likelihood that the score at a bound is read from."""
@@ -67,23 +78,33 @@ class Landscape:
         return max(self.e_step.noise or 0.0, 10 * rounding(value, dtype))
 
     def descend(
-        self, x: jax.Array, state: Any, value: float, step: np.ndarray
-    ) -> tuple[jax.Array, Any, float] | None:
-        """Follow `step` (p,), a decade towards bounds, until nothing changes; None if it falls."""
-        start, last, here = value, np.inf, (x, state, value)
-        earlier = here
+        self, x: jax.Array, state: Any, value: float, step: np.ndarray, level: bool = False
+    ) -> "Settled | None":
+        """Follow `step` (p,), a decade towards bounds, until nothing changes; None if it falls.
+
+        Where rounding keeps it from that, the decade with the smallest change counts: gamma
+        functions lose their digits far out. `level` says that `x` (p,) is on such a plateau.
+        """
+        best, here = None, Settled(x, state, value, np.inf)
+        small = PLATEAU - 1 if level else 0
         for _ in range(MAX_DECADES):
-            x = here[0] + jnp.asarray(step, x.dtype)
-            value, state = self.look(x, here[1])
-            if not value >= start - MAX_LOSS:
+            x = here.x + jnp.asarray(step, here.x.dtype)
+            new, state = self.look(x, here.state)
+            change = abs(new - here.value)
+            if small and best is not None and change > MAX_RISE * best.noise:
+                return best if small >= PLATEAU else None
+            if not new >= value - MAX_LOSS:
                 return None
-            change = abs(value - here[2])
-            if change <= max(SETTLED, self.floor(value)):
-                return here
-            if last / 2 < change < IN_ROUNDING:
-                return earlier
-            earlier, here, last = here, (x, state, value), change
-        return None
+            grows = best is not None and here.noise > 2 * best.noise
+            if change <= max(SETTLED, self.floor(new)) and not grows:
+                return here._replace(noise=change)
+            # A small change among large ones is luck: the decade before counts as well.
+            noise = change if np.isinf(here.noise) else max(change, here.noise)
+            if best is None or noise < best.noise:
+                best = here._replace(noise=noise)
+            small = small + 1 if change <= IN_ROUNDING else 0
+            here = Settled(x, state, new, change)
+        return best if small >= PLATEAU else None
 
     def maximize(
         self, x: jax.Array, state: Any, value: float, held: np.ndarray
@@ -99,44 +120,49 @@ class Landscape:
         end = path[-1].model
         return path, len(path) <= MAX_NEWTON and end is not None and end.promised < NEAR
 
-    def slope(
-        self, x: jax.Array, state: Any, value: float, place: int, side: int, bound: float
-    ) -> Boundary | None:
-        """How the log-likelihood falls from a bound, inwards; None if it rises, or stays.
+    def slope(self, x: jax.Array, state: Any, value: float, there: Place) -> Boundary | None:
+        """How the log-likelihood falls from an end, inwards; None if it rises, or stays.
 
-        Coordinate `place` of `x` (p,) is at the bound, in effect. It is moved away until there is
-        a difference well above rounding, and once more to see to which power it grows.
+        `x` (p,) is at the end, in effect. It is moved away until there is a difference well above
+        rounding, and once more to see to which power it grows.
         """
+        place, side, space = there.place, there.side, self.problem.space
         nearer, _ = self.look(x.at[place].add(side * DECADE), state)
         noise = max(100 * self.floor(value), 10 * abs(nearer - value))
-        start = abs(self._value(x, place) - bound)
+        start = there.distance(space, x)
         changes: list[tuple[float, float]] = []
         for count in range(1, 4 * MAX_DECADES):
             away = x.at[place].add(-side * count * DECADE / 2)
             new, state = self.look(away, state)
             if not new - value < noise:
                 return None
-            if value - new > max(VISIBLE, 30 * noise) or changes:
-                changes.append((abs(self._value(away, place) - bound), new - value))
+            distance = there.distance(space, away)
+            fell = value - new > max(VISIBLE, 30 * noise) and distance > 2 * start
+            if fell or changes:
+                changes.append((distance, new - value))
             if len(changes) == 2:
                 break
         else:
             return None
         (near, first), (far, second) = changes
-        if second >= first:
+        if second >= first or far <= near:
             return None
         power = max(1, round(np.log(second / first) / np.log(far / near)))
-        return Boundary(float(bound), float(first / (near**power - start**power)), power)
+        return Boundary(there.bound, float(first / (near**power - start**power)), power)
 
-    def _value(self, x: jax.Array, place: int) -> float:
-        """The parameter that coordinate `place` of `x` (p,) alone belongs to, on its own scale."""
-        space = self.problem.space
-        values, marks = space.constrain(x), space.unravel(np.arange(x.size) == place)
-        for name, mark in marks.items():
-            if np.any(ravel_pytree(mark)[0]):
-                pairs = zip(jax.tree.leaves(values[name]), jax.tree.leaves(mark), strict=True)
-                return float(sum(jnp.sum(jnp.where(m, leaf, 0.0)) for leaf, m in pairs))
-        raise ValueError(f"no parameter has coordinate {place}")
+    def is_idle(self, x: jax.Array, state: Any, value: float, place: int) -> bool:
+        """Whether nothing responds to coordinate `place` of `x` (p,): a correlation without sd."""
+        tried = (x.at[place].add(sign * DECADE) for sign in (-1, 1))
+        return all(abs(self.look(there, state)[0] - value) < IDLE for there in tried)
+
+
+class Settled(NamedTuple):
+    """A place next to bounds: `x` (p,), the E-step's state, value, and change over a decade."""
+
+    x: jax.Array
+    state: Any
+    value: float
+    noise: float
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.algorithms.acceleration import Accelerator, Proposal, accelerator
-from ppl_em.algorithms.boundary import Watch, to_boundary
+from ppl_em.algorithms.boundary import to_boundary
+from ppl_em.algorithms.boundary_watch import Watch
 from ppl_em.algorithms.direct import Ascent, switch_reason
 from ppl_em.algorithms.history import History, Limits, Run
 from ppl_em.algorithms.maximization import Maximized, maximization

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.algorithms.boundary import Watch, to_boundary
+from ppl_em.algorithms.boundary import to_boundary
+from ppl_em.algorithms.boundary_watch import Watch
 from ppl_em.algorithms.history import History, Limits, Run
 from ppl_em.algorithms.newton import take_newton_steps
 from ppl_em.algorithms.stopping import Step, rounding

@@ -49,7 +49,8 @@ class History:
     """The history so far, and the last good parameters.
 
     `evaluations` counts E-steps, or gradients of the objective, that were made for it. `inverse`
-    (p, p) is that of the information, where Newton steps have converged.
+    (p, p) is that of the information, where Newton steps have converged; `certified` is what was
+    found at the end, and `saddles` counts those that were left.
     """
 
     problem: Problem
@@ -64,6 +65,8 @@ class History:
     evaluations: int = 0
     pending: str = ""
     inverse: np.ndarray | None = None
+    certified: Any = None
+    saddles: int = 0
 
     def decide(self, text: str) -> None:
         """Log what was decided and why, and write it beside the step that follows."""

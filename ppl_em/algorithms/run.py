@@ -5,8 +5,12 @@ from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import jax
+import numpy as np
 from tqdm.auto import tqdm
 
+from ppl_em.algorithms.boundary import to_boundary
+from ppl_em.algorithms.boundary_watch import move_inside, near_ends
+from ppl_em.algorithms.certificate import Certified, certify
 from ppl_em.algorithms.confirmation import Polish
 from ppl_em.algorithms.deterministic import Deterministic
 from ppl_em.algorithms.direct import climb_directly
@@ -19,12 +23,20 @@ from ppl_em.params import AtBounds, Params
 from ppl_em.problem import Problem, firm, needs
 from ppl_em.result import CONVERGED, Status
 
+MAYBE_AT_ENDS = (*CONVERGED, Status.STALLED, Status.DECREASED, Status.MAX_STEPS)
+"""Ends of a run that may be next to a bound of the parameters."""
+
+
+MAX_RETURNS = 3
+"""How often a run goes on from inside, where it has ended next to a bound that is too low."""
+
 
 class Outcome(NamedTuple):
     """What the loop hands to the result; everything belongs to `x` (p,), the last good point.
 
     `e_step` is the one that it ended with, which may be finer than the first; `at` says which
-    parameters are at a bound, if some are; `m_step` is the last M-step's configuration.
+    parameters are at a bound, if some are; `m_step` is the last M-step's configuration;
+    `certified` what was found around `x`, where the E-step has no noise.
     """
 
     x: jax.Array
@@ -37,6 +49,7 @@ class Outcome(NamedTuple):
     compile_seconds: float
     at: AtBounds | None = None
     m_step: MStep | None = None
+    certified: Certified | None = None
 
 
 def run_loop(
@@ -70,11 +83,16 @@ def run_loop(
                     Run(problem, e_step, history, limits, bar), m_step
                 )
             compile_seconds += compiled
-            if status not in CONVERGED:
-                break
-            finer, firmer = _finer(problem, e_step, history), firm(problem, history.x)
+            finer, firmer = None, None
+            if status in CONVERGED:
+                finer, firmer = _finer(problem, e_step, history), firm(problem, history.x)
             if finer is None and firmer is None:
-                break
+                if e_step.stochastic:
+                    break
+                ended = certify(Run(problem, e_step, history, limits, bar), status)
+                if ended is not None:
+                    status = ended
+                    break
             e_step = finer or e_step
             if firmer is not None:
                 problem = firmer
@@ -92,14 +110,44 @@ def run_loop(
         compile_seconds,
         history.at,
         m_step,
+        history.certified,
     )
 
 
 def _without_noise(run: Run, m_step: MStep) -> tuple[Status, float]:
+    seconds = 0.0
+    for _ in range(MAX_RETURNS):
+        status, more = _climb(run, m_step)
+        seconds += more
+        if status not in MAYBE_AT_ENDS:
+            break
+        towards = _towards_ends(run, status)
+        if towards.any() and to_boundary(run, towards):
+            status = Status.BOUNDARY
+        if status is Status.BOUNDARY or not move_inside(run, towards):
+            break
+    return status, seconds
+
+
+def _towards_ends(run: Run, status: Status) -> np.ndarray:
+    """The ends that the run may have come near to without going there, as of `near_ends`, (p,)."""
+    found, towards = run.history.at, near_ends(run)
+    if found is None or status is not Status.BOUNDARY:
+        return towards
+    if not np.any(towards[~found.held]):
+        return np.zeros_like(towards)
+    return np.where(found.held, found.towards, towards)
+
+
+def _climb(run: Run, m_step: MStep) -> tuple[Status, float]:
     if run.limits.plan.direct:
         status, seconds = climb_directly(run)
         if status is not Status.STALLED:
             return status, seconds
+        towards = near_ends(run)
+        if towards.any() and to_boundary(run, towards):
+            return Status.BOUNDARY, seconds
+        move_inside(run, towards)
         run.history.decide("the information does not confirm a maximum: EM steps tell")
         run = replace(run, limits=replace(run.limits, plan=Plan(finish="em")))
     return Deterministic(run, m_step).run()

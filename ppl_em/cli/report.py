@@ -27,7 +27,7 @@ def as_json(result: EMResult, audit: Audit | None = None) -> dict[str, Any]:
         "log_likelihood": plain(likelihood._asdict()),
         "converged": result.converged,
         "status": result.status.value,
-        "boundary": {label: where._asdict() for label, where in result.boundary.items()},
+        "boundary": {k: plain(where._asdict()) for k, where in result.boundary.items()},
         "num_steps": result.num_steps,
         "e_step": result.e_step,
         "seconds": result.seconds,

@@ -9,7 +9,8 @@ References
 Obermeyer et al. (2019), Tensor variable elimination for plated factor graphs, ICML, algorithm 1.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -25,6 +26,19 @@ LOG_ZERO = -1e30
 """Stand-in for log 0: exp of it is 0, and sums of it stay finite in float32."""
 
 
+PREVIOUS = "previous "
+"""Prefix of the axis of a site's value one step before, inside a scan."""
+
+
+def true_zero(value: jax.Array) -> jax.Array:
+    """Logarithms of sums of products of tables, with minus infinity where `LOG_ZERO` was added.
+
+    What is left of `LOG_ZERO` once all states are summed out is a probability of 0, whatever the
+    states: data that are impossible.
+    """
+    return jnp.where(value <= LOG_ZERO / 2, -jnp.inf, value)
+
+
 class Table(NamedTuple):
     """Logarithms over named axes; an axis of size 1 is a plate along which they are constant."""
 
@@ -37,6 +51,10 @@ class Variable(NamedTuple):
 
     size: int
     plates: frozenset[str]
+
+
+Weights = Mapping[str, Table]
+"""Variable to its weight in every cell of its plates."""
 
 
 def log_sum(array: jax.Array, axis: int) -> jax.Array:
@@ -79,6 +97,7 @@ def eliminate(
     remove: Iterable[str],
     reduce: Reduce,
     sum_plates: bool = True,
+    weights: Weights = MappingProxyType({}),
 ) -> list[Table]:
     """Remove variables from a product of tables, and the plates that only they were in.
 
@@ -94,6 +113,8 @@ def eliminate(
         `log_sum`, `maximum` or a `sampler`.
     sum_plates
         Whether tables without variables become scalars; else they keep their plates.
+    weights
+        By variable, what multiplies the logarithm of the sum over it, see `weighted`.
 
     Returns
     -------
@@ -114,7 +135,8 @@ def eliminate(
         left = [table for table, o in zip(left, ordinals, strict=True) if o != ordinal]
         here = {name for name in remove if variables[name].plates == ordinal}
         for component in _components(group, here):
-            table = _eliminate_all(component, here, reduce)
+            gone = here & {name for table in component for name in table.names}
+            table = weighted(_eliminate_all(component, here, reduce), gone, weights)
             rest = [name for name in table.names if name in variables]
             target = frozenset().union(*(variables[name].plates for name in rest))
             if target == ordinal and ordinal | set(rest):
@@ -131,6 +153,18 @@ def eliminate(
             table = _multiply_over(table, ordinal - target, plates)
             (left if table.names else done).append(table)
     return done
+
+
+def weighted(table: Table, gone: Iterable[str], weights: Weights) -> Table:
+    """Multiply by the weight of the variables `gone` once no weighted variable is left.
+
+    So the logarithm of a sum over all that hangs together is weighted, as if the cell were there
+    that many times.
+    """
+    mine = sorted(name for name in gone if name in weights)
+    if not mine or any(name in weights for name in table.names):
+        return table
+    return Table(table.array * _aligned(weights[mine[0]], table.names), table.names)
 
 
 def product(tables: list[Table], plates: dict[str, int]) -> jax.Array:

@@ -7,24 +7,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from numpyro import handlers
-from numpyro.distributions import (
-    Distribution,
-    ExpandedDistribution,
-    Independent,
-    MaskedDistribution,
-)
-from numpyro.distributions.util import is_identically_one
 from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
 from ppl_em.discrete import scans
-from ppl_em.discrete.elimination import LOG_ZERO, Variable
+from ppl_em.discrete.axes import Named, log_prob, named, scaled, stripped
+from ppl_em.discrete.elimination import LOG_ZERO, PREVIOUS, Variable
 from ppl_em.discrete.scans import Scan, Values
+from ppl_em.discrete.supports import is_delta, mask_of, support_of
 from ppl_em.util import ModelError, site_error
-
-PREVIOUS = "previous "
-"""Prefix of the axis of a site's value one step before, inside a scan."""
-
 
 BASIS = "basis of "
 """Prefix of the axis of points that stand for the rows along another axis."""
@@ -67,10 +58,13 @@ class Tabulate(Messenger):
         self.dims: dict[int, str] = {}
         self.values: Values = {}
         self.variables: dict[str, Variable] = {}
+        self.weighted: set[str] = set()
         self.plates: dict[str, int] = {}
         self.plate_dims: dict[str, int] = {}
         self.tables: dict[str, jax.Array] = {}
         self.names: dict[str, tuple[str, ...]] = {}
+        self.masks: dict[str, Named] = {}
+        self.scales: dict[str, Named] = {}
         self.chains: list[Chain] = []
         self.step = _Step()
 
@@ -83,6 +77,8 @@ class Tabulate(Messenger):
                 )
             msg["fn"] = self._scan
         elif msg["type"] == "sample" and not msg["is_observed"] and msg["value"] is None:
+            if is_delta(msg["fn"]):
+                return  # its only value, by NumPyro
             if not msg["fn"].support.is_discrete:
                 raise site_error(msg["name"], "it has no value", "Pass all latents of the model")
             msg["value"] = self._support(msg)
@@ -91,12 +87,14 @@ class Tabulate(Messenger):
         """All values of a discrete site, on its own axis."""
         name, event_dim = msg["name"], msg["fn"].event_dim
         if name not in self.values:
-            values = jnp.asarray(msg["fn"].enumerate_support(expand=False))
+            values = jnp.asarray(support_of(msg["fn"]))
             event = values.shape[values.ndim - event_dim :]
             self.values[name] = values.reshape((len(values), *event))
             frames = {f.name for f in msg["cond_indep_stack"] if f.dim is not None}
             plates = frozenset({*frames, *filter(None, [self.step.time])})
             self.variables[name] = Variable(len(values), plates)
+            if scaled(msg):
+                self.weighted.add(name)
         values = self.step.supports.get(name, self.values[name])
         dim = self._dim(PREVIOUS + name if self.step.before else name)
         return values.reshape((len(values), *(1,) * (-dim - 1), *values.shape[1:]))
@@ -111,10 +109,10 @@ class Tabulate(Messenger):
 
     def rows_of(self, site: dict[str, Any]) -> dict[str, tuple[str, jax.Array]]:
         """An observed site's entry of `rows`, if it has one."""
-        fn, value = _stripped(site["fn"]), jnp.asarray(site["value"])
+        fn, value = stripped(site["fn"]), jnp.asarray(site["value"])
         if not site["is_observed"] or site["scale"] is not None or site["intermediates"]:
             return {}
-        if isinstance(fn, MaskedDistribution) or value.ndim < fn.event_dim:
+        if mask_of(fn) is not True or value.ndim < fn.event_dim:
             return {}
         batch = value.shape[: value.ndim - fn.event_dim]
         long = [dim for dim in range(-len(batch), 0) if batch[dim] > 1]
@@ -134,37 +132,58 @@ class Tabulate(Messenger):
         axis = self.step.time or next(iter(self.rows_of(site).values()))[0]
         dim = self._dim(BASIS + axis)
         value = points.reshape((len(points), *(1,) * (-dim - 1), *points.shape[1:]))
-        return {**site, "fn": _stripped(site["fn"]), "value": value}
+        return {**site, "fn": stripped(site["fn"]), "value": value}
 
-    def table(self, site: dict[str, Any], key: str) -> tuple[jax.Array, tuple[str, ...]]:
-        """The log-density of a site and the names of its axes."""
+    def table(self, site: dict[str, Any], key: str) -> Named:
+        """The log-density of a site and the names of its axes.
+
+        In a masked cell each of K values of a discrete latent has probability 1 / K, so that it
+        counts for nothing. Scales of what weighted sites touch are applied after the sums.
+        """
         if key in self.points:
             site = self._at_points(site, self.points[key])
-        table = _log_prob(site)
-        frames = {f.dim: f for f in site["cond_indep_stack"] if f.dim is not None}
-        self.plates |= {f.name: f.size for f in frames.values()}
-        self.plate_dims |= {f.name: f.dim for f in frames.values()}
-        lowest = min([-table.ndim, *frames])
-        table = table.reshape((1,) * (-lowest - table.ndim) + table.shape)
-        owners = {**self.dims, **{dim: frame.name for dim, frame in frames.items()}}
-        if not self.in_plates:
-            nobody = tuple(dim for dim in range(-table.ndim, 0) if dim not in owners)
-            table = jnp.sum(table, nobody, keepdims=True)
-        names, shape = [], []
-        for dim in range(-table.ndim, 0):
-            size, owner = table.shape[dim], owners.get(dim)
-            if owner is None and size > 1:
-                raise site_error(
-                    site["name"],
-                    f"an axis of size {size} of its log-density is in no plate, which models with "
-                    f"discrete latents need",
-                    "Put the site in `numpyro.plate`, or make the axis part of the event with "
-                    "`.to_event`",
-                )
-            if owner is not None and (dim in frames or size > 1):
-                names.append(owner)
-                shape.append(size)
-        return jnp.maximum(table.reshape(shape), LOG_ZERO), tuple(names)
+        table, mask = log_prob(site), self._mask(site)
+        if mask is not True:
+            table = jnp.where(mask, table, -jnp.log(self.variables[site["name"]].size))
+        array, names = self._named(site, table)
+        if scaled(site) and not self._touches_weighted(names):
+            array, names = self._named(site, site["scale"] * table)
+        return jnp.maximum(array, LOG_ZERO), names
+
+    def _mask(self, site: dict[str, Any]) -> Any:
+        is_variable = not site["is_observed"] and site["name"] in self.variables
+        return mask_of(site["fn"]) if is_variable else True
+
+    def _touches_weighted(self, names: tuple[str, ...]) -> bool:
+        """Whether one of these axes is that of a discrete site under a scale."""
+        return any(name.removeprefix(PREVIOUS) in self.weighted for name in names)
+
+    def facts(self, site: dict[str, Any]) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+        """Mask and scale of a site, if it has any: arrays and the names of their axes."""
+        found, names = {}, {}
+        mask = self._mask(site)
+        for what, array in (
+            ("mask", None if mask is True else jnp.asarray(mask)),
+            ("scale", jnp.asarray(site["scale"]) if scaled(site) else None),
+        ):
+            if array is not None:
+                found[what], names[what] = self._named(site, array, whole=True)
+        return found, names
+
+    def note(
+        self, key: str, found: dict[str, jax.Array], names: dict[str, Any], *lead: str
+    ) -> None:
+        """Keep what `facts` says of the table under this key."""
+        for what, kept in (("mask", self.masks), ("scale", self.scales)):
+            if what in found:
+                kept[key] = found[what], (*lead, *names[what])
+
+    def _named(self, site: dict[str, Any], table: jax.Array, whole: bool = False) -> Named:
+        """An array of a site and the names of its axes, see `axes.named`."""
+        frames = [f for f in site["cond_indep_stack"] if f.dim is not None]
+        self.plates |= {f.name: f.size for f in frames}
+        self.plate_dims |= {f.name: f.dim for f in frames}
+        return named(site, table, self.dims, whole or self.in_plates, whole)
 
     def record(self, key: str, table: jax.Array, names: tuple[str, ...]) -> None:
         """Keep a table under its key."""
@@ -176,10 +195,11 @@ class Tabulate(Messenger):
         time = f"time {len(self.chains)}"
         self.plates[time] = scan.length - 1
         self.step = _Step(time)
-        x = jax.tree.map(lambda leaf: leaf[0], scan.inputs)
+        x = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], scan.inputs)
         sites, series, carry, output = self._run(scan, scan.init, x)
         for name, site in sites.items():
             self.record(f"{name}[0]", *self.table(site, f"{name}[0]"))
+            self.note(f"{name}[0]", *self.facts(site))
         rest: tuple[str, ...] = ()
         output = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], output)
         if scan.length > 1:
@@ -214,19 +234,21 @@ class Tabulate(Messenger):
 
         entering = scans.carries(carry_step, scan, series, supports)
         names: dict[str, tuple[str, ...]] = {}
+        fact_names: dict[str, dict[str, tuple[str, ...]]] = {}
 
-        def step(
-            carry: Any, x: Any, data: Values, count: jax.Array
-        ) -> tuple[dict[str, jax.Array], Any, Any, dict[str, jax.Array]]:
+        def step(carry: Any, x: Any, data: Values, count: jax.Array) -> tuple[Any, ...]:
             sites, _, new, output = self._run(scan, carry, x, data)
             tables: dict[str, jax.Array] = {}
             rows: dict[str, jax.Array] = {}
+            facts: dict[str, dict[str, jax.Array]] = {}
             for name, site in sites.items():
                 tables[name], names[name] = self.table(site, name)
+                facts[name], fact_names[name] = self.facts(site)
                 rows |= {key: row for key, (_, row) in self.rows_of(site).items()}
-            return tables, new, output, rows
+            return tables, new, output, rows, facts
 
-        now = jax.tree.map(lambda leaf: leaf[1:], (scan.inputs, series, jnp.arange(scan.length)))
+        given = (scan.inputs, series, jnp.arange(scan.length))
+        now = jax.tree.map(lambda leaf: jnp.asarray(leaf)[1:], given)
         first = (entering.first, *jax.tree.map(lambda leaf: leaf[0], now))
         together = jax.vmap(step, (entering.axes, 0, 0, 0))(entering.tree, *now)
         moving = [*entering.varies, *[True] * len(jax.tree.leaves(now))]
@@ -239,6 +261,8 @@ class Tabulate(Messenger):
         ]
         for name, table in jax.tree.unflatten(structure, picked).items():
             self.record(name, table, (time, *names[name]))
+        for name, found in together[4].items():
+            self.note(name, found, fact_names[name], time)
         rows = scans.varying_rows(entering, now[:2])
         if rows is not None:
             self.step_rows[time] = rows
@@ -272,27 +296,3 @@ class _Delegate(Messenger):
 def _join(first: jax.Array, others: jax.Array) -> jax.Array:
     shape = jnp.broadcast_shapes(first.shape[1:], others.shape[1:])
     return jnp.concatenate([jnp.broadcast_to(a, (len(a), *shape)) for a in (first, others)])
-
-
-def _log_prob(site: dict[str, Any]) -> jax.Array:
-    """Log-density of a site, with axes of size 1 where a plate only repeats it."""
-    fn, value = site["fn"], site["value"]
-    if site["intermediates"]:
-        table = fn.log_prob(value, site["intermediates"])
-    else:
-        table = _stripped(fn).log_prob(value)
-    if site["scale"] is not None and not is_identically_one(site["scale"]):
-        table = site["scale"] * table
-    return jnp.asarray(table)
-
-
-def _stripped(fn: Distribution) -> Distribution:
-    """The distribution without the axes that plates only repeat."""
-    while isinstance(fn, ExpandedDistribution):
-        fn = fn.base_dist
-    if isinstance(fn, Independent):
-        inner, count = _stripped(fn.base_dist), fn.reinterpreted_batch_ndims
-        whole = fn.base_dist.batch_shape
-        if len(inner.batch_shape) >= count and inner.batch_shape[-count:] == whole[-count:]:
-            return Independent(inner, count)
-    return fn

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 from numpyro import handlers
 
-from ppl_em.discrete.elimination import Variable
+from ppl_em.discrete.elimination import Table, Variable, Weights
 from ppl_em.discrete.enum_messenger import Chain, Tabulate
 
 
@@ -29,11 +30,13 @@ class LogFactors(NamedTuple):
     """The log-density of a model as a sum of tables.
 
     A table's key is its site's name, with `[0]` appended for the first step of a scan. Axes of
-    size 1 are plates along which the table is constant.
+    size 1 are plates along which the table is constant. `weights` are those of discrete sites
+    under a `numpyro.handlers.scale`: tables that touch one are without their scales.
     """
 
     tables: dict[str, jax.Array]
     layout: Layout
+    weights: Weights = MappingProxyType({})
 
 
 def log_factors(
@@ -65,14 +68,21 @@ def log_factors(
         the axis of the rows then gives way to one named `BASIS` and the name of that axis. Under
         the name of a time axis, points (R, m) stand for the steps of that scan.
     """
-    program = _run(model, first_dim, args, kwargs, values, in_plates, points)
+    program = run(model, first_dim, args, kwargs, values, in_plates, points)
     layout = Layout(
         tuple(program.names.items()),
         tuple(sorted(program.plates.items(), key=lambda item: program.plate_dims.get(item[0], 0))),
         tuple(program.variables.items()),
         tuple(program.chains),
     )
-    return LogFactors(program.tables, layout)
+    return LogFactors(program.tables, layout, weights_of(program))
+
+
+def weights_of(program: Tabulate) -> Weights:
+    """The scale of every discrete site that has one; in a `scan`, of its first step."""
+    scales = program.scales
+    keys = {n: f"{n}[0]" if f"{n}[0]" in scales else n for n in program.weighted}
+    return {name: Table(*scales[key]) for name, key in sorted(keys.items()) if key in scales}
 
 
 def observed_rows(
@@ -91,17 +101,17 @@ def observed_rows(
         Key of the table to the axis of the rows, a plate or the time of a scan, and the values,
         shape (N, *event_shape).
     """
-    return _run(model, first_dim, args, kwargs, values, in_plates, None).rows
+    return run(model, first_dim, args, kwargs, values, in_plates, None).rows
 
 
 def step_rows(
     model: Callable, first_dim: int, args: tuple, kwargs: dict, values: dict[str, Any]
 ) -> dict[str, jax.Array]:
     """All numbers that vary from step to step of each scan, by time axis, (length - 1, m)."""
-    return _run(model, first_dim, args, kwargs, values, False, None).step_rows
+    return run(model, first_dim, args, kwargs, values, False, None).step_rows
 
 
-def _run(
+def run(
     model: Callable,
     first_dim: int,
     args: tuple,
@@ -110,10 +120,12 @@ def _run(
     in_plates: bool,
     points: dict[str, jax.Array] | None,
 ) -> Tabulate:
+    """The program with all its tables; arguments as in `log_factors`."""
     program = Tabulate(handlers.substitute(model, data=values), first_dim, in_plates, points)
     sites = handlers.trace(program).get_trace(*args, **kwargs)
     for name, site in sites.items():
         if site["type"] == "sample":
             program.record(name, *program.table(site, name))
+            program.note(name, *program.facts(site))
             program.rows |= program.rows_of(site)
     return program

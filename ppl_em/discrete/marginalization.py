@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.discrete import elimination, forward_backward
-from ppl_em.discrete.elimination import Reduce, Table, Variable
-from ppl_em.discrete.enum_messenger import PREVIOUS, Chain
+from ppl_em.discrete.elimination import PREVIOUS, Reduce, Table, Variable, Weights
+from ppl_em.discrete.enum_messenger import Chain
 from ppl_em.discrete.factors import Layout, LogFactors
 from ppl_em.util import ModelError
 
@@ -50,7 +50,8 @@ def log_normalizer(factors: LogFactors, chain: str | None = None) -> jax.Array:
     chain
         A mode of `forward_backward.contract`; by default chosen by device.
     """
-    return _run(factors, {}, Method(elimination.log_sum, chain or mode()))
+    value = _run(factors, {}, Method(elimination.log_sum, chain or mode()))
+    return elimination.true_zero(value)
 
 
 def log_terms(factors: LogFactors, scales: dict[str, float] | None = None) -> jax.Array:
@@ -65,7 +66,8 @@ def log_terms(factors: LogFactors, scales: dict[str, float] | None = None) -> ja
         full = tuple(sizes[name] for name in table.names)
         repeats = np.prod([n for n, m in zip(full, table.array.shape, strict=True) if m == 1])
         scale = np.prod([(scales or {}).get(name, 1.0) for name in table.names])
-        parts.append(jnp.ravel(table.array) * int(repeats) * float(scale))
+        value = elimination.true_zero(jnp.ravel(table.array))
+        parts.append(value * int(repeats) * float(scale))
     return jnp.concatenate([*parts, jnp.zeros(0)])
 
 
@@ -96,6 +98,8 @@ def _indicators(factors: LogFactors, method: Method) -> dict[str, jax.Array]:
         if any(c.time in variable.plates for c in layout.chains):
             zeros[f"{name}[0]"] = jnp.zeros((*shape[1:], variable.size))
     found = jax.grad(lambda extra: _run(factors, extra, method))(zeros)
+    if factors.weights:  # a weight counts cells, and is no part of what is known of one
+        found = {name: array / jnp.sum(array, -1, keepdims=True) for name, array in found.items()}
     return {
         name: jnp.concatenate([found[f"{name}[0]"][None], found[name]])
         if f"{name}[0]" in found
@@ -127,12 +131,14 @@ def _remaining(factors: LogFactors, extra: dict[str, jax.Array], method: Method)
     outer: list[Table] = []
     chained: set[str] = set()
     for i, chain in enumerate(layout.chains):
-        outer += _contract(chain, i, tables, variables, plates, method)
+        outer += _contract(chain, i, tables, variables, plates, method, factors.weights)
         chained |= {*chain.first, *chain.rest}
     outer += [t for key, group in tables.items() if key not in chained for t in group]
     inside = {n for n, v in variables.items() if any(c.time in v.plates for c in layout.chains)}
     remove = set(variables) - inside
-    return elimination.eliminate(outer, variables, plates, remove, method.reduce, method.sum_plates)
+    return elimination.eliminate(
+        outer, variables, plates, remove, method.reduce, method.sum_plates, factors.weights
+    )
 
 
 def _contract(
@@ -142,6 +148,7 @@ def _contract(
     variables: dict[str, Variable],
     plates: dict[str, int],
     method: Method,
+    weights: Weights,
 ) -> list[Table]:
     """The tables of a chain with its states summed out."""
     first = [t for key in chain.first for t in tables[key]]
@@ -152,7 +159,13 @@ def _contract(
     copies = {PREVIOUS + n: variables[n] for n in states}
     start = {n: Variable(v.size, v.plates - {chain.time}) for n, v in variables.items()}
     known = {**variables, **copies}
-    eliminate = partial(elimination.eliminate, reduce=method.reduce, sum_plates=method.sum_plates)
+    weights = {**weights, **{PREVIOUS + n: weights[n] for n in states if n in weights}}
+    eliminate = partial(
+        elimination.eliminate,
+        reduce=method.reduce,
+        sum_plates=method.sum_plates,
+        weights=weights,
+    )
     if not states:
         return eliminate(first, start, plates, inside) + eliminate(rest, known, plates, inside)
     local = inside - set(states)
@@ -189,7 +202,7 @@ def _contract(
         method.chain,
         key,
     )
-    return [Table(value, batch), *scalars]
+    return [elimination.weighted(Table(value, batch), states, weights), *scalars]
 
 
 def _check_plates(

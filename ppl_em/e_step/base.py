@@ -135,6 +135,10 @@ class DeterministicEStep(EStep, Protocol):
         """
         return None
 
+    def uncondensed(self) -> "DeterministicEStep":
+        """The same E-step on every row of the data; itself if it condenses none."""
+        return self
+
 
 class Approximation(DeterministicEStep, Protocol):
     """One whose objective may fall in an EM step, because Q is not a lower bound of it.

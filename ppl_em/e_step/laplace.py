@@ -12,7 +12,7 @@ from ppl_em.params import Params
 from ppl_em.posterior import LaplaceApproximation, half_trace
 from ppl_em.problem import Problem
 from ppl_em.structure import Blocks, Density, Structure, find_structure
-from ppl_em.util import ModelError
+from ppl_em.util import ModelError, check_whole
 
 NOISE = 1e-10
 """Size of changes of the log-likelihood that mean nothing."""
@@ -73,6 +73,10 @@ class Laplace(Approximation):
     strength: ClassVar[Strength] = Strength.EXPANSION
     kind: ClassVar[str] = "laplace"
 
+    def __post_init__(self) -> None:
+        check_whole(self, ("num_starts",))
+        check_whole(self, ("max_dense",), least=0)
+
     def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "Laplace":
         """Find the structure of the Hessian, and see whether there is a mode to start with.
 
@@ -82,6 +86,7 @@ class Laplace(Approximation):
             If there are no continuous latents, too many in one block, or no mode.
         """
         problem.require_continuous(self.flag)
+        problem.require_gradient(self.flag)
         x = problem.unconstrain(params)
         key_structure, key_mode = jax.random.split(rng_key)
         structure = find_structure(problem, x, problem.start, key_structure)

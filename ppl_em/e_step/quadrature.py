@@ -32,7 +32,7 @@ from ppl_em.posterior import (
 )
 from ppl_em.problem import Problem
 from ppl_em.structure import Blocks, Density, find_blocks, owners
-from ppl_em.util import ModelError
+from ppl_em.util import ModelError, check_real, check_whole
 
 logger = logging.getLogger("ppl_em")
 
@@ -47,6 +47,8 @@ ENOUGH = 1e-6
 
 SPREAD = 0.3
 """How far away parameters are at which blocks are found, on the unconstrained scale."""
+
+MAX_NODES = 200  # of `num_nodes`: weights beyond underflow
 
 
 class QuadratureState(NamedTuple):
@@ -114,10 +116,9 @@ class Quadrature(Approximation):
     kind: ClassVar[str] = "quadrature"
 
     def __post_init__(self) -> None:
-        if self.num_nodes is not None and self.num_nodes < 1:
-            raise ModelError(
-                f"Option `num_nodes`: found {self.num_nodes}. Pass a positive number, or None."
-            )
+        check_whole(self, ("num_nodes",), most=MAX_NODES, none=True)
+        check_real(self, ("tol",), above=0)
+        check_whole(self, ("max_dimension", "max_points"))
 
     @property
     def noise(self) -> float:
@@ -135,6 +136,7 @@ class Quadrature(Approximation):
             If there are no continuous latents, their blocks are too large, or no mode is found.
         """
         problem.require_continuous(self.flag)
+        problem.require_gradient(self.flag)
         x = problem.unconstrain(params)
         blocks = find_blocks(problem, x, problem.start, rng_key, SPREAD)
         name, size = problem.spec.latents[0].name, blocks.block_size
@@ -155,11 +157,8 @@ class Quadrature(Approximation):
         """The modes at the first parameters, and what belongs to which block."""
         blocks = self.known_blocks
         mode = first_mode(self.flag, rng_key, blocks, problem, params)
-        labels, x, center = blocks.labels, problem.unconstrain(params), np.asarray(mode.u)
-        # Not at the first parameters: Beta(1, 1), say, does not depend on its latent.
-        away = jax.random.normal(rng_key, x.shape, x.dtype)
-        found = (owners(problem, x + s * away, center, labels) for s in (SPREAD, 0.1 * SPREAD))
-        owner = next((each for each in found if each is not None), None)
+        x, center = problem.unconstrain(params), np.asarray(mode.u)
+        owner = owners(problem, x, center, blocks.labels)
         if owner is None:
             raise ModelError(
                 f"Site '{problem.spec.latents[0].name}': e_step='quadrature' cannot tell which "

@@ -9,8 +9,9 @@ import numpy as np
 from scipy.special import logsumexp
 
 from ppl_em.params import Params
-from ppl_em.posterior import Gaussian, Placed, block_sums
+from ppl_em.posterior import Gaussian, Placed, block_sums, constant_part
 from ppl_em.problem import Problem
+from ppl_em.util import ModelError
 
 HERMITE = {1: (7, 11, 15, 19, 23), 2: (5, 9, 13, 15, 17, 21, 27, 35, 45, 63, 91)}
 """Nodes of Gauss-Hermite rules that are tried, in one dimension and in each of more."""
@@ -109,7 +110,14 @@ def value_on(
     places = np.minimum(np.arange(-(-count // CHUNK) * CHUNK), count - 1).reshape(-1, CHUNK)
     parts = [_sums(problem, params, law, owner, jnp.asarray(offsets[part])) for part in places]
     sums = np.concatenate([np.asarray(part) for part in parts])[:count]
-    return float(np.sum(logsumexp(sums[:, :-1] + logs, axis=0)) + sums[0, -1])
+    base = float(constant_part(jnp.asarray(sums[:, -1])))
+    if np.isnan(base) and np.all(np.isfinite(sums[:, -1])):
+        raise ModelError(
+            f"Site '{problem.spec.latents[0].name}': terms of the log-joint that have no slope in "
+            f"the latents change with them all the same, so e_step='quadrature' would leave them "
+            f"out. Use e_step='nuts', or write the model without steps in its latents."
+        )
+    return float(np.sum(logsumexp(sums[:, :-1] + logs, axis=0)) + base)
 
 
 _sums = jax.jit(block_sums)

@@ -1,14 +1,14 @@
 """What a result computes from on request: the problem and the end of a run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import numpy as np
 
-from ppl_em.algorithms import Polish, Verdict
-from ppl_em.e_step import DeterministicEStep, EStep
+from ppl_em.algorithms import Certified, Polish, Verdict
+from ppl_em.e_step import DeterministicEStep, EStep, expectation
 from ppl_em.fit.audit import audit
 from ppl_em.likelihood import (
     Information,
@@ -25,7 +25,7 @@ from ppl_em.likelihood import (
 from ppl_em.likelihood.active_constraints import active_constraints
 from ppl_em.params import AtBounds, flat_bounds, within_reach
 from ppl_em.posterior import Posterior, WeightedDraws
-from ppl_em.problem import Problem
+from ppl_em.problem import Problem, on_request
 from ppl_em.result import Audit, EMResult, Uncertainty, to_datatree
 from ppl_em.stats import relative_error
 
@@ -55,15 +55,19 @@ class FittedParts:
     polish: Polish | None
     at: AtBounds | None = None
     penalised: bool = False
+    certified: Certified | None = None
 
+    @on_request
     def datatree(self, result: EMResult) -> "xarray.DataTree":
         """Build the result's DataTree."""
         return to_datatree(result, self.problem)
 
+    @on_request
     def audit(self, result: EMResult, rng_key: jax.Array, e_step: str | EStep) -> Audit:
         """Look at the returned parameters with a stronger E-step."""
         return audit(rng_key, self.problem, self.x, result, e_step)
 
+    @on_request
     def uncertainty(self) -> Uncertainty:
         """Invert the observed information; carry it to the model's own scale."""
         found, (information, left_out, note), reason = self._information()
@@ -87,6 +91,14 @@ class FittedParts:
         method = information.method + (", penalised" if self.penalised else "")
         bounds = flat_bounds(self.problem.space, self.problem.constrain(self.x))
         return Uncertainty(covariance, mcse, se_mcse, method, reason, note, active, bounds)
+
+    @property
+    def _look(self) -> Callable[[jax.Array], float] | None:
+        """The log-likelihood at x (p,), where the E-step has one without noise."""
+        if self.e_step.stochastic or not self.e_step.is_function:
+            return None
+        own = cast(DeterministicEStep, self.e_step)
+        return lambda x: float(expectation(own, self.problem, x, self.e_state)[2].objective)
 
     def _unexcluded(self, errors: np.ndarray) -> str:
         """Which bounds the draws do not exclude, from standard errors (P,); empty if none."""
@@ -118,7 +130,7 @@ class FittedParts:
         for information in self._candidates():
             aside = information, np.zeros(0, int), ""
             if not self.e_step.stochastic or np.any(np.isfinite(information.matrix)):
-                aside = set_aside(self.problem, self.x, information, self.at)
+                aside = set_aside(self.problem, self.x, information, self.at, self._look)
             if aside[0].precise:
                 return information, aside, ""
             found.append((information, aside))
@@ -138,7 +150,10 @@ class FittedParts:
         second choice. The last is the Hessian of an importance-sampled log-likelihood.
         """
         if not self.e_step.stochastic:
-            e_step = cast(DeterministicEStep, self.e_step)
+            e_step, known = cast(DeterministicEStep, self.e_step), self.certified
+            if known is not None and known.x is self.x and known.information is not None:
+                yield known.information
+                return
             yield marginal_information(e_step, self.problem, self.x, self.e_state)
             return
         draws = np.asarray(cast(WeightedDraws, self.posterior).draws)

@@ -14,7 +14,7 @@ from ppl_em.params import Params
 from ppl_em.posterior import LogLikelihood
 from ppl_em.problem import Problem
 from ppl_em.problem.penalties import penalties
-from ppl_em.result import EMResult, LatentPosterior
+from ppl_em.result import Certificate, EMResult, LatentPosterior
 
 logger = logging.getLogger("ppl_em")
 
@@ -49,8 +49,8 @@ def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMRes
         posterior, state, info = expectation(e_step, problem, x, state)
         log_likelihood = posterior.log_likelihood(key_evidence, problem, x)
         if log_likelihood is None:
-            own = cast(DeterministicEStep, e_step)
-            value = _in_full(own, problem, x, state, float(info.objective))
+            full = cast(DeterministicEStep, e_step).in_full(problem, problem.constrain(x), state)
+            value = float(info.objective if full is None else full)
             log_likelihood = LogLikelihood(value, e_step.kind)
     _warn_of_float32(e_step, log_likelihood.value, x.dtype)
     params = problem.constrain(x)
@@ -68,29 +68,33 @@ def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMRes
         e_step=e_step.flag,
         seconds={"total": time.monotonic() - outcome.begin, "compile": outcome.compile_seconds},
         parts=FittedParts(
-            problem, e_step, x, state, posterior, outcome.polish, outcome.at, bool(terms)
+            problem,
+            e_step,
+            x,
+            state,
+            posterior,
+            outcome.polish,
+            outcome.at,
+            bool(terms),
+            outcome.certified,
         ),
         boundary={} if outcome.at is None else outcome.at.found,
         penalties=terms,
+        certificate=_certificate(problem, outcome),
     )
 
 
-def _in_full(
-    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any, condensed: float
-) -> float:
-    """The log-likelihood from every row of the data, to compare with that of condensed ones."""
-    full = e_step.in_full(problem, problem.constrain(x), state)
-    if full is None:
-        return condensed
-    value = float(full)
-    if not abs(value - condensed) < 1e-8 * (1 + abs(value)):
-        logger.warning(
-            "The condensed data give the log-likelihood %.10g, all rows %.10g: rounding has grown, "
-            "perhaps because a scale went to 0. Use `Exact(min_rows=None)`.",
-            condensed,
-            value,
-        )
-    return value
+def _certificate(problem: Problem, outcome: Outcome) -> Certificate | None:
+    """What was checked; after a run by draws its confirming phase."""
+    if outcome.certified is not None:
+        return outcome.certified.certificate
+    if outcome.polish is None or not outcome.polish.information.usable:
+        return None
+    found = outcome.polish.information
+    step, errors = found.newton_step, np.sqrt(np.diag(found.covariance))
+    longest = float(np.max(np.abs(step) / np.where(errors > 0, errors, np.inf)))
+    smallest = float(np.linalg.eigvalsh(found.inside[1])[0])
+    return Certificate(found.gap, longest, smallest, (), "monte_carlo")
 
 
 def _history(

@@ -10,7 +10,7 @@ from ppl_em.likelihood.draw_evaluation import (
 )
 from ppl_em.likelihood.identifiability import set_aside
 from ppl_em.likelihood.importance_information import sampled_information
-from ppl_em.likelihood.information import MAX_SE_NOISE, Information, holding
+from ppl_em.likelihood.information import MAX_SE_NOISE, Information, holding, named
 from ppl_em.likelihood.louis import Components, ScoreMoments, find, louis_information
 from ppl_em.likelihood.observed import (
     held_value_and_score,
@@ -37,6 +37,7 @@ __all__ = [
     "louis_information",
     "marginal_information",
     "moved",
+    "named",
     "sampled_information",
     "score_moments",
     "set_aside",

@@ -1,6 +1,7 @@
 """Observed information and the covariance of the parameters."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import jax
 import numpy as np
@@ -11,6 +12,9 @@ from ppl_em.stats import relative_error
 
 MAX_SE_NOISE = 0.2
 """Standard errors with a larger relative Monte Carlo error are withheld."""
+
+RESOLUTION = 1e-10
+"""Eigenvalues, of a matrix scaled to a unit diagonal, that rounding alone can make."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,10 @@ class Information:
     reason
         Empty if the matrix is positive definite; else which direction is not, and what to do.
     held
-        Directions, (p, r), in which nothing is estimated: towards a boundary or an active
-        constraint, or where the likelihood is flat; None for none.
+        Normals, (p, r), across which nothing moves: towards a boundary or an active constraint, or
+        along which the likelihood is flat; None for none.
+    resolution
+        Eigenvalues, of the matrix scaled to a unit diagonal, that its errors alone can make.
     """
 
     gradient: np.ndarray
@@ -44,6 +50,17 @@ class Information:
     reason: str
     replicates: np.ndarray | None = None
     held: np.ndarray | None = None
+    resolution: float = RESOLUTION
+
+    @cached_property
+    def frame(self) -> np.ndarray:
+        """Directions, (p, q), that are free, in units in which the matrix has a unit diagonal."""
+        return frame(self.matrix, self.held)
+
+    @property
+    def inside(self) -> tuple[np.ndarray, np.ndarray]:
+        """Score (q,) and matrix (q, q) in the directions of `frame`."""
+        return self.frame.T @ self.gradient, self.frame.T @ self.matrix @ self.frame
 
     @property
     def usable(self) -> bool:
@@ -60,10 +77,7 @@ class Information:
         """Inverse of the matrix, shape (p, p); NaN where it is not usable."""
         if not self.usable:
             return np.full_like(self.matrix, np.nan)
-        if self.held is None:
-            return np.linalg.inv(self.matrix)
-        rest = complement(self.held)
-        return rest @ np.linalg.inv(rest.T @ self.matrix @ rest) @ rest.T
+        return self.frame @ np.linalg.inv(self.inside[1]) @ self.frame.T
 
     @property
     def se_noise(self) -> float:
@@ -94,9 +108,8 @@ class Information:
 
         Also where the matrix is not positive definite; NaN where it is exactly singular.
         """
-        rest = np.eye(len(self.matrix)) if self.held is None else complement(self.held)
         try:
-            return rest @ np.linalg.solve(rest.T @ self.matrix @ rest, rest.T @ right)
+            return self.frame @ np.linalg.solve(self.inside[1], self.frame.T @ right)
         except np.linalg.LinAlgError:
             return np.full(np.shape(right), np.nan)
 
@@ -104,24 +117,22 @@ class Information:
         """The step to the maximum of the quadratic model, (p,), and the gain that it promises.
 
         At most `max_length` standard errors long. Where the matrix is not positive definite its
-        eigenvalues, scaled to a unit diagonal, count by their size, which makes the step one
-        uphill. NaN is promised where it is not finite.
+        eigenvalues count by their size, in units in which neither the diagonal nor the score is
+        above 1, which makes the step one uphill. NaN is promised where it is not finite.
         """
-        rest = np.eye(len(self.matrix)) if self.held is None else complement(self.held)
-        gradient, matrix = rest.T @ self.gradient, rest.T @ self.matrix @ rest
-        if not np.all(np.isfinite(matrix)):
+        if not (np.all(np.isfinite(self.matrix)) and np.all(np.isfinite(self.gradient))):
             return np.zeros_like(self.gradient), np.nan
+        gradient, matrix = self.inside
         if self.usable:
             inside = np.linalg.solve(matrix, gradient)
         else:
-            diagonal = np.abs(np.diag(matrix))
-            scale = 1 / np.sqrt(np.maximum(diagonal, np.abs(gradient) + 1e-12))
+            scale = 1 / np.maximum(np.abs(gradient), 1.0)
             values, vectors = np.linalg.eigh(scale[:, None] * matrix * scale)
             sizes = np.maximum(np.abs(values), 1e-8)
             inside = scale * (vectors @ (vectors.T @ (scale * gradient) / sizes))
-        promised = max(0.5 * gradient @ inside, 0.0)
+        promised = max(float(0.5 * gradient @ inside), 0.0)
         length = np.sqrt(2 * promised)
-        return rest @ inside * min(1.0, max_length / max(length, 1e-300)), float(promised)
+        return self.frame @ inside * min(1.0, max_length / max(length, 1e-300)), promised
 
     @property
     def newton_error(self) -> np.ndarray:
@@ -142,21 +153,36 @@ class Information:
         return float(0.5 * np.trace(self.solve(self.score_error)))
 
 
+def frame(matrix: np.ndarray, held: np.ndarray | None) -> np.ndarray:
+    """Directions, (p, q), in which nothing that is `held` (p, r) moves.
+
+    Each is in units of the standard errors that single parameters would have if all others were
+    known, so that `matrix` (p, p) means the same whatever units the data are in.
+    """
+    sizes = np.sqrt(np.abs(np.diag(matrix)))
+    usable = np.isfinite(sizes) & (sizes > 0)
+    scale = 1 / np.where(usable, sizes, 1.0)
+    if held is None:
+        return np.diag(scale)
+    return scale[:, None] * complement(scale[:, None] * held)
+
+
 def complement(directions: np.ndarray) -> np.ndarray:
     """An orthonormal basis (p, p - r) of what is orthogonal to `directions` (p, r)."""
-    left, sizes, _ = np.linalg.svd(directions)
+    lengths = np.linalg.norm(directions, axis=0)
+    left, sizes, _ = np.linalg.svd(directions / np.where(lengths > 0, lengths, 1.0))
     rank = int(np.sum(sizes > 1e-10 * np.max(sizes, initial=0.0)))
     return left[:, rank:]
 
 
 def holding(
-    problem: Problem, x: jax.Array, information: Information, directions: np.ndarray
+    problem: Problem, x: jax.Array, information: Information, normals: np.ndarray
 ) -> Information:
-    """The information with nothing moving along `directions` (p, r) either."""
+    """The information with nothing moving across `normals` (p, r) either."""
     if information.held is not None:
-        directions = np.concatenate([information.held, directions], axis=1)
-    text = trouble(problem, x, information.matrix, complement(directions))
-    return replace(information, reason=text, held=directions)
+        normals = np.concatenate([information.held, normals], axis=1)
+    text = trouble(problem, x, information.matrix, normals, information.resolution)
+    return replace(information, reason=text, held=normals)
 
 
 def checked(
@@ -166,39 +192,55 @@ def checked(
     matrix: np.ndarray,
     method: str,
     error: np.ndarray,
+    resolution: float = RESOLUTION,
 ) -> Information:
     """Symmetrise `matrix` (p, p) and say whether it can be inverted."""
     matrix = (matrix + matrix.T) / 2
-    return Information(gradient, matrix, method, error, trouble(problem, x, matrix))
+    text = trouble(problem, x, matrix, None, resolution)
+    return Information(gradient, matrix, method, error, text, resolution=resolution)
 
 
 def trouble(
-    problem: Problem, x: jax.Array, matrix: np.ndarray, basis: np.ndarray | None = None
+    problem: Problem,
+    x: jax.Array,
+    matrix: np.ndarray,
+    held: np.ndarray | None,
+    resolution: float,
 ) -> str:
-    """Why `matrix` (p, p), in the directions of a `basis` (p, q), cannot be inverted."""
+    """Why `matrix` (p, p) cannot be inverted with nothing moving across `held` (p, r)."""
     if not np.all(np.isfinite(matrix)):
         return (
             "the information matrix is not finite; the parameters may be at a boundary, or the "
             "E-step has none to give"
         )
-    basis = np.eye(len(matrix)) if basis is None else basis
+    basis = frame(matrix, held)
     if not basis.shape[1]:
         return ""
     values, vectors = np.linalg.eigh(basis.T @ matrix @ basis)
-    if values[0] > max(1e-10 * abs(values[-1]), 1e-10):
+    if values[0] > resolution * max(1.0, values[-1]):
         return ""
-    return not_definite(problem, x, values[0], basis @ vectors[:, 0])
+    return not_definite(problem, x, values[0], basis @ vectors[:, 0], matrix)
 
 
-def not_definite(problem: Problem, x: jax.Array, eigenvalue: float, direction: np.ndarray) -> str:
+def not_definite(
+    problem: Problem, x: jax.Array, eigenvalue: float, direction: np.ndarray, matrix: np.ndarray
+) -> str:
     """That the information at `x` is singular along `direction`, both (p,)."""
-    labels = flat_labels(problem.space.unravel(np.asarray(x)))
-    weights = np.abs(direction)
-    names = [labels[i] for i in np.argsort(-weights) if weights[i] > 0.3][:4]
     return (
-        f"the information matrix is not positive definite (smallest eigenvalue "
-        f"{eigenvalue:.2g}), in the direction of {', '.join(names)}: not identified, at a "
+        f"the information matrix, scaled to a unit diagonal, is not positive definite (smallest "
+        f"eigenvalue {eigenvalue:.2g}), in the direction of "
+        f"{', '.join(named(problem, x, direction, matrix))}: not identified, at a "
         f"boundary, or running off to infinity, as where outcomes are all alike or a covariate "
         f"separates them; fix one of them with `fixed`, constrain it, or give it a prior "
         f"(`map_sites`)"
     )
+
+
+def named(
+    problem: Problem, x: jax.Array, direction: np.ndarray, matrix: np.ndarray, most: int = 4
+) -> list[str]:
+    """Parameters with a large share in `direction` (p,), in units of their own curvature."""
+    labels = flat_labels(problem.space.unravel(np.asarray(x)))
+    shares = np.abs(direction / np.diag(frame(matrix, None)))
+    shares = shares / max(np.max(shares, initial=0.0), 1e-300)
+    return [labels[i] for i in np.argsort(-shares) if shares[i] > 0.3][:most]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.e_step import Approximation, DeterministicEStep, EStep, Strength
-from ppl_em.likelihood.information import Information, checked
+from ppl_em.likelihood.information import RESOLUTION, Information, checked, frame
 from ppl_em.optimize import difference_points, from_differences
 from ppl_em.problem import Problem
 
@@ -16,6 +16,18 @@ MAX_HESSIAN = 2e7
 
 COLUMNS = 8
 """Columns of a Hessian that are computed side by side."""
+
+BY_DIFFERENCES = 1e-8
+"""As `RESOLUTION`, for Hessians by differences of gradients."""
+
+DEPENDENT = 1e-4
+"""Eigenvalue, of a matrix scaled to a unit diagonal, from which coordinates are a poor frame."""
+
+WIDTH = 3e-4
+"""How far apart gradients are taken in such a frame, in standard errors."""
+
+MAX_FRAMES = 2
+"""Frames that are tried after the coordinates."""
 
 
 @jax.jit(static_argnums=0)
@@ -80,14 +92,51 @@ def held_value_and_score(
 def _score_and_differences(
     e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The gradient, (p,), and the Hessian by differences of gradients, (p, p)."""
-    points, width = difference_points(x)
-    points = jnp.concatenate([points, x[None]])
+    """The gradient, (p,), and the Hessian by differences of gradients, (p, p).
+
+    Where the coordinates of x turn out to be a poor frame, in badly scaled units or nearly
+    dependent, the differences are taken anew in one in which the information is about the identity.
+    """
     coarse = e_step if e_step.noise is None else cast(Approximation, e_step).for_curvature()
+    points, width = difference_points(x)
     same = coarse == e_step
-    scores = _values_and_scores(coarse, problem, points, len(points) - (not same), state)[1]
-    gradient = scores[-1] if same else held_value_and_score(e_step, problem, x, state)[1]
-    return np.asarray(gradient), np.asarray(from_differences(scores[:-1], width))
+
+    def scores(points: jax.Array, more: int) -> np.ndarray:
+        points = jnp.concatenate([points, x[None]])
+        found = _values_and_scores(coarse, problem, points, len(points) - 1 + more, state)[1]
+        return np.asarray(found, float)
+
+    found = scores(points, int(same))
+    gradient = found[-1] if same else held_value_and_score(e_step, problem, x, state)[1]
+    hessian = np.asarray(from_differences(found[:-1], width), float)
+    for _ in range(MAX_FRAMES):
+        basis = _whitening(-hessian, np.asarray(width))
+        if basis is None:
+            break
+        moves = jnp.asarray(WIDTH * basis.T, x.dtype)
+        ahead, behind = np.split(scores(jnp.concatenate([x + moves, x - moves]), 0)[:-1], 2)
+        inside = (ahead - behind) @ basis / (2 * WIDTH)
+        if not np.all(np.isfinite(inside)):
+            break
+        back = np.linalg.inv(basis)
+        hessian = back.T @ ((inside + inside.T) / 2) @ back
+    return np.asarray(gradient), hessian
+
+
+def _whitening(matrix: np.ndarray, width: np.ndarray) -> np.ndarray | None:
+    """Directions (p, p) in which information of `matrix` (p, p) is about the identity.
+
+    None where differences of `width` (p,) along coordinates have been good enough: of a length
+    that is small next to standard errors, but not too small, and far from dependent.
+    """
+    if not np.all(np.isfinite(matrix)):
+        return None
+    scale = np.diag(frame(matrix, None))
+    values, vectors = np.linalg.eigh(scale[:, None] * matrix * scale)
+    steps = width / scale
+    if np.all(np.abs(values) > DEPENDENT) and np.all((steps > 1e-8) & (steps < 1e-2)):
+        return None
+    return scale[:, None] * vectors / np.sqrt(np.maximum(np.abs(values), BY_DIFFERENCES))
 
 
 def marginal_information(
@@ -98,14 +147,16 @@ def marginal_information(
     By automatic differentiation, or by differences of gradients where that is too large or the
     objective is an approximation that is differentiable once.
     """
-    hessian = np.array(np.nan)
+    hessian, resolution = np.array(np.nan), RESOLUTION
     if not is_large(problem) and e_step.noise is None:
         gradient, hessian = jax.device_get(_score_and_hessian(e_step, problem, x, state))
     if not np.all(np.isfinite(hessian)):
         gradient, hessian = _score_and_differences(e_step, problem, x, state)
+        resolution = BY_DIFFERENCES
     kind = "exact log-likelihood" if e_step.strength is Strength.EXACT else e_step.kind
     method = f"Hessian of the {kind.replace('_', ' ')}"
-    return checked(problem, x, gradient, -hessian, method, np.zeros_like(hessian))
+    gradient, matrix = np.asarray(gradient, float), -np.asarray(hessian, float)
+    return checked(problem, x, gradient, matrix, method, np.zeros_like(matrix), resolution)
 
 
 @jax.jit(static_argnums=0)

@@ -1,6 +1,6 @@
 """Parameters: their values and one unconstrained vector, constraints, bounds."""
 
-from ppl_em.params.bounds import AtBounds, Boundary, ends, within_reach
+from ppl_em.params.bounds import AtBounds, Boundary, Place, ends, has_end, place_of, within_reach
 from ppl_em.params.constraint import (
     ActiveConstraint,
     Constraint,
@@ -28,6 +28,7 @@ __all__ = [
     "ParamSite",
     "ParamSpace",
     "Params",
+    "Place",
     "Restriction",
     "as_value",
     "check_start",
@@ -35,8 +36,10 @@ __all__ = [
     "ends",
     "flat_bounds",
     "flat_labels",
+    "has_end",
     "is_inside",
     "make_site",
+    "place_of",
     "resolve",
     "split_option",
     "within_reach",

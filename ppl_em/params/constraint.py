@@ -12,7 +12,15 @@ from numpyro.distributions import biject_to
 from numpyro.distributions import constraints as supports
 
 from ppl_em.params.space import Params, ParamSpace
-from ppl_em.util import ModelError, Static, brief, check_known, check_mapping
+from ppl_em.util import (
+    Fingerprint,
+    ModelError,
+    Static,
+    brief,
+    check_known,
+    check_mapping,
+    fingerprint,
+)
 
 
 @dataclass(frozen=True)
@@ -55,16 +63,22 @@ class Restriction:
 
     `lower` and `upper` are arrays of `shape`, the shape of the function's value, infinite where
     there is no bound. `barrier` says whether a barrier keeps it. `site` is the parameter of a box
-    whose coordinates have bounds of their own on the unconstrained scale.
+    whose coordinates have bounds of their own on the unconstrained scale. `program` is the
+    fingerprint of the function, by which it is told apart: it may read what has changed since.
     """
 
     name: str
-    fn: Callable[[Params], ArrayLike]
+    fn: Callable[[Params], ArrayLike] = field(compare=False)
     lower: Static
     upper: Static
     shape: tuple[int, ...]
     barrier: bool
     site: str | None
+    program: Fingerprint
+
+    def again(self, params: Params) -> Fingerprint:
+        """The fingerprint of the function as it is now."""
+        return fingerprint(self.fn, params)
 
     @property
     def labels(self) -> list[str]:
@@ -168,7 +182,8 @@ def _resolved(name: str, constraint: Constraint, space: ParamSpace, params: Para
     barrier = bool(constraint.barrier)
     if barrier and np.any(lower == upper):
         raise _refused(name, "an equation has no inside for a barrier", "Leave `barrier` out")
-    return Restriction(name, fn, Static(lower), Static(upper), value.shape, barrier, site)
+    shape, program = value.shape, fingerprint(fn, params)
+    return Restriction(name, fn, Static(lower), Static(upper), shape, barrier, site, program)
 
 
 def _refused(name: str, fact: str, remedy: str) -> ModelError:

@@ -19,12 +19,12 @@ from ppl_em.posterior.gaussian_filter import (
     semi_solve,
 )
 from ppl_em.posterior.laplace import GaussianLaw, LaplaceApproximation, half_trace
-from ppl_em.posterior.linalg import roots, solve
+from ppl_em.posterior.linalg import roots
 from ppl_em.posterior.log_likelihood import OF_PARAMETERS, LogLikelihood
 from ppl_em.posterior.mixture import BlockLayout, GaussianMixture
 from ppl_em.posterior.numpyro_guide import AutoLaw, Guided, Law, UserLaw
 from ppl_em.posterior.product import PartPosterior, Product
-from ppl_em.posterior.quadrature import Nodes, block_sums
+from ppl_em.posterior.quadrature import Nodes, block_sums, constant_part
 from ppl_em.posterior.quadrature_rules import Placed, Span, find_span, gauss_hermite, sinh_trapezoid
 from ppl_em.posterior.variational import MAX_HESSIAN, GaussianGuide, flat_blocks, guide_hessian
 
@@ -63,6 +63,7 @@ __all__ = [
     "UserLaw",
     "WeightedDraws",
     "block_sums",
+    "constant_part",
     "constrain_draws",
     "draw_mixing",
     "filtered",
@@ -76,6 +77,5 @@ __all__ = [
     "semi_cholesky",
     "semi_solve",
     "sinh_trapezoid",
-    "solve",
     "transpose",
 ]

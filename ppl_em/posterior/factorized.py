@@ -12,6 +12,7 @@ from ppl_em.posterior.linalg import roots
 from ppl_em.posterior.variational import MAX_HESSIAN, GaussianGuide, guide_hessian
 from ppl_em.problem import Latents, Problem
 from ppl_em.structure import Blocks
+from ppl_em.util import cholesky, solve_lower
 
 SD_SAMPLES = 2000
 """Draws behind standard deviations on the model's own scale."""
@@ -71,9 +72,9 @@ class Factorized(GaussianGuide):
         JMLR 19.
         """
         size = self.blocks.block_size
-        tril = jnp.linalg.cholesky(-guide_hessian(self, problem, params))
+        tril = cholesky(-guide_hessian(self, problem, params))
         identity = jnp.broadcast_to(jnp.eye(2 * size)[:, :size], (*tril.shape[:2], size))
-        half = jax.scipy.linalg.solve_triangular(tril, identity, lower=True)
+        half = solve_lower(tril, identity)
         return jnp.swapaxes(half, -1, -2) @ half
 
     def block_roots(self) -> jax.Array:

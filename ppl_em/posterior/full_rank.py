@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.posterior.linalg import log_det, solve
+from ppl_em.posterior.linalg import log_det
 from ppl_em.posterior.variational import GaussianGuide
 from ppl_em.structure import Blocks
+from ppl_em.util import solve_lower
 
 
 @jax.tree_util.register_dataclass
@@ -58,7 +59,7 @@ class FullRank(GaussianGuide):
     def log_densities(self, u: jax.Array) -> jax.Array:
         """Terms of log q(u) for `u` (n, D), shape (n, D); each block's sum is its log-density."""
         away = jnp.moveaxis(self.blocks.split(u - self.loc), 0, -1)
-        noise = self.blocks.join(jnp.moveaxis(solve(self.scale, away), -1, 0))
+        noise = self.blocks.join(jnp.moveaxis(solve_lower(self.scale, away), -1, 0))
         diagonal = self.blocks.join(jnp.diagonal(self.scale, axis1=-2, axis2=-1))
         return -0.5 * noise**2 - jnp.log(diagonal) - 0.5 * np.log(2 * np.pi)
 

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.posterior.linalg import inverse_transpose, log_det, solve, standard_normal
+from ppl_em.posterior.linalg import inverse_transpose, log_det, standard_normal
 from ppl_em.structure import Arrow, ArrowMatrix
+from ppl_em.util import cholesky, solve_lower
 
 
 @jax.tree_util.register_dataclass
@@ -39,15 +40,15 @@ class GaussianArrow:
         cls, arrow: Arrow, precision: ArrowMatrix, here: jax.Array, gradient: jax.Array
     ) -> "GaussianArrow":
         """The law with this precision and a log-density of this gradient at `here` (d,)."""
-        tril = jnp.linalg.cholesky(precision.local)
-        border = solve(tril, precision.border)
+        tril = cholesky(precision.local)
+        border = solve_lower(tril, precision.border)
         flat = border.reshape(-1, arrow.num_shared)
-        shared_tril = jnp.linalg.cholesky(precision.shared - flat.T @ flat)
+        shared_tril = cholesky(precision.shared - flat.T @ flat)
         root, shared_root = inverse_transpose(tril), inverse_transpose(shared_tril)
         slope = -root @ (border @ shared_root)
 
         score, shared_score = arrow.split(gradient)
-        half = solve(tril, score[..., None])[..., 0]
+        half = solve_lower(tril, score[..., None])[..., 0]
         noise = shared_root.T @ (shared_score - flat.T @ half.ravel())
         shift = jnp.einsum("gij,gj->gi", root, half) + slope @ noise
         mean = here + arrow.join(shift, shared_root @ noise)

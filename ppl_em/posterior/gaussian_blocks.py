@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.posterior.linalg import inverse_transpose, log_det, solve, standard_normal
+from ppl_em.posterior.linalg import inverse_transpose, log_det, standard_normal
 from ppl_em.structure import Blocks
+from ppl_em.util import cholesky, solve_lower, solve_lower_transposed
 
 
 @jax.tree_util.register_dataclass
@@ -30,9 +31,9 @@ class Gaussian:
         cls, blocks: Blocks, precision: jax.Array, here: jax.Array, gradient: jax.Array
     ) -> "Gaussian":
         """The law with a precision (G, k, k) and a log-density of this gradient at `here` (d,)."""
-        tril = jnp.linalg.cholesky(precision)
-        half = solve(tril, blocks.split(gradient)[..., None])
-        shift = solve(tril, half, trans="T")[..., 0]
+        tril = cholesky(precision)
+        half = solve_lower(tril, blocks.split(gradient)[..., None])
+        shift = solve_lower_transposed(tril, half)[..., 0]
         return cls(here + blocks.join(shift), tril, inverse_transpose(tril), blocks)
 
     @property

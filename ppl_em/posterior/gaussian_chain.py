@@ -14,6 +14,7 @@ import numpy as np
 
 from ppl_em.posterior.linalg import inverse_transpose, log_det, standard_normal
 from ppl_em.structure import Band, Chain
+from ppl_em.util import cholesky
 
 
 @jax.tree_util.register_dataclass
@@ -137,7 +138,7 @@ class GaussianChain:
         """A square root of the covariance of blocks t and t + 1 together, (B, 2k, 2k)."""
         covariance = self.pair_covariances()[t]
         k = self.chain.block_size
-        after = jnp.linalg.cholesky(covariance[:, k:, k:])
+        after = cholesky(covariance[:, k:, k:])
         above = jnp.concatenate([self.root[t], mul(self.gain[t], after)], axis=-1)
         return jnp.concatenate([above, jnp.concatenate([jnp.zeros_like(after), after], -1)], -2)
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from ppl_em.posterior.gaussian_chain import GaussianChain, mul, transpose
 from ppl_em.posterior.linalg import inverse_transpose, log_det
 from ppl_em.structure import Chain
+from ppl_em.util import cholesky
 
 
 class Transitions(NamedTuple):
@@ -59,7 +60,7 @@ def filtered(
         mean = mul(move, mean[..., None])[..., 0] + shift
         ahead = mul(mul(move, spread), transpose(move)) + mul(own, transpose(own))
         seen = mul(ahead, tril)
-        scale = jnp.linalg.cholesky(one + mul(transpose(tril), seen))
+        scale = cholesky(one + mul(transpose(tril), seen))
         root = inverse_transpose(scale)
         miss = rest + mul(transpose(tril), (place - mean)[..., None])[..., 0]
         noise = mul(transpose(root), miss[..., None])

@@ -1,21 +1,15 @@
-"""Triangular systems, their log-determinants, and the density of standard normal noise."""
+"""Triangular matrices, their log-determinants, and the density of standard normal noise."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-def solve(tril: jax.Array, right: jax.Array, trans: str = "N") -> jax.Array:
-    """Triangular systems (..., k, k) with right-hand sides (..., k, n)."""
-    return jax.lax.linalg.triangular_solve(
-        tril, right, left_side=True, lower=True, transpose_a=trans == "T"
-    )
+from ppl_em.util import cholesky, inverse_lower
 
 
 def inverse_transpose(tril: jax.Array) -> jax.Array:
     """Of triangular matrices (..., k, k)."""
-    identity = jnp.broadcast_to(jnp.eye(tril.shape[-1], dtype=tril.dtype), tril.shape)
-    return jnp.swapaxes(solve(tril, identity), -1, -2)
+    return jnp.swapaxes(inverse_lower(tril), -1, -2)
 
 
 def log_det(tril: jax.Array) -> jax.Array:
@@ -30,6 +24,6 @@ def standard_normal(noise: jax.Array, size: int) -> jax.Array:
 
 def roots(covariance: jax.Array, fallback: jax.Array) -> jax.Array:
     """Square roots of covariances (G, d, d), or `fallback` where they are not positive definite."""
-    tril = jnp.linalg.cholesky(covariance)
+    tril = cholesky(covariance)
     good = jnp.all(jnp.isfinite(tril), axis=(-2, -1), keepdims=True)
     return jnp.where(good, tril, fallback)

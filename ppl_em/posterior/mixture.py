@@ -12,7 +12,7 @@ from ppl_em.posterior.base import Centered, constrain_draws
 from ppl_em.posterior.linalg import inverse_transpose
 from ppl_em.problem import Latents, Problem
 from ppl_em.structure import Blocks
-from ppl_em.util import in_batches
+from ppl_em.util import cholesky, in_batches
 
 AT_ONCE = 16
 """Points evaluated side by side, at most."""
@@ -90,7 +90,7 @@ class GaussianMixture(Centered):
         away = self.means - mean
         second = roots @ jnp.swapaxes(roots, -1, -2) + away[..., None] * away[..., None, :]
         covariance = jnp.sum(self.weights[..., None, None] * second, axis=0)
-        return self._around(mean, jnp.linalg.cholesky(covariance))
+        return self._around(mean, cholesky(covariance))
 
     def expected_log_joint(self, problem: Problem, params: Params) -> jax.Array:
         """Q(params), exactly; a scalar.

@@ -22,6 +22,7 @@ from ppl_em.posterior.log_likelihood import LogLikelihood
 from ppl_em.problem import AllRows, Indices, Latents, Problem, Rows, minibatches
 from ppl_em.stats import pareto_khat
 from ppl_em.structure import log_joints
+from ppl_em.util import Fingerprint
 
 SITE = "latents"
 """The one site that autoguides see: all latents, unconstrained."""
@@ -99,9 +100,13 @@ class AutoLaw:
 
 @dataclass(frozen=True)
 class UserLaw:
-    """A guide written by hand: it samples the model's latent sites and has the same arguments."""
+    """A guide written by hand: it samples the model's latent sites and has the same arguments.
 
-    function: Callable
+    `program` is its fingerprint, by which compiled programs are looked up.
+    """
+
+    function: Callable = field(compare=False)
+    program: Fingerprint
     stratified: ClassVar[bool] = False  # base draws are keys
 
     def guide(self, start: jax.Array | None = None) -> Callable:

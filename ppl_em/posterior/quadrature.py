@@ -48,7 +48,8 @@ class Nodes(Posterior):
         sums = block_sums(problem, params, law, owner, placed.offsets)
         logs = sums[:, :-1] + placed.log_weights
         log_sums = jax.nn.logsumexp(logs, axis=0)
-        return cls(law, placed, jnp.exp(logs - log_sums), log_sums, sums[0, -1], owner)
+        base = constant_part(sums[:, -1])
+        return cls(law, placed, jnp.exp(logs - log_sums), log_sums, base, owner)
 
     @property
     def log_normalizer(self) -> jax.Array:
@@ -107,6 +108,15 @@ class Nodes(Posterior):
     def site_sds(self, problem: Problem, params: Params, rng_key: jax.Array) -> Latents:
         """Of all sites."""
         return self.moments(problem, params)[1]
+
+
+def constant_part(values: jax.Array) -> jax.Array:
+    """What belongs to no block, from its values at all nodes, (J,); NaN if they are not the same.
+
+    Then some term depends on latents in a way that slopes do not show, and was not integrated.
+    """
+    limit = max(1e-7, 1e3 * float(jnp.finfo(values.dtype).eps)) * (1 + jnp.abs(values[0]))
+    return jnp.where(jnp.ptp(values) <= limit, values[0], jnp.nan)
 
 
 def block_sums(

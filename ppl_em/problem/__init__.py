@@ -16,6 +16,7 @@ from ppl_em.problem.feasibility import (
     restrict,
     violated,
 )
+from ppl_em.problem.fingerprint import check_unchanged, on_request
 from ppl_em.problem.minibatches import check_batches, draw_rows
 from ppl_em.problem.problem import Latents, Problem
 from ppl_em.problem.sites import LatentSite, site_dims
@@ -35,6 +36,7 @@ __all__ = [
     "brought_inside",
     "build_problem",
     "check_batches",
+    "check_unchanged",
     "conditions",
     "curvature",
     "density_and_gradients",
@@ -46,6 +48,7 @@ __all__ = [
     "look",
     "nearest_feasible",
     "needs",
+    "on_request",
     "restrict",
     "site_dims",
     "violated",

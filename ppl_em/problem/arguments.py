@@ -49,6 +49,7 @@ def split_arguments(
         The static description and the traced leaves.
     """
     leaves, treedef = jax.tree.flatten((args, kwargs), is_leaf=_is_frame)
+    leaves = [_own(leaf) for leaf in leaves]
     arrays = [_as_array(leaf) for leaf in leaves]
 
     def candidate(traced: list[bool]) -> tuple[Arguments, tuple[Any, ...]]:
@@ -113,9 +114,19 @@ def _as_array(leaf: Any) -> Any:
     return None
 
 
+def _own(leaf: Any) -> Any:
+    """`leaf`, or a copy of what its owner may change in place while the problem is in use."""
+    if isinstance(leaf, np.ndarray) or (_is_frame(leaf) and hasattr(leaf, "copy")):
+        return leaf.copy()
+    return leaf
+
+
 def _constant_key(leaf: Any) -> Any:
-    if _is_frame(leaf) and hasattr(leaf, "to_numpy"):
-        return (type(leaf).__name__, content_key(np.asarray(leaf)))
-    if isinstance(leaf, np.ndarray | jax.Array):
-        return content_key(leaf)
-    return ("constant", type(leaf).__name__, content_key(leaf))
+    """What tells constants apart by content; objects count by what the model makes of them.
+
+    That is in the fingerprint of the problem.
+    """
+    kind = (type(leaf).__module__, type(leaf).__qualname__)
+    if isinstance(leaf, np.ndarray | np.generic | jax.Array | int | float | complex | str | bytes):
+        return (kind, content_key(leaf))
+    return kind

@@ -24,13 +24,16 @@ from ppl_em.problem.checks import (
     param_constraint,
 )
 from ppl_em.problem.derivatives import density_and_gradients
+from ppl_em.problem.fingerprint import program_of
+from ppl_em.problem.masks import check_masked_arrays, check_masked_values, check_masks
 from ppl_em.problem.probe import probe
 from ppl_em.problem.problem import Problem
+from ppl_em.problem.scales import check_scales
 from ppl_em.problem.sites import ProblemSpec, _discrete_site, _latent_site
 from ppl_em.problem.subsampling import Plate, Whole
 from ppl_em.problem.supports import _moving_supports
 from ppl_em.problem.trace import run_model
-from ppl_em.util import ModelError, check_call, check_mapping
+from ppl_em.util import Fingerprint, ModelError, check_call, check_mapping, make_room
 
 logger = logging.getLogger("ppl_em")
 
@@ -74,6 +77,7 @@ def build_problem(
     narrower = check_mapping("constraints", constraints)
     init_params = check_mapping("init_params", init_params)
     check_call(model, args, kwargs)
+    check_masked_arrays(args, kwargs)
     trace = None
     plates: dict[str, Plate] = {}  # sub-sampled ones, which are made whole
     if not (map_sites or fixed or init_params):
@@ -86,6 +90,7 @@ def build_problem(
     start = {**init_params, **fixed}
     if trace is None:
         trace = run_model(model, rng_key, args, kwargs, start, spread=map_sites, validate=True)
+    check_masked_values(trace)
     check_observations(trace)
     space, values = _parameters(trace, map_sites, fixed, narrower, model)
     latents = {
@@ -111,10 +116,12 @@ def build_problem(
     )
     parts = [_unconstrained_start(continuous[site.name]) for site in sites]
     u = jax.device_put(np.concatenate(parts)) if parts else jnp.zeros((0,))
-    problem = _with_arguments(spec, args, kwargs, fixed, values, u)
+    problem = _with_arguments(spec, args, kwargs, fixed, u)
     if any("_scan_current_index" in site["infer"] for site in trace.values() if "infer" in site):
         problem = _side_by_side(problem, values)
     problem = probe(rng_key, problem, values)
+    check_masks(problem, values, trace)
+    check_scales(problem, values, trace)
     return problem, {**values, **fixed}
 
 
@@ -152,17 +159,21 @@ def _unconstrained_start(site: Site) -> np.ndarray:
 
 
 def _with_arguments(
-    spec: ProblemSpec, args: tuple, kwargs: dict, fixed: Params, values: Params, u: jax.Array
+    spec: ProblemSpec, args: tuple, kwargs: dict, fixed: Params, u: jax.Array
 ) -> Problem:
-    x = spec.space.unconstrain(values)
+    programs: dict[Arguments, Fingerprint] = {}
 
     def candidate(arguments: Arguments, leaves: tuple) -> Problem:
         return Problem(leaves, fixed, u, dataclasses.replace(spec, arguments=arguments))
 
     def traceable(arguments: Arguments, leaves: tuple) -> None:
-        jax.eval_shape(density_and_gradients, candidate(arguments, leaves), x, u)
+        programs[arguments] = program_of(candidate(arguments, leaves))
 
-    return candidate(*split_arguments(args, kwargs, traceable))
+    arguments, leaves = split_arguments(args, kwargs, traceable)
+    problem = candidate(arguments, leaves)
+    program = programs.get(arguments) or program_of(problem)
+    make_room(program)
+    return problem.with_spec(program=program)
 
 
 def _side_by_side(problem: Problem, values: Params) -> Problem:

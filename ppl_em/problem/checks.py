@@ -1,5 +1,6 @@
 """What a traced model and the options for its sites must satisfy before EM looks at them."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import Unit, constraints
 
+from ppl_em.discrete import MAX_VALUES, is_delta, mask_of, num_values
 from ppl_em.params import (
     Params,
     ParamSpace,
@@ -23,8 +25,12 @@ Trace = dict[str, Site]
 
 
 def is_latent(site: Site) -> bool:
-    """Whether a site is an unobserved sample site."""
-    return site["type"] == "sample" and not site["is_observed"]
+    """Whether a site is an unobserved sample site, other than a value by the name of Delta."""
+    return site["type"] == "sample" and not site["is_observed"] and not is_delta(site["fn"])
+
+
+def _is_discrete(site: Site) -> bool:
+    return is_latent(site) and site["fn"].support.is_discrete
 
 
 def is_factor(site: Site) -> bool:
@@ -71,18 +77,22 @@ def check_model(trace: Trace, model: Callable) -> None:
                 "it is a mutable site, whose value changes from run to run",
                 "EM needs a fixed log-density: remove it or make it a parameter",
             )
-        if (
-            is_latent(site)
-            and site["fn"].support.is_discrete
-            and not site["fn"].has_enumerate_support
-        ):
+        count = num_values(site["fn"]) if _is_discrete(site) else 1
+        if count == math.inf:
             raise site_error(
                 name,
                 f"a discrete latent {type(site['fn']).__name__} has no finite support to sum over",
                 "Use a distribution with enumerable support (a truncated one, say), or integrate "
                 "it out in the model",
             )
-    if any(is_latent(s) and s["fn"].support.is_discrete for s in trace.values()):
+        if count > MAX_VALUES and site["fn"].event_shape:
+            raise site_error(
+                name,
+                f"its {site['fn'].event_shape} elements have {count:,} joint values; at most "
+                f"{MAX_VALUES:,} are summed over",
+                "Put independent elements in a `numpyro.plate` instead of `.to_event`",
+            )
+    if any(_is_discrete(site) for site in trace.values()):
         _check_plates(trace)
     if not any(s["type"] == "sample" and s["is_observed"] for s in trace.values()):
         name = getattr(model, "__name__", "model")
@@ -178,7 +188,7 @@ def check_observations(trace: Trace) -> None:
         if site["type"] != "sample" or not site["is_observed"] or site["value"] is None:
             continue
         missing = np.isnan(np.asarray(site["value"], dtype=float))
-        mask = getattr(site["fn"], "_mask", True)
+        mask = mask_of(site["fn"])
         event = (1,) * site["fn"].event_dim
         if not isinstance(mask, bool):
             mask = np.asarray(mask).reshape(np.shape(mask) + event)
@@ -186,5 +196,6 @@ def check_observations(trace: Trace) -> None:
             raise site_error(
                 name,
                 f"{int(np.sum(missing & np.asarray(mask)))} of its observed values are NaN",
-                "Drop these rows, or pass `obs_mask=` so that they become latent",
+                "Put the site in `numpyro.handlers.mask(mask=~jax.numpy.isnan(...))`, which leaves "
+                "them out and stays exact",
             )

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import biject_to
 
+from ppl_em.discrete import is_delta
+
 
 def init_near_mean(spread: Iterable[str] = ()) -> Callable[[dict[str, Any]], Any]:
     """Start continuous latent sites at their prior means, or at 0 on the unconstrained scale.
@@ -21,6 +23,8 @@ def init_near_mean(spread: Iterable[str] = ()) -> Callable[[dict[str, Any]], Any
 
     def substitute_fn(site: dict[str, Any]) -> Any:
         if site["type"] != "sample" or site["is_observed"] or site["fn"].support.is_discrete:
+            return None
+        if is_delta(site["fn"]):
             return None
         fn = site["fn"]
         shape = (*site["kwargs"].get("sample_shape", ()), *fn.shape())

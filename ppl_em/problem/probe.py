@@ -7,11 +7,11 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro import handlers
-from numpyro.infer.util import compute_log_probs
 
 from ppl_em.params import Params
 from ppl_em.problem.derivatives import WIDE, Look, density_and_gradients, log_joint_at, look
+from ppl_em.problem.impossible import impossible
+from ppl_em.problem.jumps import is_misled, possible_steps
 from ppl_em.problem.problem import Problem
 from ppl_em.util import ModelError, Static, generator, site_error
 
@@ -61,12 +61,39 @@ def probe(rng_key: jax.Array, problem: Problem, values: Params) -> Problem:
         rough = _responds(problem, x, points[int(np.argmax(good))], unused)
         _refuse_unused(problem, unused & ~rough)
         problem = _with_rough(problem, rough)
+    start = points[int(np.argmax(good))]
     idle = np.all(by_latent == 0, axis=0)
+    if idle.any():  # so they may be at these parameters alone
+        away = (np.asarray(x) + 0.3 * rng.normal(size=x.shape)).astype(x.dtype)
+        idle &= ~np.any(_first_look(problem, jax.device_put(away), points)[1].by_latent != 0, 0)
+    problem, idle = _with_jumps(problem, x, start, idle, rng)
     if idle.any():
         logger.info("%d latent coordinates touch nothing (imputed where observed)", idle.sum())
         problem = problem.with_spec(idle=Static(idle))
-    start = jax.device_put(points[int(np.argmax(good))])
-    return dataclasses.replace(problem, start=start)
+    return dataclasses.replace(problem, start=jax.device_put(start))
+
+
+def _with_jumps(
+    problem: Problem, x: jax.Array, u: np.ndarray, idle: np.ndarray, rng: np.random.Generator
+) -> tuple[Problem, np.ndarray]:
+    """The problem with the sites whose jumps gradients miss, and what is `idle` (D,) all the same.
+
+    A coordinate without a gradient is not idle if values change with it.
+    """
+    steps = possible_steps(problem, x) if u.size else []
+    places = problem.unravel(jnp.arange(u.size))
+    found, idle = [], idle.copy()
+    for name in dict.fromkeys(step.source for step in steps):
+        mine = np.isin(np.arange(u.size), np.asarray(places[name]))
+        if not is_misled(problem, x, u, mine, rng):
+            continue
+        found.append(next(step for step in steps if step.source == name))
+        still = mine & idle
+        if still.any() and is_misled(problem, x, u, still, rng):
+            idle[still] = False
+    if found:
+        logger.info("the log-joint jumps where it has no gradient: %s", found)
+    return problem.with_spec(jumps=tuple(found)) if found else problem, idle
 
 
 def _first_look(problem: Problem, x: jax.Array, points: np.ndarray) -> tuple[Problem, Look]:
@@ -127,19 +154,13 @@ def _refuse_unused(problem: Problem, unused: np.ndarray) -> None:
 
 def _not_finite(problem: Problem, values: Params, u: jax.Array) -> ModelError:
     params = {**values, **problem.fixed}
-    args, kwargs = problem.arguments
-    program = handlers.seed(problem.at(params), 0)
     latents = problem.constrain_latents(params, u)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NumPyro's own words for the error below
-        terms, _ = compute_log_probs(program, args, kwargs, latents)
-    for name, term in terms.items():
-        if not bool(jnp.isfinite(term)):
-            return site_error(
-                name,
-                f"its log-density at the initial values is {float(term)}",
-                "Check that the data lie in its support, or start elsewhere with `init_params`",
-            )
+        found = impossible(problem, params, latents)
+    if found:
+        remedy = "Check that the data lie in its support, or start elsewhere with `init_params`"
+        return site_error(found[0], found[1], remedy)
     name = problem.space.names[0]
     return site_error(
         name,

@@ -150,7 +150,7 @@ class Problem:
 
         Idle coordinates are no longer known: callers that have any treat them themselves.
         """
-        return self.with_spec(idle=None, rough=(), restrictions=())
+        return self.with_spec(idle=None, rough=(), restrictions=(), jumps=())
 
     def require_continuous(self, flag: str) -> None:
         """Raise if there is no continuous latent for the E-step `flag` to work on."""
@@ -159,6 +159,16 @@ class Problem:
             raise ModelError(
                 f"Option `e_step`: '{flag}' needs continuous latents and the model has {kind}. "
                 f"Use e_step='exact'."
+            )
+
+    def require_gradient(self, flag: str, error: type[ModelError] = ModelError) -> None:
+        """Raise if the log-joint jumps in a latent, which the E-step `flag` would not see."""
+        for step in self.spec.jumps:
+            where = f", {step.where}" if step.where else ""
+            raise error(
+                f"Site '{step.source}': the log-joint changes with it through a step that has no "
+                f"gradient (`{step.operation}`{where}), and e_step='{flag}' goes by gradients. Use "
+                f"e_step='nuts', or sum over the step in the model."
             )
 
     def unravel(self, u: jax.Array) -> Latents:

@@ -1,17 +1,18 @@
 """The sites of a model and their roles: all that is static about a problem."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import numpy as np
 from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import Transform
 
+from ppl_em.discrete import support_of
 from ppl_em.params import ParamSpace, Restriction
 from ppl_em.problem.arguments import Arguments
 from ppl_em.problem.checks import Site
-from ppl_em.util import Static, content_key
+from ppl_em.util import Fingerprint, Static, Step, content_key
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,17 @@ class DiscreteSite:
 class ProblemSpec:
     """Everything static about a problem; hashable, so that compiled programs are shared.
 
+    `program` is the fingerprint of what the model is when traced, see `fingerprint.py`: compiled
+    programs are looked up by it, not by the function `model`, which may read what has changed.
     `scans` says whether steps of a `scan` are evaluated side by side, see `scans.py`; `idle` marks
     coordinates that touch nothing, shape (D,); `rough` names parameters to which the log-joint
     responds without a gradient; `restrictions` are constraints on functions of the parameters;
     `factors` are the observed `numpyro.factor` sites; `term_slopes` says whether a
-    look at the log-joint tells the slopes of its terms too, see `derivatives.look`.
+    look at the log-joint tells the slopes of its terms too, see `derivatives.look`; `jumps` are
+    operations through which the log-joint changes with a latent and its gradient does not.
     """
 
-    model: Callable
+    model: Callable = field(compare=False)
     arguments: Arguments
     space: ParamSpace
     latents: tuple[LatentSite, ...]
@@ -73,6 +77,8 @@ class ProblemSpec:
     restrictions: tuple[Restriction, ...] = ()
     factors: tuple[str, ...] = ()
     term_slopes: bool = False
+    program: Fingerprint | None = None
+    jumps: tuple[Step, ...] = ()
 
     @property
     def has_moving_supports(self) -> bool:
@@ -101,12 +107,12 @@ def _latent_site(site: Site, fixed_support: bool) -> LatentSite:
 
 def _discrete_site(site: Site) -> DiscreteSite:
     shape = np.shape(site["value"])
-    values = np.asarray(site["fn"].enumerate_support(expand=False))
+    values = np.asarray(support_of(site["fn"]))
     return DiscreteSite(
         site["name"],
         shape,
         site_dims(site, shape),
-        Static(values.reshape((len(values), *site["fn"].event_shape))),
+        Static(values),
         "_scan_current_index" in site["infer"],
     )
 

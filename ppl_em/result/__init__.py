@@ -1,6 +1,7 @@
 """What a fit hands to its user."""
 
 from ppl_em.result.audit import Audit
+from ppl_em.result.certificate import Certificate
 from ppl_em.result.datatree import to_datatree
 from ppl_em.result.em_result import EMResult
 from ppl_em.result.latents import LatentPosterior
@@ -14,6 +15,7 @@ __all__ = [
     "CONVERGED",
     "NO_OPTIMUM",
     "Audit",
+    "Certificate",
     "EMResult",
     "LatentPosterior",
     "Optimum",

@@ -13,8 +13,11 @@ from scipy.special import ndtri
 
 from ppl_em.params import ActiveConstraint, Boundary, Params, flat_labels
 from ppl_em.posterior import LogLikelihood
+from ppl_em.result.certificate import Certificate
 from ppl_em.result.status import CONVERGED, Status
+from ppl_em.result.text import doubt, in_words
 from ppl_em.result.uncertainty import Uncertainty, interval
+from ppl_em.util import replace_file
 
 if TYPE_CHECKING:
     import pandas
@@ -81,6 +84,9 @@ class EMResult:
         finite. Empty if nothing of that kind was found.
     restarts
         What became of every start, and the distinct optima; None for a single start.
+    certificate
+        What was checked before a maximum was claimed; None where nothing could be, as where guides
+        are fitted by stochastic gradients.
 
     Examples
     --------
@@ -103,6 +109,7 @@ class EMResult:
     penalties: dict[str, float] = field(default_factory=dict)
     degeneracy: str = ""
     restarts: "Restarts | None" = None
+    certificate: Certificate | None = None
 
     @property
     def penalty(self) -> float:
@@ -239,27 +246,20 @@ class EMResult:
     def save(self, path: Any) -> None:
         """Write the fit to a netCDF file; `ppl_em.load` reads it back, ArviZ opens it.
 
+        An older file of that name is replaced once the new one is whole, or not at all.
+
         >>> result.save("fit.nc")
         """
-        self.to_datatree().to_netcdf(path, engine="h5netcdf")
+        # In memory first: on a full disk HDF5 itself would end the process.
+        replace_file(path, self.to_datatree().to_netcdf(engine="h5netcdf"))
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.summary().round(4)}",
-            f"log-likelihood {self.log_likelihood}{self.doubt}"
-            + (f", penalised {self.penalised:.6f}" if self.penalties else ""),
-            f"{self.status.value} ({self.num_steps} steps, {self.seconds['total']:.1f} s)",
-            *(f"{where.sentence(label)}." for label, where in self.boundary.items()),
-        ]
-        lines += [text for text in (self.degeneracy, str(self.restarts or "")) if text]
-        return "\n".join(lines)
+        return in_words(self)
 
     @property
     def doubt(self) -> str:
         """Words to put behind the log-likelihood where it is not to be believed; else empty."""
-        if self.status is Status.UNHEALTHY and self.log_likelihood.kind == "estimate":
-            return ": not to be believed, nor is its error, because the chains are not"
-        return ""
+        return doubt(self)
 
     @property
     def labels(self) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from ppl_em.discrete import marginalization
 from ppl_em.params import Params
 from ppl_em.posterior import Posterior, WeightedDraws
-from ppl_em.problem import Latents, Problem
+from ppl_em.problem import Latents, Problem, on_request
 from ppl_em.util import ModelError
 
 MEAN_SAMPLES = 2000
@@ -30,6 +30,7 @@ class LatentPosterior:
     inner: Posterior
     rng_key: jax.Array = field(repr=False)
 
+    @on_request
     def sample(self, rng_key: jax.Array, num_samples: int) -> dict[str, jax.Array]:
         """Draw all latents jointly.
 
@@ -49,6 +50,7 @@ class LatentPosterior:
         draws = self.inner.sample(self.problem, self.params, key_continuous, num_samples)
         return self.with_discrete(key_discrete, draws, num_samples)
 
+    @on_request
     def with_discrete(
         self, rng_key: jax.Array, draws: Latents, num_samples: int
     ) -> dict[str, jax.Array]:
@@ -58,6 +60,7 @@ class LatentPosterior:
         keys = jax.random.split(rng_key, num_samples)
         return {**draws, **_sample_discrete(self.problem, self.params, keys, draws)}
 
+    @on_request
     def mean(self) -> dict[str, np.ndarray]:
         """Posterior means on the model's own scale, each of the site's shape.
 
@@ -74,6 +77,7 @@ class LatentPosterior:
                 means[site.name] = np.tensordot(probs[site.name], site.values.value, axes=1)
         return means
 
+    @on_request
     def sd(self) -> dict[str, np.ndarray]:
         """Posterior standard deviations of the continuous sites, each of the site's shape.
 
@@ -87,6 +91,7 @@ class LatentPosterior:
             sds = {k: np.asarray(jnp.std(v, axis=0)) for k, v in self._draws().items()} | sds
         return sds
 
+    @on_request
     def probs(self) -> dict[str, np.ndarray]:
         """Responsibilities: probabilities of every discrete site.
 
@@ -114,6 +119,7 @@ class LatentPosterior:
         values = jax.vmap(lambda z: _probs(self.problem, self.params, z))(draws)
         return {name: np.asarray(jnp.mean(value, axis=0)) for name, value in values.items()}
 
+    @on_request
     def most_probable(self) -> dict[str, np.ndarray]:
         """The jointly most probable values of all discrete sites (Viterbi's path in a `scan`).
 

@@ -36,8 +36,14 @@ class Status(Enum):
         "constrain the parameters with `constraints`, or start elsewhere with `init_params`."
     )
     STALLED = (
-        "Stopped: the M-step could not raise Q, although its gradient is not zero. Try the other "
-        "`m_step`, float64 (`numpyro.enable_x64()`), or another start with `init_params`."
+        "Stopped short of a maximum: no step raises the objective, although its gradient promises "
+        "a gain. Try another `m_step`, float64 (`numpyro.enable_x64()`), or another start with "
+        "`init_params`."
+    )
+    SADDLE = (
+        "Stopped at a saddle point: the log-likelihood rises in the direction that "
+        "`result.certificate` names. Start elsewhere with `init_params` or `num_restarts`; equal "
+        "components, or loadings of 0, are such starts."
     )
     NOISE_LIMITED = (
         "Not converged: Monte Carlo noise hides whether the maximum is reached. Allow more draws "

@@ -32,6 +32,10 @@ MAX_NUMBERS = 4_000_000
 NODES = (8, 16, 32)
 """Nodes of line integrals, until the pieces add up."""
 
+PLACES = ((0.1, 0.3), (0.1, 0.0), (0.1, 0.03), (1.0, 0.0), (10.0, 0.0), (100.0, 0.0))
+"""How far from the center latents are, and parameters from their own values, where terms are told
+apart. Not at the parameters first: Beta(1, 1), say, does not depend on its latent."""
+
 Target = Callable[[np.ndarray], tuple[np.ndarray, float]]
 """Points (n, D) to the log-joint of every component relative to a center, (n, G), and there."""
 
@@ -201,19 +205,41 @@ def by_block(
 def owners(
     problem: Problem, x: jax.Array, center: np.ndarray, labels: np.ndarray
 ) -> np.ndarray | None:
-    """The component of every term, G for constants, (E,); None where terms depend on two."""
+    """The component of every term, G for constants, (E,); None where terms depend on two.
+
+    A slope of exactly 0 may only mean that a term is saturated there. So directions are NaN as
+    well: NaN times 0 is NaN, and reaches all that depends on them. Sums of products with zeros
+    are reached needlessly; slopes at several places, near and far, then have to do.
+    """
     if problem.spec.has_moving_supports:
         return None
     count = int(labels.max()) + 1
     rng = np.random.default_rng(0)
-    bits = np.arange(int(count - 1).bit_length())
+    bits = np.arange(max(1, int(count - 1).bit_length()))
     has = (labels >> bits[:, None]) & 1 == 1
-    moved = np.concatenate([has, ~has]) * rng.uniform(1.0, 2.0, len(labels))
-    point = center + 0.1 * rng.uniform(1.0, 2.0, len(labels))
-    slopes = _slopes(problem, x, point.astype(center.dtype), moved.astype(center.dtype))
-    with_bit, without = np.split(slopes != 0, 2)
-    constant = ~np.any(with_bit | without, axis=0)
-    if not np.all(np.isfinite(slopes)) or not np.all((with_bit ^ without) | constant):
+    moved = np.concatenate([has, ~has])
+    seen = np.zeros(1, bool)
+    for scale, spread in PLACES:
+        there = x + spread * rng.normal(size=x.shape).astype(x.dtype)
+        point = center + scale * rng.uniform(1.0, 2.0, len(labels)) * rng.choice([-1, 1])
+        ways = moved * rng.uniform(1.0, 2.0, len(labels))
+        slopes = _slopes(problem, there, point.astype(center.dtype), ways.astype(center.dtype))
+        marks = np.where(moved, np.nan, 0.0).astype(center.dtype)
+        reached = ~np.isfinite(_slopes(problem, there, point.astype(center.dtype), marks))
+        if not np.all(np.isfinite(slopes)):
+            continue
+        seen = seen | (slopes != 0)
+        owner = _owner(seen | reached, bits, count)
+        if owner is not None:
+            return owner
+    return _owner(seen, bits, count) if seen.size > 1 else None
+
+
+def _owner(depends: np.ndarray, bits: np.ndarray, count: int) -> np.ndarray | None:
+    """The component of every term by what it depends on, (2 bits, E); None if on two."""
+    with_bit, without = np.split(depends, 2)
+    constant = ~np.any(depends, axis=0)
+    if not np.all((with_bit ^ without) | constant):
         return None
     return np.where(constant, count, np.sum(with_bit << bits[:, None], axis=0))
 

@@ -93,7 +93,7 @@ def expand(factors: LogFactors, condensation: Condensation) -> LogFactors:
             full = jnp.einsum("...r,nr->...n", table, rows.coefficients)
             tables[key], names[key] = full + rows.offsets, (*left, target)
     layout = factors.layout
-    return LogFactors(tables, replace(layout, names=tuple(names.items())))
+    return LogFactors(tables, replace(layout, names=tuple(names.items())), factors.weights)
 
 
 def _target(factors: LogFactors, key: str) -> str:
@@ -200,7 +200,8 @@ def _compare(
 ) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Mean difference of tables over rows from tables over points, (N,), and its largest error.
 
-    The error is relative to the largest entry of the table over points.
+    The error is relative to the largest entry of a row under its most likely values of the discrete
+    sites: entries over points far apart may be so large that their combination has lost that.
     """
     params = problem.constrain(x)
     full = problem.log_factors(params, {})
@@ -215,6 +216,8 @@ def _compare(
         long_table = Table(-long.tables[key], dict(long.layout.names)[key])
         gap = add([expected, long_table], names).array
         mean = jnp.mean(gap.reshape(-1, gap.shape[-1]), axis=0)
-        scale = jnp.max(jnp.abs(short.tables[key])) + 1.0
+        variables = [i for i, n in enumerate(expected.names) if n in dict(full.layout.variables)]
+        likely = jnp.min(jnp.abs(expected.array), axis=tuple(variables))
+        scale = jnp.max(likely) + 1.0
         result[key] = mean, jnp.max(jnp.abs(gap)) / scale
     return result

@@ -282,7 +282,10 @@ def test_ends_of_supports():
     )
     space, nan = problem.space, np.nan
     found = ends(space)
-    np.testing.assert_array_equal(found, [[0, nan], [3, nan], [0, 100], [0, 2], *[[nan, nan]] * 4])
+    np.testing.assert_array_equal(
+        found,
+        [[0, np.inf], [3, -np.inf], [0, 100], [0, 2], [nan, nan], [-1, 1], [-1, 1], [nan, nan]],
+    )
     errors = np.array([1.1, 1.9, 0.6, 1.6, 0.6, 9, 9, 9, 9])  # a, b, c, c, d, e, e, e, f
     reach = within_reach(space, {**params, "c": np.array([0.5, 0.5])}, errors)
     assert reach == {"a": 0.0, "c[0]": 0.0, "c[1]": 2.0}

@@ -16,6 +16,7 @@ MAX_LINES = 300
 LATE_IMPORTS = (
     "pandas",
     "xarray",
+    "h5py",
     "arviz",
     "matplotlib",
     "scipy.stats",

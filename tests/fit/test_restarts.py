@@ -282,7 +282,7 @@ def test_wrong_starts(init_params, text):
 
 @pytest.mark.parametrize("count", [0, 2.5])
 def test_wrong_number(count):
-    with pytest.raises(ModelError, match="Option `num_restarts`"):
+    with pytest.raises(ModelError, match="num_restarts"):
         EM(mixture, num_restarts=count)
 
 

@@ -129,7 +129,10 @@ def slopes_data():
 
 @pytest.mark.slow
 def test_two_hundred_draws_are_enough(optimized):
-    """Where Louis's identity gives standard errors that are off by tens of percent, or none."""
+    """Where Louis's identity gives standard errors that are off by tens of percent, or none.
+
+    About one set of draws in 24 is no fit for proposals, which k-hat then says.
+    """
     data = slopes_data()
     problem, params = build_problem(jax.random.key(SEED), slopes, data, {})
     at, config = problem.unconstrain(params), NUTS(num_samples=5, num_warmup=150)
@@ -139,7 +142,7 @@ def test_two_hundred_draws_are_enough(optimized):
 
     exact = jax.jit(lambda v: hessian(jax.grad(law), v))(at)
     truth = np.sqrt(np.diag(np.linalg.inv(-np.asarray(exact))))
-    failed, apart = 0, []
+    failed, refused, apart = 0, 0, []
     for seed in range(6):
         state = config.init(jax.random.key(SEED + seed), problem, params)
         posteriors = []
@@ -152,11 +155,15 @@ def test_two_hundred_draws_are_enough(optimized):
         failed += not louis_information(problem, at, moments).precise
         draws = np.concatenate([np.asarray(some.draws) for some in posteriors], axis=1)
         found = sampled_information(problem, at, draws, components, motion)
-        assert found.precise and found.se_noise < 0.05
+        if not found.precise:
+            assert "k-hat" in found.reason
+            refused += 1
+            continue
+        assert found.se_noise < 0.05
         se = np.sqrt(np.diagonal(found.replicates, axis1=1, axis2=2))
         error = np.sqrt(7 * np.var(se, axis=0))
         apart.append((np.sqrt(np.diag(found.covariance)) - truth) / error)
-    assert failed
+    assert failed and refused <= 1
     assert np.sqrt(np.mean(np.square(apart))) < 2 and np.max(np.abs(apart)) < 6
 
 
@@ -166,7 +173,7 @@ def test_runs_are_confirmed_on_few_draws(optimized):
     data = slopes_data()
     config, stopping = NUTS(num_samples=5, num_warmup=150), Stopping(max_draws=200)
     confirmed = 0
-    for seed in range(5):
+    for seed in range(20):  # a run in ten needs no more draws than these
         result = EM(slopes, config, stopping=stopping).run(
             jax.random.key(SEED + seed), *data, progress_bar=False
         )

@@ -189,8 +189,10 @@ def test_dawid_skene():
     value, beta, pi, resp = dawid_skene_by_hand(positions, labels, start["beta"], start["pi"])
     log_prior = dist.Dirichlet(2 * jnp.ones(3)).log_prob(np.vstack([beta.reshape(9, 3), pi])).sum()
     assert result.converged, result.status
-    assert result.log_likelihood.value == pytest.approx(value, rel=1e-9)
+    # What is maximized agrees to second order in what the estimates are off by (a gap of 1e-12 is
+    # 1.4e-6 standard errors); the log-likelihood alone has a slope there.
     assert result.penalised == pytest.approx(value + float(log_prior), rel=1e-9)
+    assert result.log_likelihood.value == pytest.approx(value, abs=3e-6)
     np.testing.assert_allclose(result.params["pi"], pi, atol=1e-5)
     np.testing.assert_allclose(result.params["beta"], beta, atol=1e-5)
     errors = result.standard_errors()

@@ -193,7 +193,7 @@ OPTION_ERRORS = {  # id: (words, model, arguments, EM options)
     "decrease_flag": ("`on_decrease`.*'ignore'", groups, (Y,), {"on_decrease": "ignore"}),
     "map_string": ("`map_sites`.*string 'z'", groups, (Y,), {"map_sites": "z"}),
     "not_callable": ("`model`", "groups", (Y,), {}),
-    "restarts": ("`num_restarts`", groups, (Y,), {"num_restarts": 0}),
+    "restarts": ("num_restarts", groups, (Y,), {"num_restarts": 0}),
     "nuts_discrete": ("discrete latents only.*'exact'", mixture, (Y,), {"e_step": "nuts"}),
     "mean_field_discrete": ("discrete latents only", mixture, (Y,), {"e_step": "mean_field"}),
 }
@@ -280,7 +280,7 @@ def test_nan_is_allowed_under_obs_mask(rng_key):
         ({"e_step": NUTS}, "the class NUTS"),
         ({"e_step": 3}, "found 3"),
         ({"m_step": LBFGS}, "the class LBFGS"),
-        ({"max_steps": 0}, "positive whole number"),
+        ({"max_steps": 0}, "max_steps.*found 0. Pass a whole number of at least 1"),
         ({"finish": "soon"}, "found 'soon'"),
     ],
 )

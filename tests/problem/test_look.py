@@ -84,24 +84,21 @@ def test_against_derivatives_one_by_one(model, by_term):
 
 @pytest.mark.parametrize("by_term", [False, True])
 def test_everything_looks_by_one_program(by_term):
-    compiled = []
+    compiled, y = [], Y[1:]  # of a length that no other test here has, so nothing is compiled
 
     def listen(event, duration, fun_name="", **kwargs):
         if event.endswith("backend_compile_duration"):
             compiled.append(fun_name)
 
-    def fresh(y):
-        positive(y)
-
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        problem, params = build_problem(jax.random.key(SEED), fresh, (Y,), {}, by_term=by_term)
+        problem, params = build_problem(jax.random.key(SEED), positive, (y,), {}, by_term=by_term)
         x = problem.unconstrain(params)
         blocks = find_blocks(problem, x, problem.start, jax.random.key(SEED))
         owner = owners(problem, x, np.asarray(problem.start), blocks.labels)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-    assert blocks.num_blocks == len(Y) and owner is not None
+    assert blocks.num_blocks == len(y) and owner is not None
     programs = [name for name in compiled if "look" in name or "slopes" in name]
     assert len(programs) == (1 if by_term else 2)
 

@@ -31,6 +31,9 @@ NAMES = {
 }
 """Supports, by the transform that leads to them, and the laws that are tried on them."""
 
+STEEP = 1e6
+"""Slope from which a shape is lost beside it."""
+
 
 @dataclass(frozen=True)
 class GammaPart:
@@ -49,6 +52,14 @@ class GammaPart:
     index: Static
     sign: Static
     structure: ClassVar[None] = None
+
+    def away(self, slope: np.ndarray) -> np.ndarray:
+        """To where rate exp(w) is about 1, from where it is so large that it hides the shape."""
+        moves, mine = np.zeros_like(slope), slope[self.index.value] * self.sign.value
+        steep = mine < -STEEP
+        far = np.log(np.where(steep, -mine, 1.0))
+        moves[self.index.value] = -self.sign.value * far
+        return moves
 
     def fit(self, density: Density, u: jax.Array, gradient: jax.Array) -> LogGamma:
         """The conditional law, from gradients (D,) at `u` (D,) and one more point."""
@@ -78,6 +89,10 @@ class BetaPart:
     index: Static
     shift: Static
     structure: ClassVar[None] = None
+
+    def away(self, slope: np.ndarray) -> np.ndarray:
+        """Nowhere: slopes are no larger than a and b."""
+        return np.zeros_like(slope)
 
     def fit(self, density: Density, u: jax.Array, gradient: jax.Array) -> LogitBeta:
         """The conditional law, from gradients (D,) at `u` (D,) and one more point."""

@@ -5,6 +5,7 @@ from typing import ClassVar, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ppl_em.e_step.base import DeterministicEStep, ExactInfo, Strength
 from ppl_em.e_step.exact.find_state_space import find_state_space
@@ -12,13 +13,16 @@ from ppl_em.e_step.exact.state_space import StateSpace
 from ppl_em.e_step.exact.uniform_chain import UniformChain, find_uniform
 from ppl_em.params import Params
 from ppl_em.posterior import GaussianChain, PartPosterior, Product
-from ppl_em.problem import Problem
+from ppl_em.problem import WIDE, Problem, look
 from ppl_em.structure import Density, StepPoints, Structure, totals
 from ppl_em.structure.condense_steps import condense_steps
 from ppl_em.util import Static
 
 LOST = 1e-10
 """Relative error of a law by its precision beyond which it is found from transitions instead."""
+
+MOVES = 5
+"""Moves of the first expansion point, at most."""
 
 
 class Part(Protocol):
@@ -32,6 +36,10 @@ class Part(Protocol):
     @property
     def structure(self) -> Structure | None:
         """The zeros of the Hessian of a Gaussian part; None for others."""
+        ...
+
+    def away(self, slope: np.ndarray) -> np.ndarray:
+        """How far to move from where the log-joint has this slope, (D,), so that a fit is good."""
         ...
 
     def fit(self, density: Density, u: jax.Array, gradient: jax.Array) -> PartPosterior:
@@ -78,13 +86,28 @@ class Continuous(DeterministicEStep):
         """The expansion point, and points that stand for the steps of long scans."""
         x = problem.unconstrain(params)
         keys = jax.random.split(rng_key, 3)
+        center = self._near(problem, x)
         points = condense_steps(keys[0], problem, x, self.min_rows)
         uniform, states, part = None, None, self.parts[0]
         if len(self.parts) == 1:
             states = find_state_space(keys[2], problem, x, part.structure)
         if points and len(self.parts) == 1 and part.structure is not None:
             uniform = find_uniform(keys[1], problem, x, part.structure, points)
-        return ContinuousState(problem.start, points, uniform, states)
+        return ContinuousState(center, points, uniform, states)
+
+    def _near(self, problem: Problem, x: jax.Array) -> jax.Array:
+        """The problem's start, or where slopes are not so steep that they hide all else."""
+        if isinstance(x, jax.core.Tracer):  # within a program there are no values to go by
+            return problem.start
+        u = np.asarray(problem.start)
+        for _ in range(MOVES):
+            directions = np.zeros_like(u[None]) if u.size <= WIDE else None
+            slope = np.asarray(look(problem, x, u[None], directions).by_latent[0])
+            moves = [np.where(np.isfinite(slope), part.away(slope), 0.0) for part in self.parts]
+            if not np.any(moves):
+                break
+            u = (u + np.sum(moves, axis=0)).astype(u.dtype)
+        return jax.device_put(u)
 
     def step(
         self, problem: Problem, params: Params, state: ContinuousState

@@ -1,6 +1,6 @@
 """Exact E-step for discrete latents: sum them out, keep the marginals of every factor."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import jax
@@ -62,6 +62,10 @@ class Enumeration(DeterministicEStep):
         factors = problem.log_factors(params, {}, points)
         full = condense_rows.expand(factors, state)
         return marginalization.log_normalizer(full, marginalization.mode(self.chain))
+
+    def uncondensed(self) -> "Enumeration":
+        """On every row."""
+        return replace(self, min_rows=None)
 
     def in_full(self, problem: Problem, params: Params, state: Condensation) -> jax.Array | None:
         """log p(y; params) from every row of the data; None if none are condensed."""

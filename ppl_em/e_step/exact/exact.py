@@ -1,5 +1,6 @@
 """The `"exact"` flag: prove that the posterior has a closed form, and pick the engine for it."""
 
+import logging
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,9 +12,15 @@ from ppl_em.e_step.exact.enumeration import Enumeration
 from ppl_em.e_step.exact.find_mixture import find_layout
 from ppl_em.e_step.exact.find_parts import find_parts
 from ppl_em.e_step.exact.mixture import Conditional
+from ppl_em.e_step.exact.not_exact import ImproperError, NotExactError
 from ppl_em.params import Params
 from ppl_em.problem import Problem
-from ppl_em.util import check_choice
+from ppl_em.util import check_choice, check_whole
+
+logger = logging.getLogger("ppl_em")
+
+TAME = 0.1
+"""How far from 0 unconstrained parameters are where a proof is tried again."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,9 @@ class Exact(Choice):
     kind: ClassVar[str] = "exact"
 
     def __post_init__(self) -> None:
+        check_whole(self, ("max_states",))
+        check_whole(self, ("max_dense",), least=0)
+        check_whole(self, ("min_rows",), least=0, none=True)
         if self.chain is not None:
             check_choice("chain", self.chain, ("sequential", "parallel"))
 
@@ -67,8 +77,30 @@ class Exact(Choice):
         spec = problem.spec
         if not spec.latents:
             return Enumeration(self.min_rows, self.chain)
-        x = problem.unconstrain(params)
-        if spec.discrete:
+        found = self._proved(rng_key, problem, problem.unconstrain(params))
+        # Proofs go by gradients; what refuses without them knows better why.
+        problem.require_gradient(self.flag, NotExactError)
+        return found
+
+    def _proved(self, rng_key: jax.Array, problem: Problem, x: jax.Array) -> EStep:
+        """The engine around `x` (p,), or else near 0."""
+        try:
+            return self._found(rng_key, problem, x)
+        except ImproperError:
+            raise
+        except NotExactError as reason:
+            # Where rates are exp(43), say, rounding hides any law.
+            tame = TAME * jax.random.normal(rng_key, x.shape, x.dtype)
+            try:
+                found = self._found(rng_key, problem, tame)
+            except NotExactError:
+                raise reason from None
+            logger.info("not proved at the initial parameters, but near 0: %s", reason)
+            return found
+
+    def _found(self, rng_key: jax.Array, problem: Problem, x: jax.Array) -> EStep:
+        """The engine that is proved around the unconstrained parameters `x` (p,)."""
+        if problem.spec.discrete:
             layout = find_layout(rng_key, problem, x, self.max_states, self.max_dense)
             return Conditional(layout)
         return Continuous(find_parts(rng_key, problem, x, self.max_dense), self.min_rows)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ppl_em.discrete import Layout, States, num_states
 from ppl_em.e_step.exact.mixture import Conditional, Expansion
-from ppl_em.e_step.exact.not_exact import REMEDY, NotExactError
+from ppl_em.e_step.exact.not_exact import REMEDY, ImproperError, NotExactError
 from ppl_em.posterior import BlockLayout
 from ppl_em.problem import Problem
 from ppl_em.structure import Blocks, site_names, tolerance
@@ -78,6 +78,11 @@ def _moving_tables(problem: Problem, x: jax.Array) -> tuple[Layout, tuple[str, .
     def terms(u: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
         factors, jacobian = problem.log_factors_unconstrained(problem.constrain(x), u)
         found.append(factors.layout)
+        for site in factors.weights:
+            raise NotExactError(
+                f"Site '{site}': a `numpyro.handlers.scale` weights it, and continuous latents "
+                f"stand beside it. {REMEDY}"
+            )
         return factors.tables, jacobian
 
     *needs, jacobian = dependence(terms, problem.start)
@@ -155,7 +160,7 @@ def _prove(rng_key: jax.Array, engine: Conditional, problem: Problem, x: jax.Arr
             f"{_size(law[at])}, so its posterior is no mixture of Gaussians. {REMEDY}"
         )
     if not np.all(proper):
-        raise NotExactError(
+        raise ImproperError(
             f"Site '{owner[np.argmin(proper)]}': at the initial parameters its posterior given the "
             f"discrete latents is not proper. Start elsewhere with `init_params`. {REMEDY}"
         )

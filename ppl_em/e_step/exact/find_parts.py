@@ -15,7 +15,7 @@ from numpyro.distributions.transforms import ExpTransform
 from ppl_em.e_step.exact.conjugate_part import NAMES, BetaPart, GammaPart, family, stick_shift
 from ppl_em.e_step.exact.continuous import Continuous, Part
 from ppl_em.e_step.exact.gaussian_part import GaussianPart
-from ppl_em.e_step.exact.not_exact import REMEDY, NotExactError
+from ppl_em.e_step.exact.not_exact import REMEDY, ImproperError, NotExactError
 from ppl_em.problem import Problem
 from ppl_em.structure import (
     Blocks,
@@ -65,7 +65,7 @@ def find_parts(
         worst = max(families, key=lambda name: errors[owner == name].max(initial=0))
         raise _not_conjugate(worst, families[worst], errors[owner == worst].max())
     if not np.all(proper):
-        raise NotExactError(
+        raise ImproperError(
             f"Site '{owner[np.argmin(proper)]}': at the initial parameters its posterior is not "
             f"proper, or reaches closer to the edge of its support than numbers do. Start "
             f"elsewhere with `init_params`. {REMEDY}"

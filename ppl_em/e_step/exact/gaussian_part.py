@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from ppl_em.posterior import Gaussian, GaussianArrow, GaussianChain, PartPosterior
 from ppl_em.structure import Arrow, Blocks, Chain, Density, Structure, compressed_hessian, restrict
@@ -31,6 +32,10 @@ class GaussianPart:
 
     index: Static
     structure: Structure
+
+    def away(self, slope: np.ndarray) -> np.ndarray:
+        """Nowhere: a quadratic is the same everywhere."""
+        return np.zeros_like(slope)
 
     def fit(self, density: Density, u: jax.Array, gradient: jax.Array) -> PartPosterior:
         """The conditional law, from the Hessian at `u` (D,) and the gradient there (D,)."""

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.discrete import LOG_ZERO, LogFactors, Table, indicators
+from ppl_em.discrete import LOG_ZERO, LogFactors, Table, indicators, true_zero
 from ppl_em.e_step.base import DeterministicEStep, ExactInfo, Strength
 from ppl_em.params import Params
-from ppl_em.posterior import BlockLayout, GaussianMixture, solve
+from ppl_em.posterior import BlockLayout, GaussianMixture
 from ppl_em.problem import Problem
 from ppl_em.structure import compressed_hessian
+from ppl_em.util import cholesky, solve_lower, solve_lower_transposed
 
 
 class Expansion(NamedTuple):
@@ -89,7 +90,8 @@ class Conditional(DeterministicEStep):
         weights = jax.nn.softmax(log_z, axis=0)
         marginals, probs = pull((weights, jnp.ones(())))
         posterior = GaussianMixture(weights, means, trils, marginals, probs, self.layout)
-        value = outside + expansion.outside + jnp.sum(jax.nn.logsumexp(log_z, axis=0))
+        inside_z = true_zero(jax.nn.logsumexp(log_z, axis=0))
+        value = true_zero(outside) + expansion.outside + jnp.sum(inside_z)
         return value, posterior
 
     def constant(
@@ -143,9 +145,9 @@ def _integrate(expansion: Expansion, here: jax.Array) -> tuple[jax.Array, jax.Ar
     size = here.shape[-1]
     precision = jnp.where(possible[..., None], -expansion.hessian, jnp.eye(size))
     gradient = jnp.where(possible, expansion.gradient, 0.0)
-    tril = jnp.linalg.cholesky(precision)
-    half = solve(tril, gradient[..., None])
-    mean = here + solve(tril, half, trans="T")[..., 0]
+    tril = cholesky(precision)
+    half = solve_lower(tril, gradient[..., None])
+    mean = here + solve_lower_transposed(tril, half)[..., 0]
     log_det = jnp.sum(jnp.log(jnp.diagonal(tril, axis1=-2, axis2=-1)), axis=-1)
     quadratic = 0.5 * jnp.sum(half**2, axis=(-2, -1)) + 0.5 * size * np.log(2 * np.pi)
     return expansion.value + quadratic - log_det, mean, tril

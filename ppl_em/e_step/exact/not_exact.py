@@ -10,3 +10,7 @@ REMEDY = (
 
 class NotExactError(ModelError):
     """The model has no closed-form posterior that this version recognises."""
+
+
+class ImproperError(NotExactError):
+    """The posterior has a closed form, but is not a distribution at the initial parameters."""

@@ -7,11 +7,12 @@ import jax
 from numpyro import handlers
 from numpyro.infer import autoguide
 from numpyro.infer.autoguide import AutoContinuous, AutoGuide
+from numpyro.infer.util import log_density
 
-from ppl_em.params import Params
+from ppl_em.params import Params, as_value
 from ppl_em.posterior import AutoLaw, Law, UserLaw
 from ppl_em.problem import AllRows, Problem
-from ppl_em.util import ModelError, site_error
+from ppl_em.util import Fingerprint, ModelError, content_key, fingerprint, site_error
 
 WITHOUT_LAW = (
     autoguide.AutoLaplaceApproximation,
@@ -49,11 +50,26 @@ def find_law(guide: Any, problem: Problem, params: Params) -> Law:
             f"Option `guide`: found {name}. Pass a class of `numpyro.infer.autoguide`, not an "
             f"object of it, or a function."
         )
-    _check(guide, problem, params)
-    return UserLaw(guide)
+    return UserLaw(guide, _program(guide, problem, _checked(guide, problem, params)))
 
 
-def _check(guide: Any, problem: Problem, params: Params) -> None:
+def _program(guide: Any, problem: Problem, trace: dict[str, Any]) -> Fingerprint:
+    """What the guide is at this moment, from a trace of it: see `problem/fingerprint.py`."""
+    own = {name: site for name, site in trace.items() if site["type"] == "param"}
+    values = {name: as_value(site["value"]) for name, site in own.items()}
+    supports = [content_key(site["kwargs"].get("constraint")) for site in own.values()]
+
+    def density(values: Params, rng_key: jax.Array, leaves: tuple) -> tuple[jax.Array, Any]:
+        args, kwargs = problem.spec.arguments.rebuild(leaves)
+        total, sites = log_density(handlers.seed(AllRows(guide), rng_key), args, kwargs, values)
+        return total, {k: s["value"] for k, s in sites.items() if s["type"] == "sample"}
+
+    traced = jax.value_and_grad(density, has_aux=True)
+    notes = [values, supports]
+    return fingerprint(traced, values, jax.random.key(0), problem.leaves, notes=notes)
+
+
+def _checked(guide: Any, problem: Problem, params: Params) -> dict[str, Any]:
     """A guide written by hand: does it have the model's latent sites, and can it be fitted?"""
     moving = [site.name for site in problem.spec.latents if site.support is None]
     if moving:
@@ -84,3 +100,4 @@ def _check(guide: Any, problem: Problem, params: Params) -> None:
     for name, site in trace.items():
         if site["type"] == "param" and name in params:
             raise site_error(name, "a parameter of both model and guide", "Rename the guide's")
+    return trace

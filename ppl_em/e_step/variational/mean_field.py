@@ -27,7 +27,7 @@ from ppl_em.posterior import (
 )
 from ppl_em.problem import Problem
 from ppl_em.structure import Blocks, dense, find_blocks, hessian_product
-from ppl_em.util import ModelError, check_choice
+from ppl_em.util import ModelError, check_choice, check_real, check_whole, solve
 
 logger = logging.getLogger("ppl_em")
 
@@ -130,6 +130,8 @@ class MeanField(DeterministicEStep):
     kind: ClassVar[str] = "lower_bound"
 
     def __post_init__(self) -> None:
+        check_whole(self, ("num_particles", "max_steps", "num_draws", "num_steps"))
+        check_real(self, ("tol",), least=0)
         check_choice("mode", self.mode, ("auto", "deterministic", "stochastic"))
         if self.correct is not None:
             check_choice("correct", self.correct, ("psis",))
@@ -154,6 +156,7 @@ class MeanField(DeterministicEStep):
             If there is nothing to approximate, or the guide does not fit the model.
         """
         problem.require_continuous(self.flag)
+        problem.require_gradient(self.flag)
         if self.mode == "stochastic" or self.guide not in GAUSSIAN:
             law = find_law(self.guide, problem, params)
             guided = StochasticGuide(law, self.optimizer, self.num_steps, self.num_particles)
@@ -220,7 +223,7 @@ class MeanField(DeterministicEStep):
         rows = flat_blocks(state.guide.shape)
         if rows.block_size <= MAX_HESSIAN:
             hessian = guide_hessian(self.law(problem, flat, state), problem, here)
-            step = rows.join(jnp.linalg.solve(-hessian, rows.split(gradient)[..., None])[..., 0])
+            step = rows.join(solve(-hessian, rows.split(gradient)[..., None])[..., 0])
         else:
             step = jax.scipy.sparse.linalg.cg(
                 lambda v: -hessian_product(lambda f: bound(f, here), flat, v), gradient, tol=1e-10

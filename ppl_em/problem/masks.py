@@ -1,0 +1,91 @@
+"""Masks: data that are masked by NumPy, and masked discrete latents that the data see."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from ppl_em.discrete import mask_of, reached
+from ppl_em.params import Params
+from ppl_em.problem.checks import Site, Trace
+from ppl_em.problem.problem import Problem
+from ppl_em.util import ModelError, site_error
+
+AROUND = (0.0, 0.5, 1.0)
+"""Distances from the start, unconstrained, at which dependence is looked for."""
+
+
+def check_masked_arrays(args: tuple, kwargs: dict[str, Any]) -> None:
+    """Raise if an argument is a NumPy masked array that masks something: JAX would not see it."""
+    named = [*((f"Argument {i + 1}", a) for i, a in enumerate(args)), *kwargs.items()]
+    for name, tree in named:
+        for leaf in jax.tree.leaves(tree):
+            if _hides(leaf):
+                raise ModelError(
+                    f"{name if name.startswith('Argument ') else f'Argument `{name}`'}: it is a "
+                    f"NumPy masked array of which {_hides(leaf)} entries are masked, and JAX does "
+                    f"not see such masks. Pass `a.filled(0)` and `~numpy.ma.getmaskarray(a)`, and "
+                    f"put the observed site in `numpyro.handlers.mask(mask=...)` with the latter."
+                )
+
+
+def check_masked_values(trace: Trace) -> None:
+    """Raise if an observed site was given such an array from elsewhere."""
+    for name, site in trace.items():
+        if site["type"] == "sample" and site["is_observed"] and _hides(site["value"]):
+            raise site_error(
+                name,
+                f"its `obs` is a NumPy masked array of which {_hides(site['value'])} entries are "
+                f"masked, and JAX does not see such masks",
+                "Use `a.filled(0)`, and put the site in `numpyro.handlers.mask(mask=...)`",
+            )
+
+
+def is_masked(site: Site) -> bool:
+    """Whether a site has cells that are masked."""
+    mask = mask_of(site["fn"])
+    return mask is not True and not bool(np.all(mask))
+
+
+def check_masks(problem: Problem, values: Params, trace: Trace) -> None:
+    """Raise if a masked cell of a discrete latent reaches a density that is not masked.
+
+    What is in no density at all is a fact of the tables; it is looked for at several parameters
+    and continuous latents, as a dependence may vanish at one.
+    """
+    if not any(is_masked(trace[site.name]) for site in problem.spec.discrete):
+        return
+    found = first_found(problem, values, reached)
+    if found is not None:
+        raise site_error(
+            found[0],
+            f"some of its cells are masked, but the log-density of site '{found[1]}', which is "
+            f"not masked there, depends on their values. A masked latent has no distribution that "
+            f"they could be summed by",
+            "Leave the latent unmasked and mask the observed site only; or give what is known of "
+            "it as probabilities of 0 and 1, as `numpyro.factor` with -inf, or as `dist.Delta`; "
+            "or put known and unknown cells in two plates",
+        )
+
+
+def first_found(
+    problem: Problem, values: Params, search: Callable[..., tuple[str, str] | None]
+) -> tuple[str, str] | None:
+    """What `search` finds in the tables at the start, or near it."""
+    args, kwargs = problem.arguments
+    x, rng = problem.unconstrain(values), np.random.default_rng(0)
+    for distance in AROUND:
+        away = distance * rng.normal(size=x.shape)
+        params = problem.constrain(x + away.astype(x.dtype))
+        u = problem.start + distance * rng.normal(size=problem.start.shape)
+        known = {**params, **problem.constrain_latents(params, u.astype(problem.start.dtype))}
+        dim = problem.spec.first_available_dim
+        found = search(problem.spec.model, dim, args, kwargs, known)
+        if found is not None:
+            return found
+    return None
+
+
+def _hides(leaf: Any) -> int:
+    return int(np.sum(np.ma.getmaskarray(leaf))) if isinstance(leaf, np.ma.MaskedArray) else 0
