@@ -14,7 +14,6 @@ import numpy as np
 
 from ppl_em.posterior.linalg import inverse_transpose, log_det, standard_normal
 from ppl_em.structure import Band, Chain
-from ppl_em.util import cholesky
 
 
 @jax.tree_util.register_dataclass
@@ -134,26 +133,17 @@ class GaussianChain:
         own, across = covariances
         return jnp.block([[own[:-1], across[:-1]], [transpose(across[:-1]), own[1:]]])
 
-    def pair_root(self, t: int) -> jax.Array:
-        """A square root of the covariance of blocks t and t + 1 together, (B, 2k, 2k)."""
-        covariance = self.pair_covariances()[t]
-        k = self.chain.block_size
-        after = cholesky(covariance[:, k:, k:])
-        above = jnp.concatenate([self.root[t], mul(self.gain[t], after)], axis=-1)
-        return jnp.concatenate([above, jnp.concatenate([jnp.zeros_like(after), after], -1)], -2)
+    def cancellation(self) -> jax.Array:
+        """How many times larger the entries of the precision are than what is left of them.
 
-    def collinearity(self) -> jax.Array:
-        """How many times more each coordinate would be known if all others were; the largest.
-
-        Where the law is found from a precision, rounding is multiplied by this much.
+        Left when a block is taken from the next one: rounding is multiplied by this much. The
+        largest of all coordinates; a scalar.
         """
+        pivots = jnp.diagonal(self.tril, axis1=-2, axis2=-1) ** 2
         link = mul(transpose(self.tril), self.gain)
-        own = mul(self.tril, transpose(self.tril))
-        own = own.at[1:].add(mul(transpose(link), link)[:-1])
-        pairs, k = self.pair_covariances(), self.chain.block_size
-        spread = jnp.concatenate([pairs[:, :, :k, :k], pairs[-1:, :, k:, k:]])
-        product = jnp.diagonal(own, axis1=-2, axis2=-1) * jnp.diagonal(spread, axis1=-2, axis2=-1)
-        return jnp.max(product)
+        taken = jnp.sum(link[:-1] ** 2, axis=-2)
+        own = jnp.sum(self.tril**2, axis=-1).at[1:].add(taken)
+        return jnp.max(own / pivots)
 
     def draw(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
         """Independent draws, (num_samples, d), each from the last block to the first."""

@@ -7,19 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.e_step.base import DeterministicEStep, ExactInfo, Strength
+from ppl_em.e_step.base import DeterministicEStep, ExactInfo, Strength, firm
 from ppl_em.e_step.exact.find_state_space import find_state_space
 from ppl_em.e_step.exact.state_space import StateSpace
 from ppl_em.e_step.exact.uniform_chain import UniformChain, find_uniform
 from ppl_em.params import Params
 from ppl_em.posterior import GaussianChain, PartPosterior, Product
 from ppl_em.problem import WIDE, Problem, look
-from ppl_em.structure import Density, StepPoints, Structure, totals
+from ppl_em.structure import Chain, Density, StepPoints, Structure, totals
 from ppl_em.structure.condense_steps import condense_steps
 from ppl_em.util import Static
 
-LOST = 1e-10
-"""Relative error of a law by its precision beyond which it is found from transitions instead."""
+ROUNDED = 0.7
+"""A chain's precision may turn rounding into a relative error of eps to this power."""
+
+ROUGH = 0.35
+"""The same where there is no other form of the chain."""
 
 MOVES = 5
 """Moves of the first expansion point, at most."""
@@ -53,13 +56,15 @@ class Part(Protocol):
 class ContinuousState(NamedTuple):
     """Where the parts are fitted, shape (D,), the points of condensed scans, and what they see.
 
-    `states` is the state space model that the latents are, if they are one.
+    `states` is the state space model that the latents are, once their precision has lost its
+    digits; until then that makes NaN of what has a larger relative error than `allowed`.
     """
 
     center: jax.Array
     points: StepPoints
     uniform: UniformChain | None
     states: StateSpace | None
+    allowed: np.ndarray | jax.Array
 
 
 @dataclass(frozen=True)
@@ -85,15 +90,34 @@ class Continuous(DeterministicEStep):
     def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> ContinuousState:
         """The expansion point, and points that stand for the steps of long scans."""
         x = problem.unconstrain(params)
-        keys = jax.random.split(rng_key, 3)
         center = self._near(problem, x)
+        keys = jax.random.split(rng_key)
         points = condense_steps(keys[0], problem, x, self.min_rows)
-        uniform, states, part = None, None, self.parts[0]
-        if len(self.parts) == 1:
-            states = find_state_space(keys[2], problem, x, part.structure)
+        uniform, part = None, self.parts[0]
         if points and len(self.parts) == 1 and part.structure is not None:
             uniform = find_uniform(keys[1], problem, x, part.structure, points)
-        return ContinuousState(center, points, uniform, states)
+        allowed = np.asarray(jnp.finfo(x.dtype).eps ** ROUNDED, x.dtype)
+        state = ContinuousState(center, points, uniform, None, allowed)
+        if isinstance(x, jax.core.Tracer) or self._chain is None:
+            return state
+        return firm(self, problem, x, state)
+
+    def firmer(
+        self, problem: Problem, x: jax.Array, state: ContinuousState
+    ) -> ContinuousState | None:
+        """The chain as a state space model, if it is one; else what its precision tells."""
+        chain, eps = self._chain, float(jnp.finfo(problem.start.dtype).eps)
+        if chain is None or state.states is not None or state.allowed > eps**ROUNDED * 1.1:
+            return None
+        states = find_state_space(problem, x, chain)
+        if states is not None:
+            # Sums over condensed steps would take differences of what is nearly the same.
+            return state._replace(points={}, uniform=None, states=states)
+        return state._replace(allowed=np.asarray(eps**ROUGH, state.allowed.dtype))
+
+    def by_fisher(self, state: ContinuousState) -> bool:
+        """Not where states differ by less than they are rounded."""
+        return state.states is None
 
     def _near(self, problem: Problem, x: jax.Array) -> jax.Array:
         """The problem's start, or where slopes are not so steep that they hide all else."""
@@ -127,16 +151,7 @@ class Continuous(DeterministicEStep):
 
     def log_likelihood(self, problem: Problem, params: Params, state: ContinuousState) -> jax.Array:
         """log p(y; params), latents integrated out; a scalar."""
-        states = state.states
-        if states is None:
-            return self._by_precision(problem, params, state)[0]
-        # The choice comes first: derivatives of a law without digits are not numbers, even times 0.
-        held = self._by_precision(problem, jax.lax.stop_gradient(params), state)
-        return jax.lax.cond(
-            _has_digits(*held),
-            lambda: self._by_precision(problem, params, state)[0],
-            lambda: states.fit(problem, params, state.center)[0],
-        )
+        return self._fit(problem, params, state)[0]
 
     def posterior(self, density: Density, u: jax.Array, gradient: jax.Array) -> Product:
         """The parts fitted around `u` (D,), where the log-joint has the gradient (D,)."""
@@ -146,21 +161,10 @@ class Continuous(DeterministicEStep):
     def _fit(
         self, problem: Problem, params: Params, state: ContinuousState
     ) -> tuple[jax.Array, Product]:
-        value, posterior, away = self._by_precision(problem, params, state)
-        states = state.states
-        if states is None:
-            return value, posterior
-        value, law = jax.lax.cond(
-            _has_digits(value, posterior, away),
-            lambda: (value, cast(GaussianChain, posterior.parts[0])),
-            lambda: states.fit(problem, params, state.center),
-        )
-        return value, replace(posterior, parts=(law,))
-
-    def _by_precision(
-        self, problem: Problem, params: Params, state: ContinuousState
-    ) -> tuple[jax.Array, Product, jax.Array]:
-        """Log-likelihood, posterior, and the posterior's log-density at the point they are from."""
+        """The log-likelihood and the posterior, both NaN where rounding has taken their digits."""
+        if state.states is not None:
+            value, law = state.states.fit(problem, params, state.center)
+            return value, Product((law,), (self.parts[0].index,))
         density = problem.density(params)
         u = state.center
         value, gradient = jax.value_and_grad(density)(u)
@@ -170,12 +174,18 @@ class Continuous(DeterministicEStep):
             law = state.uniform.fit(problem, params, u, gradient, state.points)
             posterior = Product((law,), (self.parts[0].index,))
         away = posterior.log_density(u)
-        return value - away, posterior, away
+        if self._chain is None:
+            return value - away, posterior
+        law = cast(GaussianChain, posterior.parts[0])
+        error = jnp.finfo(u.dtype).eps * jax.lax.stop_gradient(
+            jnp.maximum(law.cancellation(), jnp.abs(away) / (1 + jnp.abs(value - away)))
+        )
+        known = jnp.where(error < state.allowed, 1.0, jnp.nan)  # a factor reaches derivatives, too
+        law = replace(law, mean=law.mean * known)
+        return (value - away) * known, replace(posterior, parts=(law,))
 
-
-def _has_digits(value: jax.Array, posterior: Product, away: jax.Array) -> jax.Array:
-    """Whether a chain found by its precision is right, and `away` does not drown the `value`."""
-    law = cast(GaussianChain, posterior.parts[0])
-    eps = float(jnp.finfo(law.mean.dtype).eps)
-    held = jnp.abs(away) * min(eps, LOST) < LOST * (1 + jnp.abs(value))
-    return held & (law.collinearity() < max(LOST / eps, 100.0))
+    @property
+    def _chain(self) -> Chain | None:
+        """The chain that all latents are, if they are one."""
+        structure = self.parts[0].structure
+        return structure if len(self.parts) == 1 and isinstance(structure, Chain) else None

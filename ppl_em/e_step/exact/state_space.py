@@ -6,7 +6,7 @@ holds the slopes and the precision of each of them, without the others' that wou
 other terms see one block each.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -43,12 +43,17 @@ class StateSpace:
     def fit(
         self, problem: Problem, params: Params, u: jax.Array
     ) -> tuple[jax.Array, GaussianChain]:
-        """The log-likelihood, and the law of the latents; neither depends on `u` (D,)."""
+        """The log-likelihood, and the law of the latents; neither depends on `u` (D,).
+
+        NaN where a variance is so small that a density underflows at `u`.
+        """
         u = jax.lax.stop_gradient(u)
         transitions = self.transitions(problem, params, u)
         constant, sightings = self.sightings(problem, params, u)
         value, law = filtered(self.chain, u, transitions, sightings)
-        return constant + value, law
+        rows = jax.lax.stop_gradient(jnp.max(jnp.abs(transitions.root), axis=-1))
+        known = jnp.where(jnp.all(rows > 0), 1.0, jnp.nan)
+        return (constant + value) * known, replace(law, mean=law.mean * known)
 
     def prior(self, problem: Problem, params: Params, u: jax.Array, color: jax.Array) -> jax.Array:
         """The terms that own coordinates of a color; of any, if it is negative."""

@@ -25,6 +25,7 @@ from ppl_em.structure import (
     steps_term,
     summed,
 )
+from ppl_em.util import cholesky
 
 
 @jax.tree_util.register_dataclass
@@ -105,7 +106,7 @@ class UniformChain:
         pairs = jnp.sum(covariances[self.first : self.first + self.count], axis=0)
         spread = jnp.einsum("bim,bij,bjn->mn", self.jacobian, pairs, self.jacobian)
 
-        root = law.pair_root(self.near)
+        root = cholesky(covariances[self.near])
         columns = np.sqrt(root.shape[-1]) * jnp.moveaxis(root, -1, 0)
         offsets = jnp.concatenate([columns, -columns]).reshape(2 * len(columns), -1)
         index = _pair_index(self.chain, self.near).ravel()
