@@ -262,7 +262,13 @@ def derivatives(name, y, x, curvature):
     return np.array(score, float), hessian
 
 
-@pytest.fixture(scope="module", params=MODELS)
+MARKS = {"level": pytest.mark.slow, "loop": pytest.mark.slow}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=MARKS.get(name, pytest.mark.long)) for name in MODELS],
+)
 def fitted(request):
     jax.clear_caches()
     name = request.param
@@ -282,7 +288,6 @@ def sites(name, case):
     return {**free, **{k: v for k, v in case.items() if k in free}}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_value_and_score(fitted, case):
     name, y, problem, e_step, state = fitted
@@ -301,7 +306,6 @@ def test_value_and_score(fitted, case):
     np.testing.assert_allclose(held[1], score, rtol=1e-9, atol=1e-9 * scale)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", [CASES[i] for i in (0, 2, 4, 8)], ids=str)
 def test_curvature(fitted, case):
     name, y, problem, e_step, state = fitted
@@ -312,3 +316,42 @@ def test_curvature(fitted, case):
     assert np.max(np.abs(found.matrix + hessian)) < 1e-8 * np.max(np.abs(hessian))
     if case["sl"] > 1e-3:  # its own curvature is the square of this, of terms that are about 1
         np.testing.assert_allclose(found.matrix, -hessian, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [EM, Direct])
+def test_maximum_at_zero(method):
+    """What a run reports at a variance of exactly zero is the log-likelihood there."""
+    y = np.random.default_rng(SEED).normal(10.0, 2.0, LENGTH)
+    result = method(level).run(jax.random.key(0), y, progress_bar=False)
+    assert result.status.name == "BOUNDARY" and float(result.params["sl"]) == 0.0
+    places = {k: mp.mpf(float(v)) for k, v in result.params.items()}
+    expected = float(log_likelihood("level", y, places))
+    assert abs(result.log_likelihood.value - expected) < 1e-9 * abs(expected)
+    places["sl"] = mp.mpf(10) ** -30
+    score, hessian = derivatives("level", y, places, True)
+    assert np.max(np.abs(score)) < 1e-4
+    wanted = np.sqrt(np.diag(np.linalg.inv(-hessian[::2, ::2]))) * [1, float(places["se"])]
+    with pytest.warns(UserWarning, match="`sl` is at its boundary 0"):
+        errors = result.standard_errors()
+    np.testing.assert_allclose([errors["be"], errors["se"]], wanted, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_single_precision():
+    """In float32 the same, as far as its digits go."""
+    y = data("level").astype(np.float32)
+    with jax.enable_x64(False):
+        problem, params = build_problem(jax.random.key(0), level, (y,), {})
+        e_step = Exact().resolve(jax.random.key(1), problem, params)
+        state = e_step.init(jax.random.key(2), problem, params)
+        for sl in (1.0, 1e-2, 1e-3, 1e-6):
+            params = sites("level", {"sl": sl})
+            x = problem.unconstrain({k: jnp.float32(v) for k, v in params.items()})
+            assert x.dtype == np.float32
+            places = exact(problem, x)
+            value = float(log_likelihood("level", y.astype(float), places))
+            score = derivatives("level", y.astype(float), places, False)[0]
+            found, gradient, _ = value_and_score(e_step, problem, x, state)
+            assert abs(float(found) - value) < 1e-5 * abs(value)
+            assert np.max(np.abs(gradient - score)) < 1e-4 * (1 + np.max(np.abs(score)))

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.e_step.base import DeterministicEStep, ExactInfo, Strength, firm
-from ppl_em.e_step.exact.find_state_space import find_state_space
+from ppl_em.e_step.exact.find_state_space import MAX_BLOCK, find_state_space
 from ppl_em.e_step.exact.state_space import StateSpace
 from ppl_em.e_step.exact.uniform_chain import UniformChain, find_uniform
 from ppl_em.params import Params
-from ppl_em.posterior import GaussianChain, PartPosterior, Product
+from ppl_em.posterior import Gaussian, GaussianChain, PartPosterior, Product
 from ppl_em.problem import WIDE, Problem, look
-from ppl_em.structure import Chain, Density, StepPoints, Structure, totals
+from ppl_em.structure import Blocks, Chain, Density, StepPoints, Structure, totals
 from ppl_em.structure.condense_steps import condense_steps
 from ppl_em.util import Static
 
@@ -98,7 +98,7 @@ class Continuous(DeterministicEStep):
             uniform = find_uniform(keys[1], problem, x, part.structure, points)
         allowed = np.asarray(jnp.finfo(x.dtype).eps ** ROUNDED, x.dtype)
         state = ContinuousState(center, points, uniform, None, allowed)
-        if isinstance(x, jax.core.Tracer) or self._chain is None:
+        if isinstance(x, jax.core.Tracer) or self._chain(problem) is None:
             return state
         return firm(self, problem, x, state)
 
@@ -106,14 +106,15 @@ class Continuous(DeterministicEStep):
         self, problem: Problem, x: jax.Array, state: ContinuousState
     ) -> ContinuousState | None:
         """The chain as a state space model, if it is one; else what its precision tells."""
-        chain, eps = self._chain, float(jnp.finfo(problem.start.dtype).eps)
+        chain, eps = self._chain(problem), float(jnp.finfo(problem.start.dtype).eps)
         if chain is None or state.states is not None or state.allowed > eps**ROUNDED * 1.1:
             return None
         states = find_state_space(problem, x, chain)
         if states is not None:
             # Sums over condensed steps would take differences of what is nearly the same.
             return state._replace(points={}, uniform=None, states=states)
-        return state._replace(allowed=np.asarray(eps**ROUGH, state.allowed.dtype))
+        rough = eps**ROUGH if isinstance(self.parts[0].structure, Chain) else np.inf
+        return state._replace(allowed=np.asarray(rough, state.allowed.dtype))
 
     def by_fisher(self, state: ContinuousState) -> bool:
         """Not where states differ by less than they are rounded."""
@@ -174,9 +175,9 @@ class Continuous(DeterministicEStep):
             law = state.uniform.fit(problem, params, u, gradient, state.points)
             posterior = Product((law,), (self.parts[0].index,))
         away = posterior.log_density(u)
-        if self._chain is None:
+        if self._chain(problem) is None:
             return value - away, posterior
-        law = cast(GaussianChain, posterior.parts[0])
+        law = cast(GaussianChain | Gaussian, posterior.parts[0])
         error = jnp.finfo(u.dtype).eps * jax.lax.stop_gradient(
             jnp.maximum(law.cancellation(), jnp.abs(away) / (1 + jnp.abs(value - away)))
         )
@@ -184,8 +185,12 @@ class Continuous(DeterministicEStep):
         law = replace(law, mean=law.mean * known)
         return (value - away) * known, replace(posterior, parts=(law,))
 
-    @property
-    def _chain(self) -> Chain | None:
-        """The chain that all latents are, if they are one."""
+    def _chain(self, problem: Problem) -> Chain | None:
+        """The chain that all latents are, if they are one; a short one has been made a block."""
         structure = self.parts[0].structure
-        return structure if len(self.parts) == 1 and isinstance(structure, Chain) else None
+        if len(self.parts) > 1 or isinstance(structure, Chain):
+            return structure if len(self.parts) == 1 else None
+        if not isinstance(structure, Blocks) or not 1 < structure.block_size <= MAX_BLOCK:
+            return None
+        alone = structure.num_blocks == 1 or bool(problem.spec.scans)
+        return Chain(Static(structure.index.value[:, None])) if alone else None
