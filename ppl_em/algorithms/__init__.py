@@ -9,11 +9,13 @@ from ppl_em.algorithms.history import Limits, Plan
 from ppl_em.algorithms.run import Outcome, run_loop
 from ppl_em.algorithms.sampler import Sampler
 from ppl_em.algorithms.stopping import Stopping, rounding
+from ppl_em.algorithms.unbounded import STEEP, why_no_maximum
 
 __all__ = [
     "ACCELERATORS",
     "MAX_LENGTH",
     "METHODS",
+    "STEEP",
     "Certified",
     "Limits",
     "Model",
@@ -29,4 +31,5 @@ __all__ = [
     "polish",
     "rounding",
     "run_loop",
+    "why_no_maximum",
 ]

@@ -16,6 +16,12 @@ MAX_HALVINGS = 12
 MAX_LENGTH = 3.0
 """Longest step from places that may be far from the maximum, in standard errors."""
 
+MOST = 10.0
+"""Largest gain that is believed, in units of what was promised, and one nat more.
+
+Next to singular points values are made of rounding.
+"""
+
 Found = TypeVar("Found")
 
 
@@ -68,13 +74,15 @@ def halved(attempt: Callable[[np.ndarray], Found | None], step: np.ndarray) -> F
 def ascend(terrain: Terrain, here: Point) -> Iterator[Point]:
     """Newton steps from `here` as long as each one gains and has a model: the points reached."""
     while here.model is not None:
+        most = MOST * (1 + here.model.promised)
 
-        def attempt(step: np.ndarray, here: Point = here) -> tuple | None:
+        def attempt(step: np.ndarray, here: Point = here, most: float = most) -> tuple | None:
             x = terrain.move(here, step)
             if x is None:
                 return None
             value, state = terrain.at(x, here.state)
-            gains = value >= here.value - terrain.floor(here.value)
+            gain = value - here.value
+            gains = -terrain.floor(here.value) <= gain <= most
             return (x, state, value, step) if gains else None
 
         found = halved(attempt, here.model.step)

@@ -155,7 +155,7 @@ def _believed(
     out = (towards != 0) & (size > furthest)
     if not out.any():
         return x, new, value
-    lost = np.max(np.exp(np.where(endless, size, 2 * size))[out])
+    lost = np.max(np.exp(np.minimum(np.where(endless, size, 2 * size), FURTHEST / 2))[out])
     noise = MEANT + LOST * lost * float(np.finfo(x.dtype).eps)
     nearer = jnp.where(out, jnp.asarray(towards * furthest, x.dtype), x)
     there, found = ground.look(nearer, state)

@@ -6,28 +6,26 @@ smallest eigenvalue of the scaled information tell. Where something is left to g
 Newton steps in a trust region, which also go along directions of negative curvature.
 """
 
+import itertools
 import time
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.algorithms.ascent import MAX_HALVINGS, MAX_LENGTH, Model, Point, ascend
+from ppl_em.algorithms.ascent import Point, ascend
+from ppl_em.algorithms.certified_model import ByProducts, Whole
 from ppl_em.algorithms.history import Run
 from ppl_em.algorithms.newton import FINE
 from ppl_em.algorithms.stopping import Step, rounding
+from ppl_em.algorithms.unbounded import STEEP, why_no_maximum
 from ppl_em.e_step import expectation
 from ppl_em.likelihood import (
     Information,
     held_value_and_score,
-    marginal_information,
-    moved,
-    named,
-    set_aside,
+    rounding_noise,
 )
-from ppl_em.params import flat_labels
 from ppl_em.result import CONVERGED, Certificate, Status
 
 PROMISE = 1e-9
@@ -42,6 +40,12 @@ MAX_NEWTON = 60
 MAX_SADDLES = 5
 """Saddles that a run leaves."""
 
+KICKS = (1.0, 4.0)
+"""Lengths of steps from a saddle, in units in which the information has a unit diagonal."""
+
+KICKED = 8
+"""Newton steps after such a step, before it is given up."""
+
 MAX_PARAMS = 300
 """Parameters up to which the information is computed whole."""
 
@@ -53,68 +57,8 @@ class Certified(NamedTuple):
     """The certificate, with the information (p, p) that it was read from, at `x` (p,)."""
 
     certificate: Certificate
-    information: Information
+    information: Information | None
     x: jax.Array
-
-
-@dataclass
-class _Whole:
-    """The log-likelihood with what cannot move held; `information` is that at the latest point."""
-
-    run: Run
-    raw: Information = field(init=False)
-    information: Information = field(init=False)
-    left_out: np.ndarray = field(init=False)
-
-    def at(self, x: jax.Array, state: Any) -> tuple[float, Any]:
-        self.run.history.evaluations += 1
-        _, state, info = expectation(self.run.e_step, self.run.problem, x, state)
-        return float(info.objective), state
-
-    def floor(self, value: float) -> float:
-        return max(self.run.e_step.noise or 0.0, rounding(value, self.run.history.x.dtype))
-
-    def move(self, here: Point, step: np.ndarray) -> jax.Array | None:
-        return moved(self.run.problem, here.x, step, self.information)
-
-    def model(self, x: jax.Array, state: Any, before: Point, taken: np.ndarray) -> Model | None:
-        return self.model_at(x, state)
-
-    def model_at(self, x: jax.Array, state: Any) -> Model | None:
-        """By the Hessian; without what is at a bound, flat, or has no influence."""
-        run = self.run
-        run.history.evaluations += x.size
-        self.raw = marginal_information(run.e_step, run.problem, x, state)
-        if not np.all(np.isfinite(self.raw.matrix)):
-            return None
-
-        def look(x: jax.Array) -> float:
-            return self.at(x, state)[0]
-
-        found = set_aside(run.problem, x, self.raw, run.history.at, look)
-        self.information, self.left_out, _ = found
-        step, promised = self.information.uphill(MAX_LENGTH)
-        return Model(step, promised) if np.isfinite(promised) else None
-
-    def certificate(self, x: jax.Array) -> Certificate:
-        """From the latest information, which is at `x` (p,)."""
-        here = self.information
-        labels = flat_labels(self.run.problem.constrain(x))
-        held = tuple(labels[i] for i in self.left_out)
-        score, inside = here.inside
-        if not len(score):
-            return Certificate(0.0, 0.0, np.inf, held)
-        values, vectors = np.linalg.eigh(inside)
-        if not here.usable:
-            promised = here.uphill(MAX_LENGTH)[1]
-            along = here.frame @ vectors[:, 0]
-            names = tuple(named(self.run.problem, x, along, here.matrix))
-            return Certificate(
-                promised, np.sqrt(2 * promised), float(values[0]), held, "information", names
-            )
-        step, errors = here.newton_step, np.sqrt(np.diag(here.covariance))
-        longest = float(np.max(np.abs(step) / np.where(errors > 0, errors, np.inf)))
-        return Certificate(float(0.5 * step @ here.gradient), longest, float(values[0]), held)
 
 
 def certify(run: Run, status: Status) -> Status | None:
@@ -127,9 +71,9 @@ def certify(run: Run, status: Status) -> Status | None:
         return status
     if not np.isfinite(history.objective):
         return Status.NON_FINITE
-    if history.x.size > MAX_PARAMS:
-        return _by_score(run, status)
-    terrain = _Whole(run)
+    terrain = (ByProducts if history.x.size > MAX_PARAMS else Whole)(run)
+    if not _is_real(run):
+        return Status.STALLED if status is Status.CONVERGED else status
     model = terrain.model_at(history.x, history.e_state)
     if model is None:
         return _by_score(run, status)
@@ -142,8 +86,6 @@ def certify(run: Run, status: Status) -> Status | None:
     maximum = Status.BOUNDARY if history.at is not None else Status.CONVERGED
     if certificate.promised_gain > max(_tolerance(run, here.value), ENOUGH):
         return _short_of_it(run, status)
-    if terrain.information.usable or certificate.smallest_eigenvalue > -terrain.raw.resolution:
-        return maximum
     beyond = _beyond(terrain, here)
     if beyond is None:
         return maximum
@@ -154,6 +96,19 @@ def certify(run: Run, status: Status) -> Status | None:
     history.decide(f"a saddle: on in the direction of {', '.join(certificate.direction)}")
     _record(run, here, beyond, time.monotonic())
     return None
+
+
+def _is_real(run: Run) -> bool:
+    """Whether the log-likelihood is finite where the run is, has digits, and may have a maximum."""
+    history, e_step, problem = run.history, run.e_step, run.problem
+    posterior, state, info = expectation(e_step, problem, history.x, history.e_state)
+    history.e_state, value = state, float(info.objective)
+    history.evaluations += 1
+    if not np.isfinite(value) or rounding_noise(e_step, problem, history.x, state, value):
+        return False
+    away = np.asarray(history.x) - np.asarray(history.start)
+    steep = bool(history.rows) and history.rows[-1].get("gradient_norm", 0.0) > STEEP
+    return not why_no_maximum(problem, e_step, history.x, state, posterior, away, steep)
 
 
 def _tolerance(run: Run, value: float) -> float:
@@ -171,7 +126,7 @@ def _short_of_it(run: Run, status: Status) -> Status:
     return Status.STALLED if status in CONVERGED else status
 
 
-def _climbed(run: Run, terrain: _Whole, here: Point) -> Point:
+def _climbed(run: Run, terrain: Whole, here: Point) -> Point:
     """Newton steps while they promise something, and the budgets last."""
     if run.limits.plan.finish == "em":
         return here
@@ -203,22 +158,29 @@ def _record(run: Run, before: Point, here: Point, start: float) -> None:
     run.bar.update(1)
 
 
-def _beyond(terrain: _Whole, here: Point) -> Point | None:
-    """A place that is higher, on either side of a saddle; None if there is none."""
-    basis = terrain.information.frame
-    vectors = np.linalg.eigh(terrain.information.inside[1])[1]
-    best = None
+def _beyond(terrain: Whole, here: Point) -> Point | None:
+    """A place that is higher, on either side of a saddle; None if there is none.
+
+    Along directions that curve upwards, or not at all: the others may have to give way first, so
+    that Newton steps follow.
+    """
+    directions = terrain.upwards()
     least = here.value + max(10 * terrain.floor(here.value), ENOUGH / 10)
-    for count in range(MAX_HALVINGS):
-        for side in (-1.0, 1.0):
-            x = terrain.move(here, side * 2.0**-count * (basis @ vectors[:, 0]))
+    for count, side in itertools.product(range(min(directions.shape[1], MAX_SADDLES)), (-1, 1)):
+        for length in KICKS:
+            x = terrain.move(here, side * length * directions[:, count])
             if x is None:
                 continue
             value, state = terrain.at(x, here.state)
-            if np.isfinite(value) and value > (least if best is None else best.value):
-                best = Point(x, state, value, None)
-        if best is not None:
-            return best
+            if not np.isfinite(value):
+                continue
+            there = Point(x, state, value, None)
+            if not value > least:
+                there = there._replace(model=terrain.model_at(x, state))
+                climb = itertools.islice(ascend(terrain, there), KICKED)
+                there = next((point for point in climb if point.value > least), there)
+            if there.value > least:
+                return there
     return None
 
 
@@ -229,5 +191,5 @@ def _by_score(run: Run, status: Status) -> Status:
     if not np.all(np.isfinite(score)):
         return Status.NON_FINITE if status in CONVERGED else status
     certificate = Certificate(np.nan, np.nan, np.nan, (), "gradient")
-    history.certified = Certified(certificate, None, history.x)  # type: ignore[arg-type]
+    history.certified = Certified(certificate, None, history.x)
     return status

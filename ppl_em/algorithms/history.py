@@ -9,6 +9,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ppl_em.algorithms.stopping import Step, Stopping, observed_rate, verdict
+from ppl_em.likelihood import Information
 from ppl_em.params import AtBounds
 from ppl_em.problem import Problem
 
@@ -49,8 +50,10 @@ class History:
     """The history so far, and the last good parameters.
 
     `evaluations` counts E-steps, or gradients of the objective, that were made for it. `inverse`
-    (p, p) is that of the information, where Newton steps have converged; `certified` is what was
-    found at the end, and `saddles` counts those that were left.
+    (p, p) is that of the information, where Newton steps have converged; `information` that at the
+    end of the last ones, and where that is; `certified` is what was found at the end, and
+    `saddles` counts those that were left. `start` (p,) is where it
+    began.
     """
 
     problem: Problem
@@ -65,8 +68,13 @@ class History:
     evaluations: int = 0
     pending: str = ""
     inverse: np.ndarray | None = None
+    information: tuple[jax.Array, Information] | None = None
     certified: Any = None
     saddles: int = 0
+    start: jax.Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start = self.x
 
     def decide(self, text: str) -> None:
         """Log what was decided and why, and write it beside the step that follows."""

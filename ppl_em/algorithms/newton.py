@@ -32,6 +32,9 @@ from ppl_em.problem import Problem
 NEAR = 0.01
 """Remaining gain below which Newton steps are tried: about a seventh of a standard error."""
 
+CONTRADICTED = 1.0
+"""Gain promised by a Newton step, from which it is not what EM sees: next to singular points."""
+
 SOON = 2
 """EM steps before them where Newton steps are the rule."""
 
@@ -52,7 +55,8 @@ class NewtonStep(NamedTuple):
     """Parameters (p,) after one step, the log-likelihood there, and the gain still promised.
 
     `evaluations` counts E-steps, and a Hessian as one for each parameter. `inverse` (p, p) is that
-    of the information of an approximation without constraints, as far as it is known.
+    of the information of an approximation without constraints, as far as it is known; `information`
+    that at `x` with nothing held, if it was computed.
     """
 
     x: jax.Array
@@ -60,6 +64,7 @@ class NewtonStep(NamedTuple):
     promised: float
     evaluations: int
     inverse: np.ndarray | None = None
+    information: Information | None = None
 
 
 def is_due(steps: list[Step], e_step: Any, problem: Problem, stopping: Stopping) -> bool:
@@ -87,16 +92,16 @@ def newton_steps(
 ) -> Iterator[NewtonStep]:
     """Newton steps from `x` (p,), where the log-likelihood is `value`, as long as each one gains.
 
-    Ends at once where the information is not positive definite; stays at `x` if the gain promised
-    there is below `gap`. The information of an approximation, which takes 2p + 1 gradients, is kept
-    up to date by secants as long as each step leaves no more than `LEFT` of what it promised to
-    gain. With the `inverse` (p, p) of a coarser approximation it starts from that, and stays at `x`
-    once, to tell the log-likelihood there.
+    Ends at once where the information is not positive definite, or promises what EM does not see;
+    stays at `x` if the gain promised there is below `gap`. The information of an approximation,
+    which takes 2p + 1 gradients, is kept up to date by secants as long as each step leaves no more
+    than `LEFT` of what it promised to gain. With the `inverse` (p, p) of a coarser approximation it
+    starts from that, and stays at `x` once, to tell the log-likelihood there.
     """
     terrain = _End(problem, e_step)
     if inverse is None:
         model = terrain.by_hessian(x, state)
-        if model is None:
+        if model is None or (e_step.noise is None and model.promised > CONTRADICTED):
             return
     else:
         value, terrain.gradient = held_value_and_score(e_step, problem, x, state)
@@ -106,13 +111,16 @@ def newton_steps(
     first = terrain.information
     terrain.by_secants = e_step.noise is not None and (first is None or first.held is None)
     if model.promised < gap:
-        yield NewtonStep(x, value, model.promised, terrain.evaluations, terrain.kept)
+        yield NewtonStep(
+            x, value, model.promised, terrain.evaluations, terrain.kept, terrain.known(x)
+        )
         return
     for here in ascend(terrain, Point(x, state, value, model)):
         if here.model is None:
             return
         promised, evaluations = here.model.promised, terrain.evaluations
-        yield NewtonStep(here.x, here.value, promised, evaluations, terrain.kept)
+        known = terrain.known(here.x)
+        yield NewtonStep(here.x, here.value, promised, evaluations, terrain.kept, known)
         terrain.evaluations = 0
 
 
@@ -130,7 +138,7 @@ class _End:
 
     Log-likelihoods that are exact have a Hessian by automatic differentiation, anew at every step.
     `gradient` (p,) is that at the latest point, `score` where a step was tried last, `information`
-    the latest by a Hessian.
+    the latest by a Hessian; `whole` is it with nothing held, and where that was.
     """
 
     problem: Problem
@@ -139,6 +147,7 @@ class _End:
     inverse: np.ndarray = field(init=False)
     score: np.ndarray = field(init=False)
     information: Information | None = None
+    whole: tuple[jax.Array, Information] | None = None
     evaluations: int = 0
     by_secants: bool = False
 
@@ -146,6 +155,10 @@ class _End:
     def kept(self) -> np.ndarray | None:
         """The inverse (p, p) for a finer approximation."""
         return self.inverse if self.by_secants and not self.problem.spec.restrictions else None
+
+    def known(self, x: jax.Array) -> Information | None:
+        """The information at `x` (p,) with nothing held, if it was computed there."""
+        return self.whole[1] if self.whole is not None and self.whole[0] is x else None
 
     def by_inverse(self) -> Model:
         """The model by what is known of the information."""
@@ -156,6 +169,7 @@ class _End:
         """The model with the information computed anew; None if it is not positive definite."""
         self.evaluations += x.size
         found = marginal_information(self.e_step, self.problem, x, state)
+        self.whole = x, found
         self.information = here = hold(self.problem, x, found)
         if not here.usable:
             return None
@@ -235,4 +249,6 @@ def take_newton_steps(run: Run) -> bool:
         history.x = before = step.x
         run.bar.update(1)
     history.inverse = found[-1][0].inverse if converged else None
+    last = found[-1][0].information if found else None
+    history.information = None if last is None else (history.x, last)
     return converged

@@ -5,32 +5,21 @@ rows. By the time that this is lost in rounding, a run may look as if it had con
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import constraints
 
-from ppl_em.params import flat_labels
-from ppl_em.posterior import Posterior
-from ppl_em.problem import Problem
+from ppl_em.algorithms import STEEP, why_no_maximum
+from ppl_em.e_step import DeterministicEStep
+from ppl_em.likelihood import rounding_noise
 from ppl_em.result import EMResult, Status
-
-STEEP = 0.1
-"""Slope of Q, in nats per unit, from which a coordinate is suspected: Q ought to be at its top."""
-
-FAR = 4.0
-"""Distance from the start, unconstrained, from which a bounded parameter is: a factor of e^4."""
 
 DONE = (Status.CONVERGED, Status.STALLED, Status.DECREASED)
 """How runs end that find nothing more to gain."""
 
-ON_THE_LINE = (constraints.real, constraints.real_vector)
-"""Supports without an edge."""
-
-REACH = (2.0, 4.0)
-"""Distances further out at which Q is evaluated."""
+DOUBTFUL = (Status.STALLED, Status.DECREASED)
+"""Those that rounding may have ended."""
 
 
 def judged(result: EMResult, start: jax.Array, x: jax.Array, parts: Any) -> EMResult:
@@ -38,87 +27,17 @@ def judged(result: EMResult, start: jax.Array, x: jax.Array, parts: Any) -> EMRe
 
     `start` and `x` (p,) are where the run began and ended, `parts` its `FittedParts`.
     """
+    problem, e_step, state, noise = parts.problem, parts.e_step, parts.e_state, 0.0
     norms = result.history.get("gradient_norm", np.zeros(0))
-    steep = np.any(norms[np.isfinite(norms)][-1:] > STEEP)
-    far = _has_gone_far(parts.problem, np.asarray(x) - np.asarray(start))
-    reason = ""
-    if result.status is Status.NON_FINITE:
-        reason = "a step gave a value that is not finite"
-    elif far.any() or (steep and result.status in DONE):
-        reason = unbounded(parts.problem, x, parts.posterior, far | (result.status in DONE))
+    steep = result.status in DONE and bool(np.any(norms[np.isfinite(norms)][-1:] > STEEP))
+    if e_step.is_function and result.status in DOUBTFUL:
+        value = result.penalised
+        noise = rounding_noise(cast(DeterministicEStep, e_step), problem, x, state, value)
+    away = np.asarray(x) - np.asarray(start)
+    reason = why_no_maximum(problem, e_step, x, state, parts.posterior, away, steep, noise)
+    if not reason and result.status is Status.NON_FINITE:
+        return replace(result, degeneracy="a step gave a value that is not finite")
     if not reason:
         return result
-    kept = (Status.NON_FINITE, Status.INTERRUPTED)
-    status = result.status if result.status in kept else Status.DEGENERATE
+    status = Status.INTERRUPTED if result.status is Status.INTERRUPTED else Status.DEGENERATE
     return replace(result, status=status, degeneracy=reason)
-
-
-def unbounded(problem: Problem, x: jax.Array, posterior: Posterior, suspected: np.ndarray) -> str:
-    """In which direction the likelihood has no bound at `x` (p,), in words; empty if in none.
-
-    Where Q still has a slope, it is followed further out. Under the posterior at `x`, Q gains no
-    more than the log-likelihood does, so if it keeps rising as fast, the likelihood has no bound
-    there. At a boundary where the likelihood is finite, Q falls or stays.
-
-    Parameters
-    ----------
-    problem
-        The model with its data.
-    x, posterior
-        Where a run ended, and the latents there.
-    suspected
-        Coordinates to look at, (p,).
-    """
-    slope = np.asarray(_slope(problem, posterior, x))
-    for i in np.flatnonzero(suspected & (np.abs(slope) > STEEP)):
-        direction = np.zeros_like(slope)
-        direction[i] = np.sign(slope[i])
-        first, second = np.diff(_q_along(problem, posterior, x, jnp.asarray(direction)))
-        if np.isfinite(first + second) and first > REACH[0] * STEEP and second > 0.8 * first:
-            label = flat_labels(problem.space.unravel(np.asarray(x)))[i]
-            value = jax.tree.leaves(_value(problem, x, label))
-            goes = f" ({value[0]:.2g})" if value else ""
-            return (
-                f"the likelihood has no bound in the direction of {label}{goes}: "
-                f"{second / (REACH[1] - REACH[0]):.2g} nats for each factor e"
-            )
-    return ""
-
-
-def _has_gone_far(problem: Problem, away: np.ndarray) -> np.ndarray:
-    """Coordinates of bounded parameters that are far from their start, (p,)."""
-    parts = problem.space.unravel(away)
-    far = {
-        site.name: jax.tree.map(
-            lambda v, site=site: (np.abs(v) > FAR) & (site.constraint not in ON_THE_LINE),
-            parts[site.name],
-        )
-        for site in problem.space.sites
-    }
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(far)])
-
-
-@jax.jit
-def _slope(problem: Problem, posterior: Posterior, x: jax.Array) -> jax.Array:
-    return jax.grad(lambda x: posterior.expected_log_joint(problem, problem.constrain(x)))(x)
-
-
-@jax.jit
-def _q_along(
-    problem: Problem, posterior: Posterior, x: jax.Array, direction: jax.Array
-) -> jax.Array:
-    """Q at `x` and further out, (3,)."""
-    points = jnp.stack([x + reach * direction for reach in (0.0, *REACH)])
-    return jax.lax.map(
-        lambda point: posterior.expected_log_joint(problem, problem.constrain(point)), points
-    )
-
-
-def _value(problem: Problem, x: jax.Array, label: str) -> list[float]:
-    """The value of a parameter by its label on the unconstrained scale, if it has the same."""
-    params = problem.constrain(x)
-    labels = flat_labels(params)
-    if label not in labels:
-        return []
-    flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
-    return [float(flat[labels.index(label)])]

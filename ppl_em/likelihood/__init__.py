@@ -11,6 +11,7 @@ from ppl_em.likelihood.draw_evaluation import (
 from ppl_em.likelihood.identifiability import set_aside
 from ppl_em.likelihood.importance_information import sampled_information
 from ppl_em.likelihood.information import MAX_SE_NOISE, Information, holding, named
+from ppl_em.likelihood.last_digits import rounding_noise
 from ppl_em.likelihood.louis import Components, ScoreMoments, find, louis_information
 from ppl_em.likelihood.observed import (
     held_value_and_score,
@@ -18,12 +19,14 @@ from ppl_em.likelihood.observed import (
     marginal_information,
     value_and_score,
 )
+from ppl_em.likelihood.products import Spectrum, spectrum
 
 __all__ = [
     "MAX_SE_NOISE",
     "Components",
     "Information",
     "ScoreMoments",
+    "Spectrum",
     "constrained_covariance",
     "curvature_of_score",
     "find",
@@ -38,8 +41,10 @@ __all__ = [
     "marginal_information",
     "moved",
     "named",
+    "rounding_noise",
     "sampled_information",
     "score_moments",
     "set_aside",
+    "spectrum",
     "value_and_score",
 ]

@@ -116,6 +116,7 @@ def set_aside(
     if len(flat):
         notes.append(_flat_note([labels[i] for i in flat], directions.shape[1]))
     information = holding(problem, x, information, directions / scale[:, None] ** 2)
+    information = replace(information, flat=directions)
     return information, np.union1d(without, flat).astype(int), "; ".join(notes)
 
 

@@ -17,6 +17,13 @@ RESOLUTION = 1e-10
 """Eigenvalues, of a matrix scaled to a unit diagonal, that rounding alone can make."""
 
 
+BALANCED = 1.0 + 1e-6
+"""Entries of a matrix with a unit diagonal, from which it is that of a saddle."""
+
+MAX_BALANCING = 50
+"""Times that the rows of such a matrix are brought to 1."""
+
+
 @dataclass(frozen=True)
 class Information:
     """Observed information on the unconstrained scale, and what came of inverting it.
@@ -41,6 +48,8 @@ class Information:
         along which the likelihood is flat; None for none.
     resolution
         Eigenvalues, of the matrix scaled to a unit diagonal, that its errors alone can make.
+    flat
+        Directions, (p, f), among those held, without curvature; None for none.
     """
 
     gradient: np.ndarray
@@ -51,6 +60,7 @@ class Information:
     replicates: np.ndarray | None = None
     held: np.ndarray | None = None
     resolution: float = RESOLUTION
+    flat: np.ndarray | None = None
 
     @cached_property
     def frame(self) -> np.ndarray:
@@ -157,11 +167,18 @@ def frame(matrix: np.ndarray, held: np.ndarray | None) -> np.ndarray:
     """Directions, (p, q), in which nothing that is `held` (p, r) moves.
 
     Each is in units of the standard errors that single parameters would have if all others were
-    known, so that `matrix` (p, p) means the same whatever units the data are in.
+    known, so that `matrix` (p, p) means the same whatever units the data are in. At saddles a
+    diagonal may be next to nothing where the rest is not: there rows are brought to a largest
+    entry of 1 (Ruiz 2001, A scaling algorithm to equilibrate both rows and columns norms).
     """
-    sizes = np.sqrt(np.abs(np.diag(matrix)))
-    usable = np.isfinite(sizes) & (sizes > 0)
-    scale = 1 / np.where(usable, sizes, 1.0)
+    sizes = np.abs(np.diag(matrix))
+    scale = 1 / np.sqrt(np.where(np.isfinite(sizes) & (sizes > 0), sizes, 1.0))
+    for _ in range(MAX_BALANCING):
+        rows = np.max(np.abs(scale[:, None] * matrix * scale), axis=1, initial=0.0)
+        large = np.isfinite(rows) & (rows > BALANCED)
+        if not large.any():
+            break
+        scale = np.where(large, scale / np.sqrt(np.where(large, rows, 1.0)), scale)
     if held is None:
         return np.diag(scale)
     return scale[:, None] * complement(scale[:, None] * held)

@@ -38,6 +38,14 @@ class Certificate(NamedTuple):
     kind: str = "information"
     direction: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, stored: list | None) -> "Certificate | None":
+        """The record from the list that a file holds."""
+        if stored is None:
+            return None
+        gain, score, eigenvalue, held, kind, direction = stored
+        return cls(gain, score, eigenvalue, tuple(held), kind, tuple(direction))
+
     def __str__(self) -> str:
         if self.kind == "gradient":
             return "certificate: the information is not available, only the score was looked at"

@@ -82,7 +82,7 @@ def _load(path: Any) -> EMResult:
         boundary={k: Boundary(*where) for k, where in header.get("boundary", {}).items()},
         penalties=header.get("penalties", {}),
         degeneracy=header.get("degeneracy", ""),
-        certificate=_certificate(header.get("certificate")),
+        certificate=Certificate.of(header.get("certificate")),
         restarts=restarts,
     )
 
@@ -296,10 +296,3 @@ def _read(path: Any) -> tuple["xarray.DataTree", dict[str, Any], LogLikelihood, 
         raise ModelError(f"File '{path}': its parameters are numbered wrongly. Write it anew.")
     params = _decode(header["params"], leaves)
     return tree, header, LogLikelihood(*header["log_likelihood"]), params
-
-
-def _certificate(found: list | None) -> Certificate | None:
-    if found is None:
-        return None
-    gain, score, eigenvalue, held, kind, direction = found
-    return Certificate(gain, score, eigenvalue, tuple(held), kind, tuple(direction))

@@ -1,15 +1,12 @@
 """A fit in words, as `print` shows it."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ppl_em.result.status import Status
 from ppl_em.util import ModelError, visible
 
-if TYPE_CHECKING:
-    from ppl_em.result.em_result import EMResult
 
-
-def in_words(result: "EMResult") -> str:
+def in_words(result: Any) -> str:
     """Estimates, log-likelihood, how the run ended, and what speaks for or against it."""
     try:
         table = f"{result.summary().round(4)}"
@@ -28,7 +25,7 @@ def in_words(result: "EMResult") -> str:
     return visible("\n".join(line for line in lines if line))
 
 
-def doubt(result: "EMResult") -> str:
+def doubt(result: Any) -> str:
     """Words to put behind the log-likelihood where it is not to be believed; else empty."""
     if result.status is Status.UNHEALTHY and result.log_likelihood.kind == "estimate":
         return ": not to be believed, nor is its error, because the chains are not"
