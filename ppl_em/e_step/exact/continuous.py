@@ -164,16 +164,16 @@ class Continuous(DeterministicEStep):
     ) -> tuple[jax.Array, Product]:
         """The log-likelihood and the posterior, both NaN where rounding has taken their digits."""
         if state.states is not None:
-            value, law = state.states.fit(problem, params, state.center)
-            return value, Product((law,), (self.parts[0].index,))
+            value, filtered = state.states.fit(problem, params, state.center)
+            return value, Product((filtered,), (self.parts[0].index,))
         density = problem.density(params)
         u = state.center
         value, gradient = jax.value_and_grad(density)(u)
         if state.uniform is None:
             posterior = self.posterior(density, u, gradient)
         else:
-            law = state.uniform.fit(problem, params, u, gradient, state.points)
-            posterior = Product((law,), (self.parts[0].index,))
+            found = state.uniform.fit(problem, params, u, gradient, state.points)
+            posterior = Product((found,), (self.parts[0].index,))
         away = posterior.log_density(u)
         if self._chain(problem) is None:
             return value - away, posterior
@@ -187,9 +187,9 @@ class Continuous(DeterministicEStep):
 
     def _chain(self, problem: Problem) -> Chain | None:
         """The chain that all latents are, if they are one; a short one has been made a block."""
-        structure = self.parts[0].structure
-        if len(self.parts) > 1 or isinstance(structure, Chain):
-            return structure if len(self.parts) == 1 else None
+        structure = self.parts[0].structure if len(self.parts) == 1 else None
+        if isinstance(structure, Chain):
+            return structure
         if not isinstance(structure, Blocks) or not 1 < structure.block_size <= MAX_BLOCK:
             return None
         alone = structure.num_blocks == 1 or bool(problem.spec.scans)
