@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm.auto import tqdm
 
 from ppl_em import e_step as e_steps
@@ -17,7 +18,7 @@ from ppl_em.fit import all_starts, judged, on_all_rows, run_restarts, split_star
 from ppl_em.fit.make_result import make_result
 from ppl_em.m_step import MStep
 from ppl_em.params import Params, split_option
-from ppl_em.problem import Problem, brought_inside, build_problem, needs, restrict
+from ppl_em.problem import Problem, brought_inside, build_problem, look, needs, restrict
 from ppl_em.result import EMResult
 from ppl_em.util import (
     ModelError,
@@ -236,7 +237,10 @@ def run_plan(
 
 def _nudged(rng_key: jax.Array, problem: Problem, params: Params) -> Params:
     x = problem.unconstrain(params)
-    return problem.constrain(x + NUDGE * jax.random.normal(rng_key, x.shape, x.dtype))
+    slope = np.abs(look(problem, x, np.asarray(problem.start)[None]).by_param[0])
+    with np.errstate(divide="ignore"):  # by no more than a change of 1 in the log-joint
+        most = np.where(np.isfinite(slope), np.minimum(NUDGE, 1 / slope), NUDGE)
+    return problem.constrain(x + most * jax.random.normal(rng_key, x.shape, x.dtype))
 
 
 def _check_plan(plan: Plan, e_step: EStep) -> None:

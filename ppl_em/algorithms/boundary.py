@@ -31,7 +31,7 @@ from ppl_em.algorithms.boundary_profile import (
 from ppl_em.algorithms.history import Run
 from ppl_em.algorithms.stopping import Step
 from ppl_em.e_step import DeterministicEStep
-from ppl_em.params import AtBounds, Boundary, ends, place_of
+from ppl_em.params import AtBounds, Boundary, ends, is_share, place_of
 from ppl_em.problem import Problem
 
 logger = logging.getLogger("ppl_em")
@@ -204,6 +204,7 @@ def _arrive(
         moves = np.asarray(x - path[max(len(path) - 3, 0)].x)
         runs = (sides * moves > 0.1) & ~held
         runs &= ~np.isnan(np.where(sides < 0, limits[:, 0], limits[:, 1]))
+        runs &= ~is_share(ground.problem.space)
         return _Otherwise(held | runs, runs, sides) if runs.any() else None
     settled = ground.descend(x, state, value, np.where(held, sides * DECADE, 0.0), level=True)
     if settled is None:

@@ -11,8 +11,8 @@ import numpy as np
 from ppl_em.algorithms.ascent import MAX_LENGTH, Model, Point, ascend
 from ppl_em.algorithms.stopping import rounding
 from ppl_em.e_step import DeterministicEStep, expectation
-from ppl_em.likelihood import holding, marginal_information
-from ppl_em.params import Boundary, Place
+from ppl_em.likelihood import Information, holding, marginal_information
+from ppl_em.params import Boundary, Place, has_end
 from ppl_em.problem import Problem
 
 DECADE = float(np.log(10.0))
@@ -197,9 +197,24 @@ class _Inside:
             gradient=np.where(self.held, 0.0, here.gradient),
             matrix=np.where(free, here.matrix, 0.0),
         )
-        response = np.abs(np.diag(here.matrix)) + np.abs(here.gradient)
-        still = self.held | ~(response > 1e-9 * (1 + np.max(np.abs(np.diag(here.matrix)))))
+        still = self.held | self._no_response(x, state, here)
         if still.any() and np.all(np.isfinite(here.matrix)):
             here = holding(problem, x, here, np.eye(len(still))[:, still])
         step, promised = here.uphill(MAX_LENGTH)
         return Model(step, promised) if np.isfinite(promised) else None
+
+    def _no_response(self, x: jax.Array, state: Any, here: Information) -> np.ndarray:
+        """Coordinates of `x` (p,) to which nothing responds, (p,): up to rounding, if logarithms.
+
+        A real parameter in a large unit responds as weakly: it is moved to tell.
+        """
+        curvature = np.abs(np.diag(here.matrix))
+        response = curvature + np.abs(here.gradient)
+        logarithm = has_end(self.ground.problem.space)
+        most = 1 + np.max(curvature, where=logarithm, initial=0.0)
+        still = ~(response > 1e-9 * most)
+        for place in np.flatnonzero(still & ~logarithm & (curvature > 0) & ~self.held).tolist():
+            value, _ = self.ground.look(x, state)
+            moved = x.at[place].add(1 / np.sqrt(curvature[place]))
+            still[place] = abs(self.ground.look(moved, state)[0] - value) < IDLE
+        return still

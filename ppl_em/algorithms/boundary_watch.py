@@ -20,7 +20,7 @@ from ppl_em.algorithms.boundary_profile import (
 )
 from ppl_em.algorithms.history import Run
 from ppl_em.algorithms.stopping import Step, Stopping
-from ppl_em.params import ends
+from ppl_em.params import ends, is_share
 from ppl_em.posterior import OF_PARAMETERS
 from ppl_em.problem import Problem
 
@@ -29,6 +29,9 @@ WINDOW = 4
 
 MOVING = 1e-5
 """Least change of its unconstrained value each time."""
+
+NEARLY_GONE = 7.0
+"""Unconstrained value from which a share of a simplex is next to nothing: 1e-3 of the rest."""
 
 FAR = 3.0
 """Change of its unconstrained value after which a direct method may have run to a bound."""
@@ -55,6 +58,15 @@ class Watch:
         spec = self.problem.spec
         known &= not (spec.restrictions or spec.rough)
         self.ends = ends(spec.space) if known else np.zeros((0, 2))
+        self.least = np.where(is_share(spec.space), NEARLY_GONE, -np.inf)
+
+    def near(self, x: jax.Array, towards: np.ndarray) -> np.ndarray:
+        """`towards` (p,) without the shares of a simplex that are not next to nothing at `x` (p,).
+
+        What a component without weight would be has no influence there, so that the bound looks
+        like a maximum from wherever components are alike.
+        """
+        return np.where(towards * np.asarray(x, float) > self.least, towards, 0)
 
     def towards(self, x: jax.Array) -> np.ndarray:
         """Coordinates that keep moving to an end, (p,): -1, +1, or 0 for those that do not."""
@@ -64,7 +76,7 @@ class Watch:
         moves = np.diff(np.array(self.seen), axis=0)
         down = np.all(moves < -MOVING, axis=0) & ~np.isnan(self.ends[:, 0])
         up = np.all(moves > MOVING, axis=0) & ~np.isnan(self.ends[:, 1])
-        return up.astype(int) - down.astype(int)
+        return self.near(x, up.astype(int) - down.astype(int))
 
     def far_towards(self, start: jax.Array, x: jax.Array) -> np.ndarray:
         """Coordinates that went far to an end between `start` and `x` (p,), as in `towards`."""
@@ -73,7 +85,7 @@ class Watch:
             return np.zeros(len(moves), int)
         down = (moves < -FAR) & ~np.isnan(self.ends[:, 0])
         up = (moves > FAR) & ~np.isnan(self.ends[:, 1])
-        return up.astype(int) - down.astype(int)
+        return self.near(x, up.astype(int) - down.astype(int))
 
     def is_due(self, steps: list[Step], ending: bool) -> bool:
         """Whether to look at bounds now: gains are small, and this is not too often."""
@@ -124,7 +136,8 @@ def near_ends(run: Run) -> np.ndarray:
         gentle to be seen in its steps, or at a bound already.
     """
     problem, x, state = run.problem, run.history.x, run.history.e_state
-    limits = Watch(problem, run.e_step, run.limits.stopping).ends
+    watch = Watch(problem, run.e_step, run.limits.stopping)
+    limits = watch.ends
     towards = np.zeros(x.size, int)
     if not 0 < len(limits) <= MAX_ASKED or np.all(np.isnan(limits)):
         return towards
@@ -141,7 +154,7 @@ def near_ends(run: Run) -> np.ndarray:
             continue
         if abs(change) > IN_ROUNDING or not _has_no_influence(ground, x, state, value, place, side):
             towards[place] = side
-    return towards
+    return watch.near(x, towards)
 
 
 def _has_no_influence(

@@ -17,6 +17,7 @@ from ppl_em.algorithms.direct import climb_directly
 from ppl_em.algorithms.history import History, Limits, Plan, Run
 from ppl_em.algorithms.monte_carlo import monte_carlo
 from ppl_em.algorithms.sampler import Sampler
+from ppl_em.algorithms.separation import to_limit
 from ppl_em.e_step import EStep, StochasticEStep
 from ppl_em.m_step import MStep, for_problem
 from ppl_em.params import AtBounds, Params
@@ -126,6 +127,8 @@ def _without_noise(run: Run, m_step: MStep) -> tuple[Status, float]:
             status = Status.BOUNDARY
         if status is Status.BOUNDARY or not move_inside(run, towards):
             break
+    if status in MAYBE_AT_ENDS and _at_limit(run):
+        status = Status.BOUNDARY
     return status, seconds
 
 
@@ -139,6 +142,18 @@ def _towards_ends(run: Run, status: Status) -> np.ndarray:
     return np.where(found.held, found.towards, towards)
 
 
+def _at_limit(run: Run) -> bool:
+    """Whether free parameters go to infinity, and no other stands still next to an end."""
+    known = run.history.at
+    if not to_limit(run):
+        return False
+    found = run.history.at
+    if found is not None and np.any(near_ends(run)[~found.held]):
+        run.history.at = known
+        return False
+    return True
+
+
 def _climb(run: Run, m_step: MStep) -> tuple[Status, float]:
     if run.limits.plan.direct:
         status, seconds = climb_directly(run)
@@ -148,6 +163,8 @@ def _climb(run: Run, m_step: MStep) -> tuple[Status, float]:
         if towards.any() and to_boundary(run, towards):
             return Status.BOUNDARY, seconds
         move_inside(run, towards)
+        if _at_limit(run):
+            return Status.BOUNDARY, seconds
         run.history.decide("the information does not confirm a maximum: EM steps tell")
         run = replace(run, limits=replace(run.limits, plan=Plan(finish="em")))
     return Deterministic(run, m_step).run()

@@ -109,13 +109,8 @@ def unbounded(problem: Problem, x: jax.Array, posterior: Posterior, suspected: n
         direction[i] = np.sign(slope[i])
         first, second = np.diff(_q_along(problem, posterior, x, jnp.asarray(direction)))
         if np.isfinite(first + second) and first > REACH[0] * STEEP and second > 0.8 * first:
-            label = flat_labels(problem.space.unravel(np.asarray(x)))[i]
-            value = jax.tree.leaves(_value(problem, x, label))
-            goes = f" ({value[0]:.2g})" if value else ""
-            return (
-                f"the likelihood has no bound in the direction of {label}{goes}: "
-                f"{second / (REACH[1] - REACH[0]):.2g} nats for each factor e"
-            )
+            points = [x, x + REACH[0] * jnp.asarray(direction, x.dtype)]
+            return _without_bound(problem, x, points, int(i), first)
     return ""
 
 
@@ -175,7 +170,7 @@ def _goes_on(
 def _without_bound(problem: Problem, x: jax.Array, points: list, place: int, rise: float) -> str:
     """That there is no maximum in the direction of coordinate `place`, by a `rise` of what."""
     label = flat_labels(problem.space.unravel(np.asarray(x)))[place]
-    value, per = _value(problem, x, label), rise / (WAY[1] - WAY[0])
+    value, per = _value(problem, x, label), rise / REACH[0]
     goes = f" ({value[0]:.2g})" if value else ""
     before, after = (penalties(problem, problem.constrain(point)) for point in points[:2])
     if sum(after.values()) - sum(before.values()) > rise / 2:

@@ -10,7 +10,7 @@ import numpy as np
 from ppl_em.cli import catalog
 from ppl_em.compare import Comparison
 from ppl_em.params import flat_labels
-from ppl_em.result import Audit, EMResult
+from ppl_em.result import Audit, EMResult, remarks
 
 
 def as_json(result: EMResult, audit: Audit | None = None) -> dict[str, Any]:
@@ -32,6 +32,8 @@ def as_json(result: EMResult, audit: Audit | None = None) -> dict[str, Any]:
         "e_step": result.e_step,
         "seconds": result.seconds,
     }
+    if result.certificate is not None:
+        found["certificate"] = plain(result.certificate._asdict())
     if result.penalties:
         found |= {"penalised": result.penalised, "penalties": plain(result.penalties)}
     if result.degeneracy:
@@ -104,8 +106,7 @@ def report(result: EMResult, entry: catalog.Entry, reference: dict[str, Any] | N
         f"E-step          {result.e_step}, {result.num_steps} steps, {seconds['total']:.1f} s "
         f"({seconds['compile']:.1f} s of it compiling and warming up)"
     )
-    lines += [result.status.value, *filter(None, [result.degeneracy])]
-    lines += [f"{where.sentence(label)}." for label, where in result.boundary.items()]
+    lines += [result.status.value, *remarks(result)]
     if result.restarts is not None:
         lines += ["", str(result.restarts)]
     return "\n".join(lines)

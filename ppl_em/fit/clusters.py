@@ -12,7 +12,7 @@ GAIN_APART = 0.01
 """Nats up to which they are."""
 
 UNITS_APART = 0.01
-"""Difference relative to 1 + |value| up to which they are, where there is no standard error."""
+"""Relative difference up to which they are, where there is no standard error."""
 
 
 class Fit(NamedTuple):
@@ -76,7 +76,7 @@ def _same(one: Fit, other: Fit, se: np.ndarray, gap: float) -> bool:
     mcse = np.nan_to_num(np.hypot(one.mcse, other.mcse))
     known = np.isfinite(se)
     if not known.any():
-        return bool(np.all(away <= UNITS_APART * (1 + np.abs(one.flat)) + 4 * mcse))
+        return bool(np.all(away <= UNITS_APART * np.abs(one.flat) + 4 * mcse))
     limit = max(APART, 2 * np.sqrt(2 * gap)) * se + 4 * mcse
-    rounding = 1e-6 * (1 + np.abs(one.flat))  # for fixed parameters, whose error is 0
+    rounding = 1e-6 * np.abs(one.flat)  # for fixed parameters, whose error is 0
     return bool(np.all((away <= limit + rounding)[known]))

@@ -14,6 +14,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from ppl_em.likelihood.delta_method import flat_and_jacobian
 from ppl_em.likelihood.information import Information, holding
@@ -135,7 +136,9 @@ def explain(
 
 def moved_only_by(problem: Problem, x: jax.Array, held: np.ndarray) -> np.ndarray:
     """Flattened parameters that only coordinates in `held` (p,) move, shape (P,)."""
-    jacobian = np.asarray(flat_and_jacobian(problem, x)[1])
+    jacobian, params = np.asarray(flat_and_jacobian(problem, x)[1]), problem.constrain(x)
     elsewhere = np.asarray(flat_and_jacobian(problem, jnp.zeros_like(x))[1])
-    still = np.all(np.abs(jacobian[:, ~held]) < 1e-12, axis=1)
+    sizes = jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.max(jnp.abs(leaf))), params)
+    dust = 1e-12 * np.minimum(1.0, ravel_pytree(sizes)[0])[:, None]  # in the site's own unit
+    still = np.all(np.abs(jacobian[:, ~held]) <= dust, axis=1)
     return still & np.any(elsewhere[:, held] != 0, axis=1)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ppl_em.likelihood.louis import Components, ScoreMoments, by_component, pieces
 from ppl_em.likelihood.transport import Motion, log_joint, shift, still
-from ppl_em.optimize import difference_points, from_differences
+from ppl_em.optimize import hessian_on_host
 from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import Problem
 
@@ -193,12 +193,15 @@ def score_moments(
     problem: Problem, posterior: WeightedDraws, components: Components, motion: Motion
 ) -> ScoreMoments:
     """Complete-data scores and Hessian over equally weighted draws at `motion.start`."""
-    places, width = difference_points(np.asarray(motion.start))
-    found = _evaluated(problem, motion, components, posterior.draws, Task.SCORES, places)
-    means, outer, score, gradients = jax.device_get(
-        (found.means, found.outer, found.score, found.gradients)
-    )
-    hessian = from_differences(gradients[: len(places)], width)
+    found: Any = None
+
+    def gradients(places: np.ndarray) -> np.ndarray:
+        nonlocal found
+        found = _evaluated(problem, motion, components, posterior.draws, Task.SCORES, places)
+        return np.asarray(found.gradients)[: len(places)]
+
+    hessian: Any = hessian_on_host(gradients, np.asarray(motion.start))[0]
+    means, outer, score = jax.device_get((found.means, found.outer, found.score))
     score = score.reshape(*posterior.draws.shape[:2], -1)
     return ScoreMoments(score, means, outer, hessian)
 

@@ -10,7 +10,7 @@ import numpy as np
 from ppl_em.likelihood.active_constraints import explain, hold, moved_only_by, rough_coordinates
 from ppl_em.likelihood.delta_method import flat_and_jacobian
 from ppl_em.likelihood.information import Information, frame, holding, not_definite
-from ppl_em.params import AtBounds, ends, flat_labels, has_end
+from ppl_em.params import AtBounds, flat_labels, has_end
 from ppl_em.problem import Problem
 
 SHARE = 1e-6
@@ -36,6 +36,9 @@ BENT = 10.0
 
 FLAT_END = 1e-3
 """Response of the log-likelihood to a coordinate from which that has not run off to a bound."""
+
+BENDING = 0.05
+"""Relative change of slopes, over a step of 1, from which a coordinate is a logarithm."""
 
 OFF = (
     "at the boundary of the parameter space: no standard errors there; the others are given with "
@@ -83,11 +86,13 @@ def set_aside(
     size = len(information.gradient)
     known = np.zeros(size, bool) if at is None else at.held
     if at is not None:
-        notes.append(
-            f"{at.sentences}: no standard errors there; the others are given with these held. A "
-            f"likelihood ratio for one variance of zero has half the p-value of a chi-squared with "
-            f"one degree of freedom"
-        )
+        note = f"{at.sentences}: no standard errors there; the others are given with these held"
+        if any(where.power for where in at.found.values()):
+            note += (
+                ". A likelihood ratio for one variance of zero has half the p-value of a "
+                "chi-squared with one degree of freedom"
+            )
+        notes.append(note)
     idle = ~known & without_influence(problem, x, information, look)
     off = ~known & ~idle & at_boundary(problem, x, information)
     held = known | idle | off
@@ -204,12 +209,14 @@ def at_boundary(problem: Problem, x: jax.Array, information: Information) -> np.
 
     There the log-likelihood does not respond to them: a probability that is 0 has an unconstrained
     value of minus infinity, in theory. Coordinates with an end are logarithms of distances from
-    it, so that their responses have no units. Those of a simplex, a matrix and the like end where
-    the parameters do not respond either; those of a real parameter have no end.
+    it, so that their responses have no units. Where a step of 1 leaves the parameters' slopes as
+    they are, a coordinate has the unit of a parameter instead, and is not near an end: the lowest
+    of ordered values, what is below the diagonal of a Cholesky factor, `softplus` far from 0.
     """
-    flat, jacobian = jax.device_get(flat_and_jacobian(problem, x))
-    moves = np.max(np.abs(jacobian) / np.maximum(1, np.abs(flat))[:, None], axis=0)
     response = np.abs(np.diag(information.matrix)) + np.abs(information.gradient)
-    bounded = np.any(np.isfinite(ends(problem.space)), axis=1)
-    bounded |= has_end(problem.space) & (moves < FLAT_END)
-    return bounded & (response < FLAT_END) & ~rough_coordinates(problem, information)
+    off = has_end(problem.space) & (response < FLAT_END) & ~rough_coordinates(problem, information)
+    for i in np.flatnonzero(off).tolist():
+        points = x, x.at[i].add(1.0)
+        here, there = (np.asarray(flat_and_jacobian(problem, point)[1])[:, i] for point in points)
+        off[i] = np.all(np.abs(there - here) >= BENDING * np.abs(here))
+    return off

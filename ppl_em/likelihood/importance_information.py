@@ -21,7 +21,7 @@ import numpy as np
 from ppl_em.likelihood.information import Information, checked
 from ppl_em.likelihood.louis import MAX_PARAMS, Components, pieces
 from ppl_em.likelihood.transport import Motion
-from ppl_em.optimize import difference_points, from_differences
+from ppl_em.optimize import gradients_and_hessians
 from ppl_em.problem import Problem
 from ppl_em.stats import MAX_KHAT, Proposals, pareto_khat
 from ppl_em.structure import NotAdditive, targets
@@ -169,7 +169,4 @@ def _derivatives(
     base = by_block(motion.start, center)[:-1]
     count = len(points)
     chosen = jnp.concatenate([jnp.ones((1, count)), 1 - jnp.eye(count)]).astype(base.dtype)
-    places, width = difference_points(motion.start)
-    found = jax.lax.map(jax.jacfwd(log_likelihoods), jnp.concatenate([motion.start[None], places]))
-    hessians = jax.vmap(from_differences, in_axes=(1, None))(found[1:], width)
-    return found[0], hessians
+    return gradients_and_hessians(jax.jacfwd(log_likelihoods), motion.start)

@@ -17,6 +17,9 @@ from ppl_em.problem import Problem
 MEANINGLESS = 1e-3
 """Change of a log-likelihood, in nats, from which its digits mean nothing."""
 
+LOST = 1.0
+"""Size of its last digits, in nats, from which nothing can be told."""
+
 UNITS = 1e3
 """The same in units of its own last digits, which is more in float32."""
 
@@ -40,7 +43,9 @@ def rounding_noise(
     leaves = tuple(_moved(leaf, rng) for leaf in problem.leaves)
     there = x * (1 + eps * jnp.asarray(rng.choice([-1.0, 1.0], x.shape), x.dtype))
     found = expectation(e_step, replace(problem, leaves=leaves), there, state)[2].objective
-    noise = abs(float(found) - value)
+    noise, digit = abs(float(found) - value), 8 * eps * (1 + abs(value))
+    if digit > LOST:
+        return digit
     own = max(MEANINGLESS, UNITS * eps * (1 + abs(value)), 10 * (e_step.noise or 0.0))
     return noise if not noise <= own else 0.0
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ppl_em.e_step import Approximation, DeterministicEStep, Strength, evaluated
 from ppl_em.likelihood.information import RESOLUTION, Information, checked, frame
-from ppl_em.optimize import difference_points, from_differences
+from ppl_em.optimize import hessian_on_host
 from ppl_em.problem import Problem
 
 MAX_HESSIAN = 2e7
@@ -71,6 +71,7 @@ def _values_and_scores(
 
     def found(i: jax.Array, seen: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         value, gradient = jax.value_and_grad(objective)(points[i])
+        gradient = jnp.where(jnp.isfinite(value), gradient, jnp.nan)  # that of no value is 0
         return seen[0].at[i].set(value), seen[1].at[i].set(gradient)
 
     start = jnp.zeros_like(points[:, 0]), jnp.zeros_like(points)
@@ -107,19 +108,25 @@ def _score_and_differences(
     dependent, the differences are taken anew in one in which the information is about the identity.
     """
     coarse = e_step if e_step.noise is None else cast(Approximation, e_step).for_curvature()
-    points, width = difference_points(x)
     same = coarse == e_step
+    gradient: np.ndarray | None = None
 
     def scores(points: jax.Array, more: int) -> np.ndarray:
         points = jnp.concatenate([points, x[None]])
         found = _evaluated(coarse, problem, points, len(points) - 1 + more, state)[1]
         return np.asarray(found, float)
 
-    found = scores(points, int(same))
-    gradient = found[-1] if same else held_value_and_score(e_step, problem, x, state)[1]
-    hessian = np.asarray(from_differences(found[:-1], width), float)
+    def around(points: np.ndarray) -> np.ndarray:
+        nonlocal gradient
+        found = scores(jnp.asarray(points), int(same and gradient is None))
+        gradient = found[-1] if same and gradient is None else gradient
+        return found[:-1]
+
+    hessian, width = hessian_on_host(around, np.asarray(x))
+    if gradient is None:
+        gradient = held_value_and_score(e_step, problem, x, state)[1]
     for _ in range(MAX_FRAMES):
-        basis = _whitening(-hessian, np.asarray(width))
+        basis = _whitening(-hessian, width)
         if basis is None:
             break
         moves = jnp.asarray(WIDTH * basis.T, x.dtype)

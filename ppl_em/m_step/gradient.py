@@ -114,7 +114,7 @@ class Gradient:
         new_x, value = jnp.where(better, new_x, x), jnp.where(better, value, first)
         gradient = jax.grad(loss)(new_x)
         step, rise = new_x - x, gradient - slope
-        bends = step @ rise > 1e-10 * jnp.linalg.norm(step) * jnp.linalg.norm(rise)
+        bends = step @ rise > 1e-10 * jnp.abs(step) @ jnp.abs(rise)
         flatness = jnp.where(bends, step @ rise / jnp.where(bends, rise @ rise, 1.0), state[1])
         promised = 0.5 * flatness * gradient @ gradient
         inner = jax.tree.map(lambda new, old: jnp.where(better, new, old), inner, state[0])

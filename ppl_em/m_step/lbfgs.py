@@ -4,16 +4,24 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 
 from ppl_em.m_step.base import MStepInfo, report
-from ppl_em.optimize import Objective
+from ppl_em.optimize import Objective, units
+from ppl_em.optimize.differences import hessian
 from ppl_em.optimize.lbfgs import lbfgs
 from ppl_em.util import check_real, check_whole
+
+MAX_MEASURED = 300
+"""Parameters up to which their units are asked for."""
 
 
 @dataclass(frozen=True)
 class LBFGS:
     """L-BFGS with a zoom line search (optax), for any number of parameters.
+
+    Up to 300 are first measured by the curvature of Q along each, which costs two gradients: they
+    may have units. With more, units should not be many orders of magnitude apart.
 
     Attributes
     ----------
@@ -46,13 +54,22 @@ class LBFGS:
         """Works for any number of parameters."""
         return self
 
-    def init(self, x: jax.Array) -> tuple:
-        """No state: curvature pairs of another Q would mislead."""
-        return ()
+    def init(self, x: jax.Array) -> jax.Array:
+        """Units (p,), 0 if not known; no curvature pairs, as those of another Q would mislead."""
+        return jnp.zeros_like(x) if x.size <= MAX_MEASURED else jnp.ones_like(x)
 
     def step(
-        self, objective: Objective, x: jax.Array, state: tuple
-    ) -> tuple[jax.Array, tuple, MStepInfo]:
+        self, objective: Objective, x: jax.Array, state: jax.Array
+    ) -> tuple[jax.Array, jax.Array, MStepInfo]:
         """Raise the objective from `x` (p,)."""
-        maximum = lbfgs(objective, x, self.max_steps, self.tol, self.memory)
-        return maximum.x, state, report(maximum)
+        unit = state
+        if x.size <= MAX_MEASURED:
+            unit = jax.lax.cond(
+                jnp.all(state > 0),
+                lambda: state,
+                lambda: units(jnp.diagonal(hessian(jax.grad(objective), x)[0])),
+            )
+        maximum = lbfgs(
+            lambda z: objective(z * unit), x / unit, self.max_steps, self.tol, self.memory
+        )
+        return maximum.x * unit, unit, report(maximum)

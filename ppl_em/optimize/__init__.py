@@ -1,7 +1,7 @@
 """Maximisers of functions of a vector; nothing of models in them."""
 
 from ppl_em.optimize.base import Maximum, Objective
-from ppl_em.optimize.differences import difference_points, from_differences
+from ppl_em.optimize.differences import gradients_and_hessians, hessian_on_host, units
 from ppl_em.optimize.kkt import Conditions, is_feasible
 from ppl_em.optimize.newton import Curvature, no_curvature, secant
 from ppl_em.optimize.scipy import (
@@ -27,10 +27,11 @@ __all__ = [
     "HostMaximum",
     "Maximum",
     "Objective",
-    "difference_points",
-    "from_differences",
+    "gradients_and_hessians",
+    "hessian_on_host",
     "is_feasible",
     "maximize",
     "no_curvature",
     "secant",
+    "units",
 ]

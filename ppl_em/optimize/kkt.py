@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 FEASIBLE = 1e-9
-"""Violation, relative to 1 + |bound|, up to which a point counts as feasible."""
+"""Violation, relative to unit + |bound|, up to which a point counts as feasible."""
 
 NEAR = 1e-6
-"""Slack, relative to 1 + |bound|, below which a bound may be active."""
+"""Slack, relative to unit + |bound|, below which a bound may be active."""
 
 MAX_RESTORING = 5
 """Newton steps onto the violated conditions."""
@@ -28,13 +28,19 @@ class Conditions(NamedTuple):
     """lower <= values(x) <= upper, elementwise; equal bounds make an equation.
 
     `values` maps x (p,) to (m,), `jacobian` to (m, p); `lower` and `upper` are (m,), infinite
-    where there is none.
+    where there is none. `unit` (m,) is what is small next to none of their values; see `unit_of`.
     """
 
     values: Callable[[np.ndarray], np.ndarray]
     jacobian: Callable[[np.ndarray], np.ndarray]
     lower: np.ndarray
     upper: np.ndarray
+    unit: np.ndarray | float = 1.0
+
+    @property
+    def scales(self) -> tuple[np.ndarray, np.ndarray]:
+        """What tolerances at lower and upper bounds are relative to, each (m,)."""
+        return self.unit + np.abs(self.lower), self.unit + np.abs(self.upper)
 
 
 class Multipliers(NamedTuple):
@@ -49,9 +55,17 @@ class Multipliers(NamedTuple):
     projected: np.ndarray
 
 
-def box(lower: np.ndarray, upper: np.ndarray) -> Conditions:
-    """Bounds (p,) on x itself."""
-    return Conditions(lambda x: x, lambda x: np.eye(len(lower)), lower, upper)
+def unit_of(*seen: np.ndarray) -> np.ndarray:
+    """1, or the nearest number within a factor of ten of the largest of what is seen, finite."""
+    finite = [np.where(np.isfinite(values), np.abs(values), 0.0) for values in seen]
+    size = np.max(np.stack(finite), axis=0)
+    return np.where(size > 0, np.clip(1.0, size / 10, 10 * size), 1.0)
+
+
+def box(lower: np.ndarray, upper: np.ndarray, x: np.ndarray) -> Conditions:
+    """Bounds (p,) on x itself, which is `x` (p,) at first."""
+    unit = unit_of(lower, upper, x)
+    return Conditions(lambda x: x, lambda x: np.eye(len(lower)), lower, upper, unit)
 
 
 def joined(parts: Sequence[Conditions]) -> Conditions | None:
@@ -63,15 +77,17 @@ def joined(parts: Sequence[Conditions]) -> Conditions | None:
         lambda x: np.concatenate([part.jacobian(x) for part in parts]),
         np.concatenate([part.lower for part in parts]),
         np.concatenate([part.upper for part in parts]),
+        np.concatenate([part.unit + np.zeros(len(part.lower)) for part in parts]),
     )
 
 
 def violations(values: np.ndarray, conditions: Conditions) -> np.ndarray:
-    """How far values (m,) are outside, relative to 1 + |bound|; zeros inside, infinite for NaN."""
+    """How far values (m,) are outside, next to unit + |bound|; zeros inside, infinite for NaN."""
     lower, upper = conditions.lower, conditions.upper
+    low, high = conditions.scales
     with np.errstate(invalid="ignore"):
-        below = np.where(np.isfinite(lower), (lower - values) / (1 + np.abs(lower)), -np.inf)
-        above = np.where(np.isfinite(upper), (values - upper) / (1 + np.abs(upper)), -np.inf)
+        below = np.where(np.isfinite(lower), (lower - values) / low, -np.inf)
+        above = np.where(np.isfinite(upper), (values - upper) / high, -np.inf)
     return np.where(np.isfinite(values), np.maximum(np.maximum(below, above), 0.0), np.inf)
 
 
@@ -83,9 +99,10 @@ def is_feasible(x: np.ndarray, conditions: Conditions, tol: float = FEASIBLE) ->
 def sides(values: np.ndarray, conditions: Conditions, near: float = NEAR) -> np.ndarray:
     """-1 near or below a lower bound, 1 near or above an upper one, 2 equations, else 0; (m,)."""
     lower, upper = conditions.lower, conditions.upper
+    below, above = conditions.scales
     with np.errstate(invalid="ignore"):
-        low = np.isfinite(lower) & (values - lower <= near * (1 + np.abs(lower)))
-        high = np.isfinite(upper) & (upper - values <= near * (1 + np.abs(upper)))
+        low = np.isfinite(lower) & (values - lower <= near * below)
+        high = np.isfinite(upper) & (upper - values <= near * above)
     found = np.where(low, -1, np.where(high, 1, 0))
     return np.where(lower == upper, 2, found)
 

@@ -10,6 +10,9 @@ import numpy as np
 from ppl_em.optimize.base import Maximum, Objective
 from ppl_em.optimize.differences import hessian
 
+LOST = 0.8
+"""Power of the rounding unit, in units of 1 / sqrt(curvature), of a difference without digits."""
+
 
 class Curvature(NamedTuple):
     """What Newton's method knows about an objective: minus its inverse Hessian, made definite.
@@ -64,7 +67,7 @@ def newton(
         x, value, gradient, known, _, count, _ = carry
         inverse = jax.lax.cond(
             known.stale,
-            lambda: _definite_inverse(-hessian(jax.grad(objective), x)),
+            lambda: _definite_inverse(*hessian(jax.grad(objective), x)),
             lambda: known.inverse,
         )
         promised = promise(gradient, inverse)
@@ -122,22 +125,23 @@ def _line_search(
 def secant(inverse: jax.Array, step: jax.Array, fall: jax.Array) -> jax.Array:
     """`inverse` (p, p) so changed that it maps `fall`, the gradient's over `step` (p,), to it."""
     product = step @ fall
-    usable = product > 1e-8 * jnp.linalg.norm(step) * jnp.linalg.norm(fall)
+    usable = product > 1e-8 * jnp.sum(jnp.abs(step * fall))  # in whatever units
     weight = 1 / jnp.where(usable, product, 1.0)
     left = jnp.eye(step.size, dtype=step.dtype) - weight * jnp.outer(step, fall)
     updated = left @ inverse @ left.T + weight * jnp.outer(step, step)
     return jnp.where(usable, updated, inverse)
 
 
-def _definite_inverse(curvature: jax.Array) -> jax.Array:
-    """Inverse of a symmetric matrix (p, p) with its eigenvalues made positive.
+def _definite_inverse(hessian: jax.Array, width: jax.Array) -> jax.Array:
+    """Inverse of minus a symmetric matrix (p, p) with its eigenvalues made positive.
 
     It is scaled to a unit diagonal first, so that a parameter near its boundary, whose curvature
-    is tiny on the unconstrained scale, still gets a full step; one at its boundary stays.
+    is tiny on the unconstrained scale, still gets a full step. One at its boundary stays: the
+    differences over `width` (p,) that it was found by are lost in rounding.
     """
-    diagonal = jnp.abs(jnp.diag(curvature))
-    moves = diagonal > jnp.finfo(curvature.dtype).eps * jnp.max(diagonal)
+    diagonal = jnp.abs(jnp.diag(hessian))
+    moves = width * jnp.sqrt(diagonal) > jnp.finfo(hessian.dtype).eps ** LOST
     scale = jnp.where(moves, 1 / jnp.sqrt(jnp.where(moves, diagonal, 1.0)), 0.0)
-    values, vectors = jnp.linalg.eigh(scale[:, None] * curvature * scale)
+    values, vectors = jnp.linalg.eigh(-scale[:, None] * hessian * scale)
     root = scale[:, None] * vectors / jnp.sqrt(jnp.maximum(jnp.abs(values), 1e-8))
     return root @ root.T

@@ -27,7 +27,11 @@ class RecordedFunction:
         The largest value at a feasible point, -inf before there is one, and that point, (p,).
     num_steps
         Accepted points that were recorded, without the first.
+    scale
+        Units of the coordinates, (p,), in which steps have a length.
     """
+
+    scale: np.ndarray | float = 1.0
 
     def __init__(self, function: Function, conditions: Conditions | None, with_gradient: bool):
         self.function, self.conditions, self.with_gradient = function, conditions, with_gradient
@@ -93,10 +97,10 @@ class RecordedFunction:
         By the two-loop recursion of L-BFGS over the last accepted points: Nocedal & Wright
         (2006), algorithm 7.4. Infinite before there is a secant.
         """
-        direction = projected = self.held(x).projected
+        direction = projected = self.held(x).projected * self.scale
         pairs = []
         for (a, slope_a), (b, slope_b) in zip(self.points, self.points[1:], strict=False):
-            step, fall = b - a, slope_a - slope_b
+            step, fall = (b - a) / self.scale, (slope_a - slope_b) * self.scale
             if step @ fall > 1e-10 * np.linalg.norm(step) * np.linalg.norm(fall):
                 pairs.append((step, fall))
         if not pairs:

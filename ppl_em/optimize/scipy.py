@@ -74,6 +74,7 @@ def maximize(
     hessian: Callable[[np.ndarray], np.ndarray] | None = None,
     inverse_hessian: np.ndarray | None = None,
     size: float = 0.5,
+    unit: np.ndarray | float = 1.0,
     options: dict[str, Any] | None = None,
     callback: Callable[[np.ndarray, float], None] | None = None,
 ) -> HostMaximum:
@@ -100,7 +101,9 @@ def maximize(
     inverse_hessian
         BFGS: what to assume at first of the inverse of minus the Hessian, (p, p).
     size
-        Derivative-free: edges of the first simplex.
+        Derivative-free: edges of the first simplex, in units.
+    unit
+        Of each coordinate, (p,), in which the method works.
     options
         For SciPy, over those chosen here.
     callback
@@ -117,7 +120,7 @@ def maximize(
     if bounds is not None:
         x = np.clip(x, *bounds)
     parts = [] if conditions is None else [conditions]
-    everything = joined([*parts, *([] if bounds is None else [box(*bounds)])])
+    everything = joined([*parts, *([] if bounds is None else [box(*bounds, x)])])
     recorded = RecordedFunction(function, everything, method not in DERIVATIVE_FREE)
     x = np.array(x, dtype=float)
     start_value = recorded.at(x)[0]
@@ -125,7 +128,13 @@ def maximize(
         return _stuck(recorded, x)
     recorded.record(x)
 
-    def after(point: np.ndarray, *_: Any) -> None:
+    scale = recorded.scale = np.broadcast_to(unit, x.shape)
+
+    def back(z: np.ndarray) -> np.ndarray:
+        return np.asarray(z) * scale
+
+    def after(z: np.ndarray, *_: Any) -> None:
+        point = back(z)
         recorded.record(point)
         value = recorded.at(point)[0]
         if not np.isfinite(value):
@@ -137,23 +146,25 @@ def maximize(
         if ends and recorded.promised(point) <= floor:
             raise _Enough
 
-    arguments = _arguments(method, bounds, conditions, hessian)
+    arguments = _arguments(method, bounds, conditions, hessian, scale)
     if method not in DERIVATIVE_FREE:
-        arguments["jac"] = recorded.slope
-    settings = _settings(method, x, max_steps, tol, size, start_value, inverse_hessian)
+        arguments["jac"] = lambda z: recorded.slope(back(z)) * scale
+    if inverse_hessian is not None:
+        inverse_hessian = inverse_hessian / np.outer(scale, scale)
+    settings = _settings(method, x / scale, max_steps, tol, size, start_value, inverse_hessian)
     spread = np.nan
     try:
         with warnings.catch_warnings():
             for text in CHATTER:
                 warnings.filterwarnings("ignore", text)
             found = minimize(
-                recorded.loss,
-                x,
+                lambda z: recorded.loss(back(z)),
+                x / scale,
                 callback=after,
                 options={**settings, **(options or {})},
                 **arguments,
             )
-        last, message = np.asarray(found.x), str(found.message)
+        last, message = back(found.x), str(found.message)
         if "final_simplex" in found:
             spread = float(np.ptp(np.asarray(found.final_simplex[1])))
     except _Enough:
@@ -175,17 +186,25 @@ def _check(method: str, bounds: Any, conditions: Any, hessian: Any) -> None:
         raise ValueError(f"{method} needs a Hessian")
 
 
-def _arguments(method: str, bounds: Any, conditions: Conditions | None, hessian: Any) -> dict:
+def _arguments(
+    method: str, bounds: Any, conditions: Conditions | None, hessian: Any, scale: np.ndarray
+) -> dict:
     from scipy.optimize import Bounds, NonlinearConstraint
 
     arguments: dict[str, Any] = {"method": method}
     if hessian is not None and method in (*SECOND_ORDER, "trust-constr"):
-        arguments["hess"] = lambda x: -np.asarray(hessian(x), dtype=float)
+        both = np.outer(scale, scale)
+        arguments["hess"] = lambda z: -np.asarray(hessian(z * scale), dtype=float) * both
     if bounds is not None:
-        arguments["bounds"] = Bounds(*bounds, keep_feasible=method == "trust-constr")
+        within = [bound / scale for bound in bounds]
+        arguments["bounds"] = Bounds(*within, keep_feasible=method == "trust-constr")
     if conditions is not None:
+        unit = np.broadcast_to(conditions.unit, np.shape(conditions.lower))
         arguments["constraints"] = NonlinearConstraint(
-            conditions.values, conditions.lower, conditions.upper, jac=conditions.jacobian
+            lambda z: conditions.values(z * scale) / conditions.unit,
+            conditions.lower / conditions.unit,
+            conditions.upper / conditions.unit,
+            jac=lambda z: conditions.jacobian(z * scale) * scale / np.c_[unit],
         )
     return arguments
 

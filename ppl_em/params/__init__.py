@@ -1,6 +1,15 @@
 """Parameters: their values and one unconstrained vector, constraints, bounds."""
 
-from ppl_em.params.bounds import AtBounds, Boundary, Place, ends, has_end, place_of, within_reach
+from ppl_em.params.bounds import (
+    AtBounds,
+    Boundary,
+    Place,
+    ends,
+    has_end,
+    is_share,
+    place_of,
+    within_reach,
+)
 from ppl_em.params.constraint import (
     ActiveConstraint,
     Constraint,
@@ -38,6 +47,7 @@ __all__ = [
     "flat_labels",
     "has_end",
     "is_inside",
+    "is_share",
     "make_site",
     "place_of",
     "resolve",

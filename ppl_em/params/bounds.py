@@ -33,7 +33,8 @@ class Boundary(NamedTuple):
         value.
     power
         1 if the log-likelihood has a slope at the bound, as in a probability or a variance; 2 if
-        it has none, as in a standard deviation, on whose square it depends.
+        it has none, as in a standard deviation, on whose square it depends. 0 for a free parameter
+        that separates outcomes: `score` is then the change on the way back from infinity.
     """
 
     bound: float
@@ -42,6 +43,12 @@ class Boundary(NamedTuple):
 
     def sentence(self, label: str) -> str:
         """In words, with the parameter's name."""
+        if self.power == 0:
+            return (
+                f"`{label}` goes to {'' if self.bound > 0 else 'minus '}infinity, where the "
+                f"log-likelihood has its limit: it separates outcomes, as where all of a group are "
+                f"successes (its value here is as good as infinite)"
+            )
         if np.isinf(self.bound):
             unit = f"1 / |{label}|" + ("" if self.power == 1 else f"**{self.power}")
             return (
@@ -91,8 +98,8 @@ class AtBounds:
         exact = self.space.unravel(jnp.asarray(self.bounds))
         moved = dict(params)
         for site in self.space.sites:
-            if np.all(np.isnan(ravel_pytree(exact[site.name])[0])):
-                continue
+            if np.all(np.isnan(ravel_pytree(exact[site.name])[0])) or _is_real(site):
+                continue  # what is free keeps a value: infinity times a predictor of 0 has none
             if is_elementwise(site):
                 moved[site.name] = jax.tree.map(_at, params[site.name], exact[site.name])
             elif self.x is not None:
@@ -168,8 +175,16 @@ def has_end(space: ParamSpace) -> np.ndarray:
     found = []
     for site in _in_order(space):
         size = len(_ends_of(site))
-        real = _base(site) in (constraints.real, constraints.real_vector)
-        found.append(np.full(size, not real))
+        found.append(np.full(size, not _is_real(site)))
+    return np.concatenate([np.zeros(0, bool), *found])
+
+
+def is_share(space: ParamSpace) -> np.ndarray:
+    """Coordinates of x (p,) that belong to a simplex."""
+    found = [
+        np.full(len(_ends_of(site)), _base(site) is constraints.simplex)
+        for site in _in_order(space)
+    ]
     return np.concatenate([np.zeros(0, bool), *found])
 
 
@@ -205,6 +220,10 @@ def is_elementwise(site: ParamSite) -> bool:
     return not _base(site).event_dim
 
 
+def _is_real(site: ParamSite) -> bool:
+    return _base(site) in (constraints.real, constraints.real_vector)
+
+
 def _in_order(space: ParamSpace) -> list[ParamSite]:
     """Sites in the order of the unconstrained vector."""
     return sorted(space.sites, key=lambda site: site.name)
@@ -221,13 +240,15 @@ def _ends_of(site: ParamSite) -> np.ndarray:
     if base is constraints.circular or not found:
         leaves = jax.tree.leaves(jax.eval_shape(site.unconstrain, value))
         return np.full((sum(int(np.prod(leaf.shape)) for leaf in leaves), 2), np.nan)
-    columns = []
+    columns, span = [], float(np.ptp(np.concatenate([np.ravel(bound) for bound in found])))
     for far in (-FAR, FAR):
         limit = _flat(site.constrain(jax.tree.map(lambda leaf, far=far: leaf + far, value)))
         column = np.where(np.abs(limit) > np.exp(FAR / 2), np.sign(limit) * np.inf, np.nan)
         for bound in found:
             flat = _flat(jax.tree.map(lambda leaf, bound=bound: leaf + bound, value))
-            column = np.where(np.abs(limit - flat) < 1e-6 * (1 + np.abs(flat)), flat, column)
+            rounding = 16 * np.finfo(limit.dtype).eps * (np.abs(flat) + span)
+            near = rounding + 10 * np.exp(-FAR) * max(1.0, span)
+            column = np.where(np.abs(limit - flat) <= near, flat, column)
         columns.append(column)
     return np.stack(columns, axis=1)
 

@@ -65,6 +65,7 @@ class Restriction:
     there is no bound. `barrier` says whether a barrier keeps it. `site` is the parameter of a box
     whose coordinates have bounds of their own on the unconstrained scale. `program` is the
     fingerprint of the function, by which it is told apart: it may read what has changed since.
+    `first` is the function's value at the initial parameters, which shows its unit.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Restriction:
     barrier: bool
     site: str | None
     program: Fingerprint
+    first: Static
 
     def again(self, params: Params) -> Fingerprint:
         """The fingerprint of the function as it is now."""
@@ -183,7 +185,8 @@ def _resolved(name: str, constraint: Constraint, space: ParamSpace, params: Para
     if barrier and np.any(lower == upper):
         raise _refused(name, "an equation has no inside for a barrier", "Leave `barrier` out")
     shape, program = value.shape, fingerprint(fn, params)
-    return Restriction(name, fn, Static(lower), Static(upper), shape, barrier, site, program)
+    low, high, first = Static(lower), Static(upper), Static(np.asarray(value, float))
+    return Restriction(name, fn, low, high, shape, barrier, site, program, first)
 
 
 def _refused(name: str, fact: str, remedy: str) -> ModelError:

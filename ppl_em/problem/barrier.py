@@ -22,7 +22,7 @@ from ppl_em.problem.problem import Problem
 logger = logging.getLogger("ppl_em")
 
 THIN = 1e-3
-"""Slack, relative to 1 + |bound|, below which a barrier gets no weaker: maximisers that take
+"""Slack, relative to unit + |bound|, below which a barrier gets no weaker: maximisers that take
 differences of gradients need room."""
 
 SHRINK = 0.1

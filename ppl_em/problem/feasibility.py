@@ -16,7 +16,7 @@ from ppl_em.util import ModelError, brief
 logger = logging.getLogger("ppl_em")
 
 MARGIN = 1e-2
-"""Slack, relative to 1 + |bound|, of a start that was moved inside a barrier."""
+"""Slack, relative to unit + |bound|, of a start that was moved inside a barrier."""
 
 
 def restrict(
@@ -84,6 +84,12 @@ def limits_of(rows: tuple[Restriction, ...]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([*lower, np.zeros(0)]), np.concatenate([*upper, np.zeros(0)])
 
 
+def units_of(rows: tuple[Restriction, ...]) -> np.ndarray:
+    """The units of restrictions, flattened and joined, (m,)."""
+    first = np.concatenate([*(np.ravel(row.first.value) for row in rows), np.zeros(0)])
+    return kkt.unit_of(first, *limits_of(rows))
+
+
 def all_conditions(problem: Problem, rows: tuple[Restriction, ...] | None = None) -> Conditions:
     """Restrictions as conditions on x (p,), in units of their functions; all by default."""
     chosen = problem.spec.restrictions if rows is None else rows
@@ -91,6 +97,7 @@ def all_conditions(problem: Problem, rows: tuple[Restriction, ...] | None = None
         lambda x: np.asarray(_values(problem, jnp.asarray(x), chosen), dtype=float),
         lambda x: np.asarray(_jacobian(problem, jnp.asarray(x), chosen), dtype=float),
         *limits_of(chosen),
+        units_of(chosen),
     )
 
 
@@ -145,8 +152,8 @@ def _with_margin(problem: Problem) -> Conditions:
     low, high = found.lower, found.upper
     with np.errstate(invalid="ignore"):
         room = np.where(np.isfinite(high) & np.isfinite(low), (high - low) / 4, np.inf)
-    low_room = np.minimum(MARGIN * (1 + np.abs(np.where(np.isfinite(low), low, 0))), room)
-    high_room = np.minimum(MARGIN * (1 + np.abs(np.where(np.isfinite(high), high, 0))), room)
+    below, above = (np.where(np.isfinite(s), s, found.unit) for s in found.scales)
+    low_room, high_room = np.minimum(MARGIN * below, room), np.minimum(MARGIN * above, room)
     return found._replace(lower=low + soft * low_room, upper=high - soft * high_room)
 
 
@@ -213,9 +220,9 @@ def is_inside(problem: Problem, x: jax.Array) -> jax.Array:
 
 
 def slacks(problem: Problem, x: jax.Array, rows: tuple[Restriction, ...]) -> jax.Array:
-    """Distances to all finite bounds, relative to 1 + |bound|; negative outside."""
-    found, (lower, upper) = values(problem, x, rows), limits_of(rows)
+    """Distances to all finite bounds, relative to unit + |bound|; negative outside."""
+    found, (lower, upper), unit = values(problem, x, rows), limits_of(rows), units_of(rows)
     low, high = np.isfinite(lower), np.isfinite(upper)
-    below = (found[low] - lower[low]) / (1 + np.abs(lower[low]))
-    above = (upper[high] - found[high]) / (1 + np.abs(upper[high]))
+    below = (found[low] - lower[low]) / (unit[low] + np.abs(lower[low]))
+    above = (upper[high] - found[high]) / (unit[high] + np.abs(upper[high]))
     return jnp.concatenate([below, above])

@@ -31,13 +31,15 @@ class Problem:
     Parameters are a dict on the model's own scale (`params`) or one unconstrained vector (`x`,
     shape (p,)). Continuous latents are a dict on the constrained scale (`latents`) or one
     unconstrained vector (`u`, shape (D,)). Discrete latents are summed out. `start` is a point
-    of finite log-joint, shape (D,), where E-steps may begin.
+    of finite log-joint, shape (D,), where E-steps may begin. `units` are how far parameters move,
+    (p,), where they are moved to prove something; None for 1 on the unconstrained scale.
     """
 
     leaves: tuple[Any, ...]
     fixed: Params
     start: jax.Array
     spec: ProblemSpec = field(metadata={"static": True})
+    units: jax.Array | None = None
 
     @property
     def num_latents(self) -> int:
@@ -66,6 +68,11 @@ class Problem:
     def unconstrain(self, params: Params) -> jax.Array:
         """The unconstrained vector of the free parameters, shape (p,)."""
         return self.spec.space.unconstrain(params)
+
+    def nearby(self, rng_key: jax.Array, x: jax.Array, spread: jax.Array | float) -> jax.Array:
+        """Other parameters around `x` (p,), a `spread` of their units away."""
+        away = spread * jax.random.normal(rng_key, x.shape, x.dtype)
+        return x + (away if self.units is None else away * self.units)
 
     def at(self, params: Params) -> Callable:
         """The program with its parameters substituted: what `Predictive` and ArviZ should see.

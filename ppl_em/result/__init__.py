@@ -9,6 +9,7 @@ from ppl_em.result.plots import plot_fit
 from ppl_em.result.restarts import NO_OPTIMUM, Optimum, Restarts
 from ppl_em.result.status import CONVERGED, Status
 from ppl_em.result.storage import load
+from ppl_em.result.text import remarks
 from ppl_em.result.uncertainty import Uncertainty
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "Uncertainty",
     "load",
     "plot_fit",
+    "remarks",
     "to_datatree",
 ]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ppl_em.result.status import Status
+from ppl_em.stats import MAX_KHAT
 from ppl_em.util import ModelError, visible
 
 
@@ -17,12 +18,27 @@ def in_words(result: Any) -> str:
         f"log-likelihood {result.log_likelihood}{doubt(result)}"
         + (f", penalised {result.penalised:.6f}" if result.penalties else ""),
         f"{result.status.value} ({result.num_steps} steps, {result.seconds['total']:.1f} s)",
-        str(result.certificate or ""),
-        *(f"{where.sentence(label)}." for label, where in result.boundary.items()),
-        result.degeneracy,
+        *remarks(result),
         str(result.restarts or ""),
     ]
     return visible("\n".join(line for line in lines if line))
+
+
+def remarks(result: Any) -> list[str]:
+    """What was checked at the end of the run, and what speaks against it; a line each."""
+    lines = [
+        str(result.certificate or ""),
+        *(f"{where.sentence(label)}." for label, where in result.boundary.items()),
+        result.degeneracy,
+    ]
+    likelihood = result.log_likelihood
+    if likelihood.kind == "lower_bound":
+        far = (likelihood.pareto_khat or 0.0) > MAX_KHAT
+        lines.append(
+            f"The estimates are those of a lower bound{', far from the log-likelihood' * far}: "
+            f"`result.audit(rng_key)` says by how many standard errors they are off."
+        )
+    return [line for line in lines if line]
 
 
 def doubt(result: Any) -> str:

@@ -32,6 +32,7 @@ from ppl_em.structure.condense_steps import (
     totals,
 )
 from ppl_em.structure.exchangeability import Group, exchangeable, nearest, permuted
+from ppl_em.structure.own_units import in_own_units
 from ppl_em.structure.search import find_blocks, find_structure
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "find_components",
     "find_structure",
     "hessian_product",
+    "in_own_units",
     "log_joints",
     "nearest",
     "other_terms",

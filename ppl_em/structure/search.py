@@ -15,6 +15,7 @@ from ppl_em.structure.candidates import (
     chain_candidates,
     coordinates,
 )
+from ppl_em.structure.own_units import in_own_units
 from ppl_em.util import Static, generator
 
 S = TypeVar("S", bound=Structure)
@@ -81,7 +82,10 @@ def _cheapest(
     for candidate in _screened(able, probe):
         if _relative_error(candidate, probe) < tolerance(u.dtype):
             return candidate
-    return dense
+    measured = in_own_units(problem, x) if any(spreads) else None
+    if measured is None:
+        return dense
+    return _cheapest(proposed, measured, x, u, rng_key, names, spreads)
 
 
 class _Probe(NamedTuple):
@@ -106,6 +110,7 @@ class _Probe(NamedTuple):
     ) -> "_Probe":
         rng = generator(rng_key)
         away = np.array(spreads)[:, None] * rng.normal(size=(len(spreads), x.size))
+        away = away if problem.units is None else away * np.asarray(problem.units)
         start = np.asarray(u)[index]
         near = 0.3 * rng.normal(size=(len(spreads), start.size))
         points = (start + near).astype(u.dtype)

@@ -1,10 +1,11 @@
 """The `"exact"` flag: prove that the posterior has a closed form, and pick the engine for it."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 
 from ppl_em.e_step.base import Choice, EStep, Strength
 from ppl_em.e_step.exact.continuous import Continuous
@@ -15,6 +16,7 @@ from ppl_em.e_step.exact.mixture import Conditional
 from ppl_em.e_step.exact.not_exact import ImproperError, NotExactError
 from ppl_em.params import Params
 from ppl_em.problem import Problem
+from ppl_em.structure import in_own_units
 from ppl_em.util import check_choice, check_whole
 
 logger = logging.getLogger("ppl_em")
@@ -83,20 +85,37 @@ class Exact(Choice):
         return found
 
     def _proved(self, rng_key: jax.Array, problem: Problem, x: jax.Array) -> EStep:
-        """The engine around `x` (p,), or else near 0."""
+        """The engine around `x` (p,), or else near there or near 0 in the parameters' units."""
         try:
             return self._found(rng_key, problem, x)
         except ImproperError:
             raise
         except NotExactError as reason:
             # Where rates are exp(43), say, rounding hides any law.
-            tame = TAME * jax.random.normal(rng_key, x.shape, x.dtype)
+            measured = in_own_units(problem, x)
             try:
-                found = self._found(rng_key, problem, tame)
+                if measured is None:
+                    raise reason
+                found = self._found(rng_key, measured, x)
             except NotExactError:
-                raise reason from None
-            logger.info("not proved at the initial parameters, but near 0: %s", reason)
+                found = self._tame(rng_key, measured or problem, reason)
+            logger.info("not proved around the initial parameters, but nearer: %s", reason)
             return found
+
+    def _tame(self, rng_key: jax.Array, problem: Problem, reason: NotExactError) -> EStep:
+        """The engine that is proved near 0; or `reason` is raised.
+
+        With latents from there, too: far from it, data may have no influence on any law.
+        """
+        u = problem.start
+        x = problem.nearby(rng_key, jnp.zeros(problem.space.size, u.dtype), TAME)
+        near = replace(problem, start=TAME * jax.random.normal(rng_key, u.shape, u.dtype))
+        try:
+            found = self._found(rng_key, problem, x)
+            self._found(rng_key, near, x)
+        except NotExactError:
+            raise reason from None
+        return found
 
     def _found(self, rng_key: jax.Array, problem: Problem, x: jax.Array) -> EStep:
         """The engine that is proved around the unconstrained parameters `x` (p,)."""

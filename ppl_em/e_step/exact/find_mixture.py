@@ -192,7 +192,7 @@ def _errors(
     def compare(inputs: tuple) -> tuple[jax.Array, jax.Array, jax.Array]:
         scale, key = inputs
         keys = jax.random.split(key, 5)
-        params = problem.constrain(x + scale * jax.random.normal(keys[0], x.shape, x.dtype))
+        params = problem.constrain(problem.nearby(keys[0], x, scale))
         spread = jax.random.uniform(keys[1], (2, 1), u.dtype, 0.3, 1.5)
         first, other = u + spread * jax.random.normal(keys[2], (2, *u.shape), u.dtype)
         # The same move in all blocks does not tell apart whose coordinates matter.

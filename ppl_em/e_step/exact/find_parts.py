@@ -157,7 +157,7 @@ def _gradient_errors(
     def compare(inputs: tuple) -> tuple[jax.Array, jax.Array]:
         scale, key = inputs
         keys = jax.random.split(key, 3)
-        params = problem.constrain(x + scale * jax.random.normal(keys[0], x.shape, x.dtype))
+        params = problem.constrain(problem.nearby(keys[0], x, scale))
         spread = jax.random.uniform(keys[1], (3, 1), u.dtype, 0.3, 1.5)
         points = u + spread * jax.random.normal(keys[2], (3, *u.shape), u.dtype)
 
@@ -189,7 +189,7 @@ def _curvature_changes(
 
     def change(key: jax.Array) -> jax.Array:
         keys = jax.random.split(key, 4)
-        params = problem.constrain(x + 0.3 * jax.random.normal(keys[0], x.shape, x.dtype))
+        params = problem.constrain(problem.nearby(keys[0], x, 0.3))
         direction = jax.random.normal(keys[1], u.shape, u.dtype)
         spread = jax.random.uniform(keys[3], (2, 1), u.dtype, 0.3, 2.0)
         points = u + spread * jax.random.normal(keys[2], (2, *u.shape), u.dtype)
