@@ -7,6 +7,7 @@ from ppl_em.e_step.base import (
     EStep,
     StochasticEStep,
     Strength,
+    evaluated,
     expectation,
 )
 from ppl_em.e_step.exact.exact import Exact
@@ -56,6 +57,7 @@ __all__ = [
     "Quadrature",
     "StochasticEStep",
     "Strength",
+    "evaluated",
     "expectation",
     "from_flag",
 ]

@@ -5,10 +5,12 @@ is its own; the rest has defaults. Nothing outside of this folder asks which one
 need to know is said here.
 """
 
+from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
 import jax
+import numpy as np
 
 from ppl_em.params import Params
 from ppl_em.posterior import Posterior, WeightedDraws
@@ -94,9 +96,53 @@ class EStep(Protocol):
 
 
 @jax.jit(static_argnums=0)
+def _expectation(e_step: EStep, problem: Problem, x: jax.Array, state: Any) -> tuple:
+    return e_step.step(problem, problem.constrain(x), state)
+
+
 def expectation(e_step: EStep, problem: Problem, x: jax.Array, state: Any) -> tuple:
     """E-step: posterior, state and info at `x`; compiled once per problem and configuration."""
-    return e_step.step(problem, problem.constrain(x), state)
+
+    def found(state: Any) -> tuple:
+        return _expectation(e_step, problem, x, state)
+
+    if e_step.stochastic:
+        return found(state)
+    own = cast(DeterministicEStep, e_step)
+    return evaluated(own, problem, x, state, found, lambda found: found[2].objective)
+
+
+T = TypeVar("T")
+
+
+def evaluated(
+    e_step: "DeterministicEStep",
+    problem: Problem,
+    x: jax.Array,
+    state: Any,
+    program: Callable[[Any], T],
+    value: Callable[[T], Any],
+) -> T:
+    """What a program finds from `state` around `x` (p,), or from a firmer one.
+
+    `value` is that part of what it finds which is NaN where the state will not do.
+    """
+    found = program(state)
+    while not np.all(np.isfinite(value(found))):
+        firmer = e_step.firmer(problem, x, state)
+        if firmer is None:
+            break
+        state, found = firmer, program(firmer)
+    return found
+
+
+def firm(e_step: "DeterministicEStep", problem: Problem, x: jax.Array, state: Any) -> Any:
+    """The state, or the firmer one that is needed at `x` (p,)."""
+
+    def tried(state: Any) -> tuple:
+        return state, _expectation(e_step, problem, x, state)[2].objective
+
+    return evaluated(e_step, problem, x, state, tried, lambda tried: tried[1])[0]
 
 
 class Choice(EStep, Protocol):
@@ -134,6 +180,20 @@ class DeterministicEStep(EStep, Protocol):
         None if it holds none.
         """
         return None
+
+    def firmer(self, problem: Problem, x: jax.Array, state: Any) -> Any | None:
+        """A state for where this one made NaN, around `x` (p,); None if there is none.
+
+        Found on the host, and kept from there on: most runs never need one.
+        """
+        return None
+
+    def by_fisher(self, state: Any) -> bool:
+        """Whether the gradient of Q is that of the objective to all digits, for a static `state`.
+
+        If not, the objective is differentiated.
+        """
+        return True
 
     def uncondensed(self) -> "DeterministicEStep":
         """The same E-step on every row of the data; itself if it condenses none."""

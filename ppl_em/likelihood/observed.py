@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.e_step import Approximation, DeterministicEStep, EStep, Strength
+from ppl_em.e_step import Approximation, DeterministicEStep, Strength, evaluated
 from ppl_em.likelihood.information import RESOLUTION, Information, checked, frame
 from ppl_em.optimize import hessian_on_host
 from ppl_em.problem import Problem
@@ -78,6 +78,15 @@ def _values_and_scores(
     return jax.lax.fori_loop(0, count, found, start)
 
 
+def _evaluated(
+    e_step: DeterministicEStep, problem: Problem, points: jax.Array, count: int, state: Any
+) -> tuple[jax.Array, jax.Array]:
+    def found(state: Any) -> tuple[jax.Array, jax.Array]:
+        return _values_and_scores(e_step, problem, points, count, state)
+
+    return evaluated(e_step, problem, points[0], state, found, lambda found: found[0])
+
+
 def held_value_and_score(
     e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
 ) -> tuple[float, np.ndarray]:
@@ -86,7 +95,7 @@ def held_value_and_score(
     By the program that also takes gradients for differences.
     """
     points = jnp.broadcast_to(x, (2 * x.size + 1, x.size))
-    values, scores = _values_and_scores(e_step, problem, points, 1, state)
+    values, scores = _evaluated(e_step, problem, points, 1, state)
     return float(values[0]), np.asarray(scores[0])
 
 
@@ -104,7 +113,7 @@ def _score_and_differences(
 
     def scores(points: jax.Array, more: int) -> np.ndarray:
         points = jnp.concatenate([points, x[None]])
-        found = _values_and_scores(coarse, problem, points, len(points) - 1 + more, state)[1]
+        found = _evaluated(coarse, problem, points, len(points) - 1 + more, state)[1]
         return np.asarray(found, float)
 
     def around(points: np.ndarray) -> np.ndarray:
@@ -156,7 +165,11 @@ def marginal_information(
     """
     hessian, resolution = np.array(np.nan), RESOLUTION
     if not is_large(problem) and e_step.noise is None:
-        gradient, hessian = jax.device_get(_score_and_hessian(e_step, problem, x, state))
+
+        def found(state: Any) -> tuple:
+            return jax.device_get(_score_and_hessian(e_step, problem, x, state))
+
+        gradient, hessian = evaluated(e_step, problem, x, state, found, lambda found: found[1])
     if not np.all(np.isfinite(hessian)):
         gradient, hessian = _score_and_differences(e_step, problem, x, state)
         resolution = BY_DIFFERENCES
@@ -166,18 +179,29 @@ def marginal_information(
     return checked(problem, x, gradient, matrix, method, np.zeros_like(matrix), resolution)
 
 
-@jax.jit(static_argnums=0)
-def value_and_score(e_step: EStep, problem: Problem, x: jax.Array, state: Any) -> tuple:
+def value_and_score(
+    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
+) -> tuple:
     """Objective at `x` (p,), its gradient (p,), and the E-step's state.
 
     By Fisher's identity; approximations have gradients of their own.
     """
+
+    def found(state: Any) -> tuple:
+        return _value_and_score(e_step, problem, x, state)
+
+    return evaluated(e_step, problem, x, state, found, lambda found: found[0])
+
+
+@jax.jit(static_argnums=0)
+def _value_and_score(
+    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
+) -> tuple:
     posterior, state, info = e_step.step(problem, problem.constrain(x), state)
-    if e_step.noise is not None:
+    if e_step.noise is not None or not e_step.by_fisher(state):
 
         def objective(x: jax.Array) -> jax.Array:
-            own = cast(DeterministicEStep, e_step)
-            return own.log_likelihood(problem, problem.constrain(x), state)
+            return e_step.log_likelihood(problem, problem.constrain(x), state)
 
         return *jax.value_and_grad(objective)(x), state
     held = jax.lax.stop_gradient(posterior)

@@ -10,7 +10,14 @@ from ppl_em.posterior.factorized import Factorized
 from ppl_em.posterior.full_rank import FullRank
 from ppl_em.posterior.gaussian_arrow import GaussianArrow
 from ppl_em.posterior.gaussian_blocks import Gaussian
-from ppl_em.posterior.gaussian_chain import GaussianChain
+from ppl_em.posterior.gaussian_chain import GaussianChain, mul, transpose
+from ppl_em.posterior.gaussian_filter import (
+    Sightings,
+    Transitions,
+    filtered,
+    semi_cholesky,
+    semi_solve,
+)
 from ppl_em.posterior.laplace import GaussianLaw, LaplaceApproximation, half_trace
 from ppl_em.posterior.linalg import roots
 from ppl_em.posterior.log_likelihood import OF_PARAMETERS, LogLikelihood
@@ -49,19 +56,26 @@ __all__ = [
     "Posterior",
     "Product",
     "Proposal",
+    "Sightings",
     "Span",
     "TermLayout",
+    "Transitions",
     "UserLaw",
     "WeightedDraws",
     "block_sums",
     "constant_part",
     "constrain_draws",
     "draw_mixing",
+    "filtered",
     "find_span",
     "flat_blocks",
     "gauss_hermite",
     "guide_hessian",
     "half_trace",
+    "mul",
     "roots",
+    "semi_cholesky",
+    "semi_solve",
     "sinh_trapezoid",
+    "transpose",
 ]

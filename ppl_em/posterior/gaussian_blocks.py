@@ -46,6 +46,14 @@ class Gaussian:
         """Not unless the transform is the identity, (d,)."""
         return np.zeros(self.mean.size, bool)
 
+    def cancellation(self) -> jax.Array:
+        """How many times larger the entries of the precision are than what is left of them.
+
+        As `GaussianChain.cancellation`; a scalar.
+        """
+        pivots = jnp.diagonal(self.precision_tril, axis1=-2, axis2=-1) ** 2
+        return jnp.max(jnp.sum(self.precision_tril**2, axis=-1) / pivots)
+
     def log_density(self, u: jax.Array) -> jax.Array:
         """log q(u), all blocks together; a scalar."""
         away = jnp.einsum("gji,gj->gi", self.precision_tril, self.blocks.split(u - self.mean))

@@ -2,6 +2,8 @@
 
 The precision is block tridiagonal, with blocks D_t and, below the diagonal, E_t. Its Cholesky
 factor has L_t on the diagonal and C_t below it: C_t = E_t L_(t-1)^-T, L_t = chol(D_t - C_t C_t').
+Each block given the next one has the covariance W_t W_t' and the slope G_t on it, W_t = L_t^-T and
+G_t = -W_t C_(t+1)'; `gaussian_filter.py` finds these without the precision.
 """
 
 from dataclasses import dataclass, field
@@ -19,14 +21,14 @@ from ppl_em.structure import Band, Chain
 class GaussianChain:
     """N(mean, covariance) on the unconstrained scale, B chains of T blocks of k coordinates.
 
-    `mean` is (d,). Time is in front of all else: `tril` holds the L_t and `root` their inverse
-    transposes, (T, B, k, k); `coupling` holds C_(t+1) at t, zero at the end.
+    `mean` is (d,). Time is in front of all else, (T, B, k, k): `root` holds the W_t, `tril` their
+    inverse transposes, `gain` the G_t, zero at the end.
     """
 
     mean: jax.Array
     tril: jax.Array
     root: jax.Array
-    coupling: jax.Array
+    gain: jax.Array
     chain: Chain = field(metadata={"static": True})
 
     @classmethod
@@ -40,26 +42,27 @@ class GaussianChain:
         def factor(before: tuple, inputs: tuple) -> tuple:
             root, half = before
             here, below, score = inputs
-            link = _mul(below, root)
-            tril = jnp.linalg.cholesky(here - _mul(link, _t(link)))
+            link = mul(below, root)
+            tril = jnp.linalg.cholesky(here - mul(link, transpose(link)))
             root = inverse_transpose(tril)
-            half = _mul(_t(root), score - _mul(link, half))
+            half = mul(transpose(root), score - mul(link, half))
             return (root, half), (tril, root, link, half)
 
         start = (jnp.zeros_like(diagonal[0]), jnp.zeros_like(score[0]))
         factors: tuple = jax.lax.scan(factor, start, (diagonal, lower, score))[1]
         tril, root, link, half = factors
         coupling = jnp.concatenate([link[1:], jnp.zeros_like(link[:1])])
+        gain = -mul(root, transpose(coupling))
 
         def substitute(after: jax.Array, inputs: tuple) -> tuple:
-            root, coupling, half = inputs
-            shift = _mul(root, half - _mul(_t(coupling), after))
+            gain, shift = inputs
+            shift = shift + mul(gain, after)
             return shift, shift
 
-        inputs = (root, coupling, half)
+        inputs = (gain, mul(root, half))
         shift: jax.Array = jax.lax.scan(substitute, start[1], inputs, reverse=True)[1]
         mean = here + chain.join(jnp.moveaxis(shift[..., 0], 0, 1))
-        return cls(mean, tril, root, coupling, chain)
+        return cls(mean, tril, root, gain, chain)
 
     @property
     def center(self) -> jax.Array:
@@ -75,8 +78,8 @@ class GaussianChain:
         """log q(u), all chains together; a scalar."""
         away = jnp.moveaxis(self.chain.split(u - self.mean), 1, 0)
         after = jnp.concatenate([away[1:], jnp.zeros_like(away[:1])])
+        away = away - jnp.einsum("tbij,tbj->tbi", self.gain, after)
         noise = jnp.einsum("tbji,tbj->tbi", self.tril, away)
-        noise += jnp.einsum("tbji,tbj->tbi", self.coupling, after)
         return standard_normal(noise, u.size) + log_det(self.tril)
 
     def points(self) -> jax.Array:
@@ -92,7 +95,7 @@ class GaussianChain:
 
     def columns(self) -> jax.Array:
         """2k directions, (2k, d), whose outer products sum to the covariances of neighbors."""
-        columns = jnp.transpose(_columns(self.root, self.coupling), (3, 1, 0, 2))
+        columns = jnp.transpose(_columns(self.root, self.gain), (3, 1, 0, 2))
         return self.chain.join(columns)
 
     def solve(self, vector: jax.Array) -> jax.Array:
@@ -100,18 +103,18 @@ class GaussianChain:
         score = jnp.moveaxis(self.chain.split(vector), 1, 0)[..., None]
 
         def forward(before: jax.Array, inputs: tuple) -> tuple:
-            root, coupling, score = inputs
-            half = _mul(_t(root), score - before)
-            return _mul(coupling, half), half
+            gain, score = inputs
+            score = score + before
+            return mul(transpose(gain), score), score
 
         def backward(after: jax.Array, inputs: tuple) -> tuple:
-            root, coupling, half = inputs
-            shift = _mul(root, half - _mul(_t(coupling), after))
+            gain, shift = inputs
+            shift = shift + mul(gain, after)
             return shift, shift
 
         start = jnp.zeros_like(score[0])
-        halves: jax.Array = jax.lax.scan(forward, start, (self.root, self.coupling, score))[1]
-        inputs = (self.root, self.coupling, halves)
+        scores: jax.Array = jax.lax.scan(forward, start, (self.gain, score))[1]
+        inputs = (self.gain, mul(self.root, mul(transpose(self.root), scores)))
         shift: jax.Array = jax.lax.scan(backward, start, inputs, reverse=True)[1]
         return self.chain.join(jnp.moveaxis(shift[..., 0], 0, 1))
 
@@ -119,17 +122,28 @@ class GaussianChain:
         """Covariances of neighboring blocks t and t + 1 together, (T - 1, B, 2k, 2k)."""
 
         def step(after: jax.Array, inputs: tuple) -> tuple:
-            root, coupling = inputs
-            back = _mul(root, _t(coupling))
-            across = -_mul(back, after)
-            own = _mul(root, _t(root)) - _mul(across, _t(back))
+            kept, gain = inputs
+            across = mul(gain, after)
+            own = kept + mul(across, transpose(gain))
             return own, (own, across)
 
         start = jnp.zeros_like(self.root[0])
-        inputs = (self.root, self.coupling)
+        inputs = (mul(self.root, transpose(self.root)), self.gain)
         covariances: tuple = jax.lax.scan(step, start, inputs, reverse=True)[1]
         own, across = covariances
-        return jnp.block([[own[:-1], across[:-1]], [_t(across[:-1]), own[1:]]])
+        return jnp.block([[own[:-1], across[:-1]], [transpose(across[:-1]), own[1:]]])
+
+    def cancellation(self) -> jax.Array:
+        """How many times larger the entries of the precision are than what is left of them.
+
+        Left when a block is taken from the next one: rounding is multiplied by this much. The
+        largest of all coordinates; a scalar.
+        """
+        pivots = jnp.diagonal(self.tril, axis1=-2, axis2=-1) ** 2
+        link = mul(transpose(self.tril), self.gain)
+        taken = jnp.sum(link[:-1] ** 2, axis=-2)
+        own = jnp.sum(self.tril**2, axis=-1).at[1:].add(taken)
+        return jnp.max(own / pivots)
 
     def draw(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
         """Independent draws, (num_samples, d), each from the last block to the first."""
@@ -137,37 +151,37 @@ class GaussianChain:
         noise = jax.random.normal(rng_key, shape, self.mean.dtype)
 
         def step(after: jax.Array, inputs: tuple) -> tuple:
-            root, coupling, noise = inputs
-            draw = root @ (noise - _t(coupling) @ after)
+            gain, noise = inputs
+            draw = noise + gain @ after
             return draw, draw
 
-        start, inputs = jnp.zeros_like(noise[0]), (self.root, self.coupling, noise)
+        start, inputs = jnp.zeros_like(noise[0]), (self.gain, self.root @ noise)
         draws: jax.Array = jax.lax.scan(step, start, inputs, reverse=True)[1]
         return self.mean + self.chain.join(jnp.transpose(draws, (3, 1, 0, 2)))
 
 
-def _columns(root: jax.Array, coupling: jax.Array) -> jax.Array:
+def _columns(root: jax.Array, gain: jax.Array) -> jax.Array:
     """Columns U_t, (T, B, k, 2k), from the last to the first.
 
     U_t U_t' and U_t U_(t+1)' are the covariances of block t with itself and with its neighbor.
-    U_t = L_t^-T (N_t - C_(t+1)' U_(t+1)), where the rows of N_t are orthonormal and orthogonal
+    U_t = W_t N_t + G_t U_(t+1), where the rows of N_t are orthonormal and orthogonal
     to those of U_(t+1).
     """
     last = jnp.concatenate([jnp.zeros_like(root[0]), jnp.ones_like(root[0]) * _eye(root)], axis=-1)
 
     def step(after: jax.Array, inputs: tuple) -> tuple:
-        root, coupling = inputs
-        columns = _mul(root, complement(after) - _mul(_t(coupling), after))
+        root, gain = inputs
+        columns = mul(root, complement(after)) + mul(gain, after)
         return columns, columns
 
-    return jax.lax.scan(step, last, (root, coupling), reverse=True)[1]
+    return jax.lax.scan(step, last, (root, gain), reverse=True)[1]
 
 
 @jax.custom_jvp
 def complement(rows: jax.Array) -> jax.Array:
     """Orthonormal rows (..., k, 2k) orthogonal to the given ones (..., k, 2k)."""
-    square = jnp.linalg.qr(_t(rows), mode="complete")[0]
-    return _t(square[..., rows.shape[-2] :])
+    square = jnp.linalg.qr(transpose(rows), mode="complete")[0]
+    return transpose(square[..., rows.shape[-2] :])
 
 
 @complement.defjvp
@@ -175,10 +189,10 @@ def _complement_jvp(primals: tuple, tangents: tuple) -> tuple:
     """Keeps the rows orthogonal; any rotation among them is as good, so they do not rotate."""
     (rows,), (change,) = primals, tangents
     value = complement(rows)
-    return value, -(value @ _t(change)) @ jnp.linalg.solve(rows @ _t(rows), rows)
+    return value, -(value @ transpose(change)) @ jnp.linalg.solve(rows @ transpose(rows), rows)
 
 
-def _mul(left: jax.Array, right: jax.Array) -> jax.Array:
+def mul(left: jax.Array, right: jax.Array) -> jax.Array:
     """Matrix product; of small matrices as one fused kernel, twice as fast inside a scan."""
     if max(*left.shape[-2:], right.shape[-1]) > 16:
         return left @ right
@@ -189,5 +203,6 @@ def _eye(like: jax.Array) -> jax.Array:
     return jnp.eye(like.shape[-1], dtype=like.dtype)
 
 
-def _t(matrix: jax.Array) -> jax.Array:
+def transpose(matrix: jax.Array) -> jax.Array:
+    """Of each matrix, (..., k, n)."""
     return jnp.swapaxes(matrix, -1, -2)

@@ -4,16 +4,25 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Protocol, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.e_step.base import DeterministicEStep, ExactInfo, Strength
+from ppl_em.e_step.base import DeterministicEStep, ExactInfo, Strength, firm
+from ppl_em.e_step.exact.find_state_space import MAX_BLOCK, find_state_space
+from ppl_em.e_step.exact.state_space import StateSpace
 from ppl_em.e_step.exact.uniform_chain import UniformChain, find_uniform
 from ppl_em.params import Params
-from ppl_em.posterior import GaussianChain, PartPosterior, Product
+from ppl_em.posterior import Gaussian, GaussianChain, PartPosterior, Product
 from ppl_em.problem import WIDE, Problem, look
-from ppl_em.structure import Density, StepPoints, Structure, totals
+from ppl_em.structure import Blocks, Chain, Density, StepPoints, Structure, totals
 from ppl_em.structure.condense_steps import condense_steps
 from ppl_em.util import Static
+
+ROUNDED = 0.7
+"""A chain's precision may turn rounding into a relative error of eps to this power."""
+
+ROUGH = 0.35
+"""The same where there is no other form of the chain."""
 
 MOVES = 5
 """Moves of the first expansion point, at most."""
@@ -45,11 +54,17 @@ class Part(Protocol):
 
 
 class ContinuousState(NamedTuple):
-    """Where the parts are fitted, shape (D,), the points of condensed scans, and what they see."""
+    """Where the parts are fitted, shape (D,), the points of condensed scans, and what they see.
+
+    `states` is the state space model that the latents are, once their precision has lost its
+    digits; until then that makes NaN of what has a larger relative error than `allowed`.
+    """
 
     center: jax.Array
     points: StepPoints
     uniform: UniformChain | None
+    states: StateSpace | None
+    allowed: np.ndarray | jax.Array
 
 
 @dataclass(frozen=True)
@@ -81,7 +96,29 @@ class Continuous(DeterministicEStep):
         uniform, part = None, self.parts[0]
         if points and len(self.parts) == 1 and part.structure is not None:
             uniform = find_uniform(keys[1], problem, x, part.structure, points)
-        return ContinuousState(center, points, uniform)
+        allowed = np.asarray(jnp.finfo(x.dtype).eps ** ROUNDED, x.dtype)
+        state = ContinuousState(center, points, uniform, None, allowed)
+        if isinstance(x, jax.core.Tracer) or self._chain(problem) is None:
+            return state
+        return firm(self, problem, x, state)
+
+    def firmer(
+        self, problem: Problem, x: jax.Array, state: ContinuousState
+    ) -> ContinuousState | None:
+        """The chain as a state space model, if it is one; else what its precision tells."""
+        chain, eps = self._chain(problem), float(jnp.finfo(problem.start.dtype).eps)
+        if chain is None or state.states is not None or state.allowed > eps**ROUNDED * 1.1:
+            return None
+        states = find_state_space(problem, x, chain)
+        if states is not None:
+            # Sums over condensed steps would take differences of what is nearly the same.
+            return state._replace(points={}, uniform=None, states=states)
+        rough = eps**ROUGH if isinstance(self.parts[0].structure, Chain) else np.inf
+        return state._replace(allowed=np.asarray(rough, state.allowed.dtype))
+
+    def by_fisher(self, state: ContinuousState) -> bool:
+        """Not where states differ by less than they are rounded."""
+        return state.states is None
 
     def _near(self, problem: Problem, x: jax.Array) -> jax.Array:
         """The problem's start, or where slopes are not so steep that they hide all else."""
@@ -125,14 +162,35 @@ class Continuous(DeterministicEStep):
     def _fit(
         self, problem: Problem, params: Params, state: ContinuousState
     ) -> tuple[jax.Array, Product]:
+        """The log-likelihood and the posterior, both NaN where rounding has taken their digits."""
+        if state.states is not None:
+            value, filtered = state.states.fit(problem, params, state.center)
+            return value, Product((filtered,), (self.parts[0].index,))
         density = problem.density(params)
-
         u = state.center
         value, gradient = jax.value_and_grad(density)(u)
-        part = self.parts[0]
-        if state.uniform is not None:
-            chain = state.uniform.fit(problem, params, u, gradient, state.points)
-            posterior = Product((chain,), (part.index,))
-        else:
+        if state.uniform is None:
             posterior = self.posterior(density, u, gradient)
-        return value - posterior.log_density(u), posterior
+        else:
+            found = state.uniform.fit(problem, params, u, gradient, state.points)
+            posterior = Product((found,), (self.parts[0].index,))
+        away = posterior.log_density(u)
+        if self._chain(problem) is None:
+            return value - away, posterior
+        law = cast(GaussianChain | Gaussian, posterior.parts[0])
+        error = jnp.finfo(u.dtype).eps * jax.lax.stop_gradient(
+            jnp.maximum(law.cancellation(), jnp.abs(away) / (1 + jnp.abs(value - away)))
+        )
+        known = jnp.where(error < state.allowed, 1.0, jnp.nan)  # a factor reaches derivatives, too
+        law = replace(law, mean=law.mean * known)
+        return (value - away) * known, replace(posterior, parts=(law,))
+
+    def _chain(self, problem: Problem) -> Chain | None:
+        """The chain that all latents are, if they are one; a short one has been made a block."""
+        structure = self.parts[0].structure if len(self.parts) == 1 else None
+        if isinstance(structure, Chain):
+            return structure
+        if not isinstance(structure, Blocks) or not 1 < structure.block_size <= MAX_BLOCK:
+            return None
+        alone = structure.num_blocks == 1 or bool(problem.spec.scans)
+        return Chain(Static(structure.index.value[:, None])) if alone else None
