@@ -135,14 +135,15 @@ def near_ends(run: Run) -> np.ndarray:
         As of `Watch.towards`, (p,). Where a run has ended, its parameters may be on a slope too
         gentle to be seen in its steps, or at a bound already.
     """
-    problem, x, state = run.problem, run.history.x, run.history.e_state
+    problem, history = run.problem, run.history
     watch = Watch(problem, run.e_step, run.limits.stopping)
     limits = watch.ends
-    towards = np.zeros(x.size, int)
+    towards = np.zeros(history.x.size, int)
     if not 0 < len(limits) <= MAX_ASKED or np.all(np.isnan(limits)):
         return towards
     ground = Landscape(problem, run.e_step)
-    value, state = ground.look(x, state)
+    value, state = ground.look(history.x, history.e_state)
+    history.x = x = _within_digits(ground, history.x, state, value, limits)
     for place, column in itertools.product(range(x.size), (0, 1)):
         side, bound = 2 * column - 1, limits[place, column]
         if np.isnan(bound) or (np.isfinite(limits[place]).all() and side * float(x[place]) < 1):
@@ -155,6 +156,18 @@ def near_ends(run: Run) -> np.ndarray:
         if abs(change) > IN_ROUNDING or not _has_no_influence(ground, x, state, value, place, side):
             towards[place] = side
     return watch.near(x, towards)
+
+
+def _within_digits(
+    ground: Landscape, x: jax.Array, state: Any, value: float, limits: np.ndarray
+) -> jax.Array:
+    """`x` (p,), with coordinates between two ends no further out than the last digit of these."""
+    last = -np.log(np.finfo(x.dtype).eps)
+    beyond = np.isfinite(limits).all(axis=1) & (np.abs(np.asarray(x)) > last)
+    if not beyond.any():
+        return x
+    nearer = jnp.where(beyond, jnp.clip(x, -last, last), x)
+    return nearer if ground.look(nearer, state)[0] >= value - MEANT else x
 
 
 def _has_no_influence(

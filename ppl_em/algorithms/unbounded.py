@@ -78,7 +78,8 @@ def why_no_maximum(
         reason = unbounded(problem, x, posterior, far | steep)
     if not reason and e_step.is_function:
         suspected = has_end(problem.space) & (far | bool(noise) | (np.abs(np.asarray(x)) > OUT))
-        reason = _rises_evenly(problem, e_step, x, state, np.flatnonzero(suspected), noise)
+        towards = np.where(suspected, np.where(far, away, np.asarray(x)), 0.0)
+        reason = _rises_evenly(problem, e_step, x, state, towards, noise)
     if not reason and noise:
         reason = (
             f"the log-likelihood is lost in rounding there: the last digits of data and "
@@ -110,7 +111,7 @@ def unbounded(problem: Problem, x: jax.Array, posterior: Posterior, suspected: n
         first, second = np.diff(_q_along(problem, posterior, x, jnp.asarray(direction)))
         if np.isfinite(first + second) and first > REACH[0] * STEEP and second > 0.8 * first:
             points = [x, x + REACH[0] * jnp.asarray(direction, x.dtype)]
-            return _without_bound(problem, x, points, int(i), first)
+            return _without_bound(problem, x, points, np.array([i]), first)
     return ""
 
 
@@ -128,60 +129,65 @@ def gone_far(problem: Problem, away: np.ndarray) -> np.ndarray:
 
 
 def _rises_evenly(
-    problem: Problem, e_step: Any, x: jax.Array, state: Any, places: np.ndarray, noise: float
+    problem: Problem, e_step: Any, x: jax.Array, state: Any, towards: np.ndarray, noise: float
 ) -> str:
     """The same, by the log-likelihood itself, which has risen evenly up to where rounding begins.
 
     Where effects follow the outcome in everything, Q is at its top for whatever scale it was
-    computed at.
+    computed at. `towards` (p,) is not 0 where a coordinate is suspected; they are followed one by
+    one to either side, and all together the way that they went.
     """
     last_digit = -np.log(np.finfo(x.dtype).eps) - FURTHER[0]
-    for i, side, most in itertools.product(places.tolist(), (-1, 1), (np.inf, last_digit)):
-        end = np.clip(float(x[i]), -most, most)
-        points = [x.at[i].set(end + side * reach) for reach in WAY]
+    alone = np.eye(len(towards))[towards != 0]
+    ways = [*alone, *-alone] + ([np.sign(towards)] if len(alone) > 1 else [])
+    for way, most in itertools.product(ways, (np.inf, last_digit)):
+        end = jnp.where(way != 0, jnp.clip(x, -most, most), x)
+        step = jnp.asarray(way, x.dtype)
+        points = [end + reach * step for reach in WAY]
         found = [expectation(e_step, problem, point, state)[2].objective for point in points]
         rises = np.diff(np.array(found, float))
         even = min(rises) > EVENLY and max(rises) < EVEN * min(rises)
-        if even and (noise or _goes_on(problem, e_step, points[-1], state, i, side * rises[0])):
-            return _without_bound(problem, x, points, i, rises[0])
+        if even and (noise or _goes_on(problem, e_step, points[-1], state, step, rises[0])):
+            return _without_bound(problem, x, points, np.flatnonzero(way), rises[0])
     return ""
 
 
 def _goes_on(
-    problem: Problem, e_step: Any, x: jax.Array, state: Any, place: int, rise: float
+    problem: Problem, e_step: Any, x: jax.Array, state: Any, way: jax.Array, rise: float
 ) -> bool:
     """Whether the log-likelihood rises evenly from `x` (p,) on until its digits are lost.
 
-    `rise` is what it gains in two units of coordinate `place`, with the sign of the direction.
+    `rise` is what it gains in two units of `way` (p,).
     """
     at, value = 0.0, float(expectation(e_step, problem, x, state)[2].objective)
     for reach in FURTHER:
-        point = x.at[place].add(np.sign(rise) * reach)
+        point = x + reach * way
         found = float(expectation(e_step, problem, point, state)[2].objective)
         if not np.isfinite(found):
             return True
-        if found - value < abs(rise) / 2 * (reach - at) / EVEN:
+        if found - value < rise / 2 * (reach - at) / EVEN:
             saturated = found == value
             return saturated or rounding_noise(e_step, problem, point, state, found) > 0
         at, value = reach, found
     return True
 
 
-def _without_bound(problem: Problem, x: jax.Array, points: list, place: int, rise: float) -> str:
-    """That there is no maximum in the direction of coordinate `place`, by a `rise` of what."""
-    label = flat_labels(problem.space.unravel(np.asarray(x)))[place]
-    value, per = _value(problem, x, label), rise / REACH[0]
-    goes = f" ({value[0]:.2g})" if value else ""
+def _without_bound(
+    problem: Problem, x: jax.Array, points: list, places: np.ndarray, rise: float
+) -> str:
+    """That there is no maximum in the direction of some coordinates, by a `rise` of what."""
+    labels = flat_labels(problem.space.unravel(np.asarray(x)))
+    found = [(labels[i], *(f"({v:.2g})" for v in _value(problem, x, labels[i]))) for i in places]
+    names, per = ", ".join(" ".join(words) for words in found), rise / REACH[0]
     before, after = (penalties(problem, problem.constrain(point)) for point in points[:2])
     if sum(after.values()) - sum(before.values()) > rise / 2:
         return (
-            f"the prior of {label}{goes} has no bound there, nor has what is maximized: "
+            f"the prior of {names} has no bound there, nor has what is maximized: "
             f"{per:.2g} nats for each factor e. Give it a concentration or a shape of at least 1, "
             f"or keep it away from there with `constraints`"
         )
     return (
-        f"the likelihood has no bound in the direction of {label}{goes}: {per:.2g} nats for each "
-        f"factor e"
+        f"the likelihood has no bound in the direction of {names}: {per:.2g} nats for each factor e"
     )
 
 
