@@ -26,7 +26,6 @@ from ppl_em.util import (
     as_key,
     check_choice,
     check_option_names,
-    check_whole,
     warn_of_faulty_jaxlib,
 )
 
@@ -125,7 +124,12 @@ class EM:
         check_acceleration(self.acceleration)
         if self.finish is not None:
             check_choice("finish", self.finish, FINISHES)
-        check_whole(self, ("max_steps", "num_restarts"))
+        for option in ("max_steps", "num_restarts"):
+            value = getattr(self, option)
+            if not isinstance(value, int) or value < 1:
+                raise ModelError(
+                    f"Option `{option}`: found {value!r}. Pass a positive whole number."
+                )
         if not callable(self.model):
             raise ModelError(
                 f"Option `model`: found {type(self.model).__name__}. Pass a NumPyro model, a "

@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppl_em.util import check_real, check_whole
-
 
 @dataclass(frozen=True)
 class Stopping:
@@ -40,12 +38,6 @@ class Stopping:
     mcse_fraction: float = 0.03
     max_draws: int = 200_000
     max_seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        check_real(self, ("gap",), least=0, none=True)
-        check_real(self, ("mcse_fraction",), above=0)
-        check_whole(self, ("max_draws",))
-        check_real(self, ("max_seconds",), least=0, none=True)
 
     def gap_for(self, stochastic: bool) -> float:
         """The tolerance on the remaining gain."""

@@ -1,11 +1,9 @@
 """The command line: `ppl-em fit | compare | models`."""
 
 import argparse
-import contextlib
 import dataclasses
 import gc
 import importlib.metadata
-import io
 import json
 import logging
 import os
@@ -32,7 +30,7 @@ from ppl_em.compare import (
 from ppl_em.direct import Direct, directly
 from ppl_em.em import EM
 from ppl_em.result import plot_fit
-from ppl_em.util import ModelError, check_writable, replace_file
+from ppl_em.util import ModelError
 
 OK, NOT_CONVERGED, UNUSABLE = 0, 1, 2
 
@@ -48,16 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         logging.getLogger("ppl_em").setLevel(logging.INFO)
     _configure_jax()
     try:
-        _check(options)
-        options.stdout = sys.stdout
-        own = sys.stderr if getattr(options, "json", False) else sys.stdout
-        with contextlib.redirect_stdout(own):  # what the model prints is no part of the object
-            return options.run(options)
-    except SystemExit as end:  # by the user's code: an exit there is no fit
-        print(
-            f"ppl-em: the model's code ended the program (sys.exit({end.code!r}))", file=sys.stderr
-        )
-        return UNUSABLE
+        return options.run(options)
     except KeyboardInterrupt:
         print("ppl-em: interrupted before the first step", file=sys.stderr)
         return NOT_CONVERGED
@@ -67,22 +56,6 @@ def main(argv: list[str] | None = None) -> int:
         kind = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
         print(f"ppl-em: {kind}{' '.join(str(error).split())[:600]}", file=sys.stderr)
         return UNUSABLE
-
-
-def _check(options: argparse.Namespace) -> None:
-    """Refuse, before any work, what would fail after it."""
-    for option in ("out", "plot"):
-        path = getattr(options, option, None)
-        if path is not None:
-            check_writable(f"--{option}", path)
-    if not 0 <= getattr(options, "seed", 0) < 2**63:
-        raise ModelError(f"Option --seed: found {options.seed}. Pass a whole number below 2**63.")
-
-
-def _save_figure(figure: Any, path: str) -> None:
-    content = io.BytesIO()
-    figure.savefig(content, dpi=110, format=pathlib.Path(path).suffix.lstrip(".") or "png")
-    replace_file(path, content.getbuffer())
 
 
 def _configure_jax() -> None:
@@ -183,7 +156,7 @@ def _fit(options: argparse.Namespace) -> int:
     result = _with_algorithm(em, options).run(key, **data)
     audit = result.audit(jax.random.fold_in(key, 1)) if options.audit else None
     if options.json:
-        print(json.dumps(as_json(result, audit)), file=options.stdout)
+        print(json.dumps(as_json(result, audit)))
     else:
         print(report(result, entry, reference))
         if audit is not None:
@@ -193,7 +166,7 @@ def _fit(options: argparse.Namespace) -> int:
         result.save(options.out)
         print(f"Fit saved in {options.out}", file=notes)
     if options.plot:
-        _save_figure(plot_fit(result, reference), options.plot)
+        plot_fit(result, reference).savefig(options.plot, dpi=110)
         print(f"Picture saved in {options.plot}", file=notes)
     return OK if result.converged else NOT_CONVERGED
 
@@ -222,7 +195,7 @@ def _compare(options: argparse.Namespace) -> int:
     flags = _listed(options.e_steps)
     found = compare_e_steps(em, flags, key, audit=not options.no_audit, **data)
     if options.json:
-        print(json.dumps(comparison_as_json(found)), file=options.stdout)
+        print(json.dumps(comparison_as_json(found)))
     else:
         print(found)
     reference = None if options.data else entry.reference
@@ -237,7 +210,7 @@ def _compare_algorithms(em: EM, options: argparse.Namespace, data: dict[str, Any
     if options.json:
         table = found.table()
         rows = {name: plain(row.to_dict()) for name, row in table.iterrows()}
-        print(json.dumps(rows | {"sentence": found.sentence}), file=options.stdout)
+        print(json.dumps(rows | {"sentence": found.sentence}))
     else:
         print(found)
     _write(found, options, found.plot)
@@ -250,11 +223,10 @@ def _write(
     """Save the table and the figure of a comparison, where that was asked for."""
     notes = sys.stderr if options.json else sys.stdout
     if options.out:
-        content: Any = found.to_datatree().to_netcdf(engine="h5netcdf")
-        replace_file(options.out, content)
+        found.to_datatree().to_netcdf(options.out, engine="h5netcdf")
         print(f"Table saved in {options.out}", file=notes)
     if options.plot:
-        _save_figure(draw(), options.plot)
+        draw().savefig(options.plot, dpi=110)
         print(f"Picture saved in {options.plot}", file=notes)
 
 

@@ -17,7 +17,7 @@ from ppl_em.params import Params
 from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import Problem
 from ppl_em.stats import Health, ebfmi
-from ppl_em.util import check_choice, check_flag, check_real, check_whole
+from ppl_em.util import check_choice
 
 REFIT = 4
 """Masses are estimated anew after so many EM steps, and after each doubling of their number."""
@@ -96,10 +96,6 @@ class NUTS(StochasticEStep):
 
     def __post_init__(self) -> None:
         check_choice("schedule", self.schedule, ("mcem", "saem"))
-        check_whole(self, ("num_chains", "num_samples", "max_tree_depth"))
-        check_whole(self, ("num_warmup",), least=0)
-        check_real(self, ("target_accept_prob",), above=0, below=1)
-        check_flag(self, ("dense_mass", "forward_mode_differentiation"))
 
     def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "NUTS | SAEM":
         """Refuse models without continuous latents; wrap in `SAEM` where that is the schedule.

@@ -32,7 +32,7 @@ from ppl_em.posterior import (
 )
 from ppl_em.problem import Problem
 from ppl_em.structure import Blocks, Density, find_blocks, owners
-from ppl_em.util import ModelError, check_real, check_whole
+from ppl_em.util import ModelError
 
 logger = logging.getLogger("ppl_em")
 
@@ -47,8 +47,6 @@ ENOUGH = 1e-6
 
 SPREAD = 0.3
 """How far away parameters are at which blocks are found, on the unconstrained scale."""
-
-MAX_NODES = 200  # of `num_nodes`: weights beyond underflow
 
 
 class QuadratureState(NamedTuple):
@@ -116,9 +114,10 @@ class Quadrature(Approximation):
     kind: ClassVar[str] = "quadrature"
 
     def __post_init__(self) -> None:
-        check_whole(self, ("num_nodes",), most=MAX_NODES, none=True)
-        check_real(self, ("tol",), above=0)
-        check_whole(self, ("max_dimension", "max_points"))
+        if self.num_nodes is not None and self.num_nodes < 1:
+            raise ModelError(
+                f"Option `num_nodes`: found {self.num_nodes}. Pass a positive number, or None."
+            )
 
     @property
     def noise(self) -> float:

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from ppl_em.m_step.base import MStepInfo
 from ppl_em.optimize import Objective
-from ppl_em.util import check_real, check_whole
 
 MAX_HALVINGS = 40
 """Of the way to the best point, if that lowers Q."""
@@ -53,10 +52,6 @@ class Gradient:
     tol: float = field(default=1e-14, kw_only=True)
 
     honours: ClassVar[tuple[str, ...]] = ()
-
-    def __post_init__(self) -> None:
-        check_whole(self, ("num_steps",))
-        check_real(self, ("tol",), least=0)
 
     def resolve(self, size: int, needs: tuple[str, ...] = ()) -> "Gradient":
         """Works for any number of parameters."""

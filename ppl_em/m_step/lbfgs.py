@@ -8,7 +8,6 @@ import jax
 from ppl_em.m_step.base import MStepInfo, report
 from ppl_em.optimize import Objective
 from ppl_em.optimize.lbfgs import lbfgs
-from ppl_em.util import check_real, check_whole
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,6 @@ class LBFGS:
     memory: int = 10
 
     honours: ClassVar[tuple[str, ...]] = ()
-
-    def __post_init__(self) -> None:
-        check_whole(self, ("max_steps", "memory"))
-        check_real(self, ("tol",), least=0)
 
     def resolve(self, size: int, needs: tuple[str, ...] = ()) -> "LBFGS":
         """Works for any number of parameters."""

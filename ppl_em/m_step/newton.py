@@ -8,7 +8,6 @@ import jax
 from ppl_em.m_step.base import MStepInfo, report
 from ppl_em.optimize import Curvature, Objective, no_curvature
 from ppl_em.optimize.newton import newton
-from ppl_em.util import check_real, check_whole
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,6 @@ class Newton:
     tol: float = 1e-18
 
     honours: ClassVar[tuple[str, ...]] = ()
-
-    def __post_init__(self) -> None:
-        check_whole(self, ("max_steps",))
-        check_real(self, ("tol",), least=0)
 
     def resolve(self, size: int, needs: tuple[str, ...] = ()) -> "Newton":
         """Works for any number of parameters."""

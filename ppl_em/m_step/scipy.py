@@ -21,7 +21,7 @@ from ppl_em.optimize import (
     maximize,
     units,
 )
-from ppl_em.util import check_choice, check_real, check_whole
+from ppl_em.util import ModelError, check_choice
 
 WIDE, FINE = 1.0, 1e-3
 """Largest and smallest edges of a first simplex, in units of each parameter."""
@@ -87,8 +87,11 @@ class Scipy:
 
     def __post_init__(self) -> None:
         check_choice("Scipy(method=...)", self.method, self.stand_alone)
-        check_whole(self, ("max_steps",), none=True)
-        check_real(self, ("tol",), least=0)
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ModelError(
+                f"Option `Scipy(max_steps=...)`: found {self.max_steps!r}. Pass a positive whole "
+                f"number."
+            )
 
     @property
     def honours(self) -> tuple[str, ...]:

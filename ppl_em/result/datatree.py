@@ -14,7 +14,7 @@ from ppl_em.params import Params
 from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import Problem, is_factor, site_dims
 from ppl_em.result.em_result import EMResult
-from ppl_em.result.storage import header, leaves, stand_ins
+from ppl_em.result.storage import header, leaves
 
 if TYPE_CHECKING:
     import xarray
@@ -60,21 +60,9 @@ def to_datatree(result: EMResult, problem: Problem) -> "xarray.DataTree":
     if problem.spec.discrete:
         groups["responsibilities"] = _responsibilities(result, problem)
     groups |= _summaries(result, problem)
-    groups["posterior"].attrs["latents"] = json.dumps(list(draws))
-    groups, names = _storable(groups)
-    groups["/"] = xarray.Dataset(attrs={"ppl_em": json.dumps(header(result) | {"names": names})})
+    groups["posterior"].attrs["latents"] = ",".join(draws)
+    groups["/"] = xarray.Dataset(attrs={"ppl_em": json.dumps(header(result))})
     return xarray.DataTree.from_dict(groups)
-
-
-def _storable(groups: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The groups under names that a file can hold, and `{name there: name in the model}`."""
-    names = sorted({str(n) for group in groups.values() for n in (*group.variables, *group.dims)})
-    known = {n: s for n, s in zip(names, stand_ins(names), strict=True) if n != s}
-    renamed = {
-        key: group.rename({n: s for n, s in known.items() if n in group or n in group.dims})
-        for key, group in groups.items()
-    }
-    return renamed, {stored: name for name, stored in known.items()}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from ppl_em.result.certificate import Certificate
 from ppl_em.result.status import CONVERGED, Status
 from ppl_em.result.text import doubt, in_words
 from ppl_em.result.uncertainty import Uncertainty, interval
-from ppl_em.util import replace_file
 
 if TYPE_CHECKING:
     import pandas
@@ -246,12 +245,9 @@ class EMResult:
     def save(self, path: Any) -> None:
         """Write the fit to a netCDF file; `ppl_em.load` reads it back, ArviZ opens it.
 
-        An older file of that name is replaced once the new one is whole, or not at all.
-
         >>> result.save("fit.nc")
         """
-        # In memory first: on a full disk HDF5 itself would end the process.
-        replace_file(path, self.to_datatree().to_netcdf(engine="h5netcdf"))
+        self.to_datatree().to_netcdf(path, engine="h5netcdf")
 
     def __str__(self) -> str:
         return in_words(self)

@@ -1,7 +1,6 @@
 """Fits on disk: what a file holds beside ArviZ's groups, and how it is read back."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ from ppl_em.params import ActiveConstraint, Boundary, Params
 from ppl_em.posterior import LogLikelihood
 from ppl_em.result.certificate import Certificate
 from ppl_em.result.em_result import EMResult
-from ppl_em.result.guard import refuse_ways_out
 from ppl_em.result.restarts import Optimum, Restarts
 from ppl_em.result.status import Status
 from ppl_em.result.uncertainty import Uncertainty
@@ -22,9 +20,6 @@ from ppl_em.util import ModelError
 
 if TYPE_CHECKING:
     import xarray
-
-VERSIONS = (1, 2)
-"""Of the files that are read; the last is written. In 1 names had no stand-ins."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -48,22 +43,6 @@ def load(path: Any) -> EMResult:
     >>> print(load("fit.nc").log_likelihood)
     -8.319266 (exact)
     """
-    try:
-        return _load(path)
-    except ModelError:
-        raise
-    except FileNotFoundError:
-        raise ModelError(f"File '{path}': there is no such file.") from None
-    except Exception as error:  # a file may hold anything
-        fact = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ModelError(
-            f"File '{path}': not a fit saved by ppl_em, or damaged ({fact!r}). Write one with "
-            f"`save`."
-        ) from None
-
-
-def _load(path: Any) -> EMResult:
-    refuse_ways_out(path)
     tree, header, log_likelihood, params = _read(path)
     record, history = header.get("restarts"), tree["em_trace"].to_dataset()
     restarts = None if record is None else _restarts(record, history, params)
@@ -154,29 +133,23 @@ class StoredPosterior:
         """Stored probabilities of discrete sites, (*plates, size of the support)."""
         if "responsibilities" not in self.tree:
             raise ModelError("`posterior.probs()`: the model has no discrete latents.")
-        return self._group("responsibilities")
+        return {str(k): v.values for k, v in self.tree["responsibilities"].data_vars.items()}
 
     def _group(self, name: str) -> Arrays:
         if name not in self.tree:
             return {}
-        names = self._header.get("names", {})
-        return {names.get(str(k), str(k)): v.values for k, v in self.tree[name].data_vars.items()}
-
-    @property
-    def _header(self) -> dict[str, Any]:
-        return json.loads(self.tree.attrs["ppl_em"])
+        return {str(k): v.values for k, v in self.tree[name].data_vars.items()}
 
     def _flat(self) -> Arrays:
-        text = self.tree["posterior"].attrs["latents"]
-        latents = text.split(",") if self._header["version"] == 1 else json.loads(text)
-        group = self._group("posterior")
-        return {n: group[n].reshape(-1, *group[n].shape[2:]) for n in latents if n in group}
+        latents = self.tree["posterior"].attrs["latents"].split(",")
+        group = self.tree["posterior"].data_vars
+        return {n: group[n].values.reshape(-1, *group[n].shape[2:]) for n in latents if n in group}
 
 
 def header(result: EMResult) -> dict[str, Any]:
     """What a file holds beside arrays, as plain JSON."""
     return {
-        "version": VERSIONS[-1],
+        "version": 1,
         "log_likelihood": list(result.log_likelihood),
         "status": result.status.name,
         "num_steps": result.num_steps,
@@ -232,21 +205,7 @@ def leaves(params: Params) -> tuple[list[Any], list[str]]:
     names = [
         ".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path) for path, _ in flat
     ]
-    return [leaf for _, leaf in flat], stand_ins(names)
-
-
-def stand_ins(names: Sequence[str]) -> list[str]:
-    """Names that a file can hold, in which "/" divides groups: one each, no two the same."""
-    plain = ["".join(c if c.isprintable() and c != "/" else "." for c in n) for n in names]
-    # Names that can stay as they are keep their place before those that cannot.
-    taken, found = {n for n, p in zip(names, plain, strict=True) if n == p}, []
-    for i, (name, wanted) in enumerate(zip(names, plain, strict=True)):
-        count, stored = 1, wanted
-        while stored in found or (stored in taken and (stored != name or name in names[:i])):
-            count += 1
-            stored = f"{wanted}_{count}"
-        found.append(stored)
-    return found
+    return [leaf for _, leaf in flat], names
 
 
 def _encode(value: Any, counter: Any) -> Any:
@@ -267,14 +226,6 @@ def _decode(node: Any, leaves: list[np.ndarray]) -> Any:
     return tuple(items) if node["tuple"] else items
 
 
-def _indices(node: Any) -> list[int]:
-    """The numbers of the leaves below a node of `_encode`'s structure."""
-    if not isinstance(node, dict):
-        return [node]
-    children = [child for _, child in node["dict"]] if "dict" in node else node["seq"]
-    return [index for child in children for index in _indices(child)]
-
-
 def _read(path: Any) -> tuple["xarray.DataTree", dict[str, Any], LogLikelihood, Params]:
     """A saved file's tree, header, log-likelihood and parameters."""
     import xarray
@@ -284,15 +235,7 @@ def _read(path: Any) -> tuple["xarray.DataTree", dict[str, Any], LogLikelihood, 
     if "ppl_em" not in tree.attrs:
         raise ModelError(f"File '{path}': not a fit saved by ppl_em. Write one with `save`.")
     header = json.loads(tree.attrs["ppl_em"])
-    if header.get("version") not in VERSIONS:
-        raise ModelError(
-            f"File '{path}': its version {header.get('version')!r} is not known here. Read it with "
-            f"the ppl_em that wrote it, or a later one."
-        )
     stored = tree["params"].to_dataset()
     leaves = [stored[name].values for name in header["leaves"]]
-    order = _indices(header["params"])
-    if sorted(order) != list(range(len(leaves))) or len(set(header["leaves"])) < len(leaves):
-        raise ModelError(f"File '{path}': its parameters are numbered wrongly. Write it anew.")
     params = _decode(header["params"], leaves)
     return tree, header, LogLikelihood(*header["log_likelihood"]), params

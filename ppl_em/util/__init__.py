@@ -14,12 +14,9 @@ from ppl_em.util.errors import (
     check_option_names,
     check_shape,
     site_error,
-    visible,
 )
 from ppl_em.util.faulty_versions import warn_of_faulty_jaxlib
-from ppl_em.util.files import check_writable, replace_file
 from ppl_em.util.keys import as_key, generator
-from ppl_em.util.options import check_flag, check_real, check_whole
 from ppl_em.util.programs import alone, make_room
 from ppl_em.util.small_matrices import (
     cholesky,
@@ -41,14 +38,10 @@ __all__ = [
     "check_call",
     "check_choice",
     "check_configuration",
-    "check_flag",
     "check_known",
     "check_mapping",
     "check_option_names",
-    "check_real",
     "check_shape",
-    "check_whole",
-    "check_writable",
     "cholesky",
     "content_key",
     "find_steps",
@@ -57,12 +50,10 @@ __all__ = [
     "in_batches",
     "inverse_lower",
     "make_room",
-    "replace_file",
     "site_error",
     "solve",
     "solve_lower",
     "solve_lower_transposed",
     "sources",
-    "visible",
     "warn_of_faulty_jaxlib",
 ]

@@ -124,8 +124,3 @@ def brief(value: Any) -> str:
     """A value in a few characters, for messages."""
     text = np.array2string(np.asarray(jax.tree.leaves(value)[0]), precision=4, threshold=6)
     return " ".join(text.split())
-
-
-def visible(text: str) -> str:
-    """The text with control characters spelled out: no name can steer a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

@@ -16,7 +16,6 @@ MAX_LINES = 300
 LATE_IMPORTS = (
     "pandas",
     "xarray",
-    "h5py",
     "arviz",
     "matplotlib",
     "scipy.stats",

@@ -17,7 +17,7 @@ from ppl_em.e_step.exact.not_exact import ImproperError, NotExactError
 from ppl_em.params import Params
 from ppl_em.problem import Problem
 from ppl_em.structure import in_own_units
-from ppl_em.util import check_choice, check_whole
+from ppl_em.util import check_choice
 
 logger = logging.getLogger("ppl_em")
 
@@ -62,9 +62,6 @@ class Exact(Choice):
     kind: ClassVar[str] = "exact"
 
     def __post_init__(self) -> None:
-        check_whole(self, ("max_states",))
-        check_whole(self, ("max_dense",), least=0)
-        check_whole(self, ("min_rows",), least=0, none=True)
         if self.chain is not None:
             check_choice("chain", self.chain, ("sequential", "parallel"))
 

@@ -27,7 +27,7 @@ from ppl_em.posterior import (
 )
 from ppl_em.problem import Problem
 from ppl_em.structure import Blocks, dense, find_blocks, hessian_product
-from ppl_em.util import ModelError, check_choice, check_real, check_whole, solve
+from ppl_em.util import ModelError, check_choice, solve
 
 logger = logging.getLogger("ppl_em")
 
@@ -130,8 +130,6 @@ class MeanField(DeterministicEStep):
     kind: ClassVar[str] = "lower_bound"
 
     def __post_init__(self) -> None:
-        check_whole(self, ("num_particles", "max_steps", "num_draws", "num_steps"))
-        check_real(self, ("tol",), least=0)
         check_choice("mode", self.mode, ("auto", "deterministic", "stochastic"))
         if self.correct is not None:
             check_choice("correct", self.correct, ("psis",))
