@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import gc
 import importlib.metadata
+import io
 import json
 import logging
 import os
@@ -29,8 +30,8 @@ from ppl_em.compare import (
 )
 from ppl_em.direct import Direct, directly
 from ppl_em.em import EM
-from ppl_em.result import plot_fit
-from ppl_em.util import ModelError
+from ppl_em.result import plot_fit, write_tree
+from ppl_em.util import ModelError, replace_file
 
 OK, NOT_CONVERGED, UNUSABLE = 0, 1, 2
 
@@ -166,7 +167,7 @@ def _fit(options: argparse.Namespace) -> int:
         result.save(options.out)
         print(f"Fit saved in {options.out}", file=notes)
     if options.plot:
-        plot_fit(result, reference).savefig(options.plot, dpi=110)
+        _save_figure(plot_fit(result, reference), options.plot)
         print(f"Picture saved in {options.plot}", file=notes)
     return OK if result.converged else NOT_CONVERGED
 
@@ -223,11 +224,18 @@ def _write(
     """Save the table and the figure of a comparison, where that was asked for."""
     notes = sys.stderr if options.json else sys.stdout
     if options.out:
-        found.to_datatree().to_netcdf(options.out, engine="h5netcdf")
+        write_tree(found.to_datatree(), options.out)
         print(f"Table saved in {options.out}", file=notes)
     if options.plot:
-        draw().savefig(options.plot, dpi=110)
+        _save_figure(draw(), options.plot)
         print(f"Picture saved in {options.plot}", file=notes)
+
+
+def _save_figure(figure: Any, path: str) -> None:
+    """Write a picture in the format of its suffix; an older file stays until it is complete."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=110, format=pathlib.Path(path).suffix[1:] or "png")
+    replace_file(path, content.getbuffer())
 
 
 def _listed(text: str) -> list[str]:

@@ -13,6 +13,7 @@ from scipy.special import ndtri
 
 from ppl_em.params import ActiveConstraint, Boundary, Params, flat_labels
 from ppl_em.posterior import LogLikelihood
+from ppl_em.result.netcdf import write_tree
 from ppl_em.result.status import CONVERGED, Status
 from ppl_em.result.uncertainty import Uncertainty, interval
 
@@ -239,9 +240,11 @@ class EMResult:
     def save(self, path: Any) -> None:
         """Write the fit to a netCDF file; `ppl_em.load` reads it back, ArviZ opens it.
 
+        An older file of that name stays as it is until the new one is complete.
+
         >>> result.save("fit.nc")
         """
-        self.to_datatree().to_netcdf(path, engine="h5netcdf")
+        write_tree(self.to_datatree(), path)
 
     def __str__(self) -> str:
         lines = [

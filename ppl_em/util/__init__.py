@@ -14,6 +14,7 @@ from ppl_em.util.errors import (
     check_shape,
     site_error,
 )
+from ppl_em.util.files import check_place, replace_file
 from ppl_em.util.keys import as_key, generator
 from ppl_em.util.static import Static, content_key
 
@@ -28,10 +29,12 @@ __all__ = [
     "check_known",
     "check_mapping",
     "check_option_names",
+    "check_place",
     "check_shape",
     "content_key",
     "generator",
     "in_batches",
+    "replace_file",
     "site_error",
     "sources",
 ]
