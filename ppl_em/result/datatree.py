@@ -16,6 +16,7 @@ from ppl_em.problem import Problem, is_factor, site_dims
 from ppl_em.result.em_result import EMResult
 from ppl_em.result.names import changed, distinct, in_tree
 from ppl_em.result.storage import header, leaves
+from ppl_em.util import printable
 
 if TYPE_CHECKING:
     import xarray
@@ -225,8 +226,8 @@ def _uncertainty_dataset(result: EMResult) -> Any:
         coords=dict.fromkeys(pair, result.labels),
         attrs={
             "method": uncertainty.method,
-            "reason": uncertainty.reason,
-            "note": uncertainty.note,
+            "reason": printable(uncertainty.reason),
+            "note": printable(uncertainty.note),
             "active_constraints": json.dumps([list(c) for c in uncertainty.active]),
         },
     )

@@ -16,6 +16,7 @@ from ppl_em.posterior import LogLikelihood
 from ppl_em.result.netcdf import write_tree
 from ppl_em.result.status import CONVERGED, Status
 from ppl_em.result.uncertainty import Uncertainty, interval
+from ppl_em.util import printable
 
 if TYPE_CHECKING:
     import pandas
@@ -255,7 +256,7 @@ class EMResult:
             *(f"{where.sentence(label)}." for label, where in self.boundary.items()),
         ]
         lines += [text for text in (self.degeneracy, str(self.restarts or "")) if text]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
     @property
     def doubt(self) -> str:
@@ -285,11 +286,10 @@ class EMResult:
     def _warn_of_gaps(self) -> None:
         """Say which standard errors are not available, and why."""
         if self.uncertainty.reason:
-            warnings.warn(
-                f"Standard errors are not available: {self.uncertainty.reason}.", stacklevel=3
-            )
+            reason = printable(self.uncertainty.reason)
+            warnings.warn(f"Standard errors are not available: {reason}.", stacklevel=3)
         elif self.uncertainty.note:
-            warnings.warn(f"{self.uncertainty.note}.", stacklevel=3)
+            warnings.warn(f"{printable(self.uncertainty.note)}.", stacklevel=3)
 
     def _like_params(self, flat: np.ndarray) -> Params:
         return jax.tree.map(np.asarray, ravel_pytree(self.params)[1](jnp.asarray(flat)))

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ppl_em")
 
+OPEN: dict[str, Any] = {"phony_dims": "access"}
+"""For files whose arrays have no named dimensions, which h5netcdf would warn of."""
+
 MAX_GROWTH, FREE = 1000, 100_000_000
 """Bytes in memory for each byte of a file, beyond the first so many: compression, no more."""
 
@@ -38,7 +41,7 @@ def read_tree(path: Any) -> "xarray.DataTree":
 
     content = _content(path)
     try:
-        with xarray.open_datatree(_cleared(content, path), engine="h5netcdf") as opened:
+        with xarray.open_datatree(_cleared(content, path), engine="h5netcdf", **OPEN) as opened:
             return opened.load()
     except Exception as error:
         raise unreadable(path, error) from error

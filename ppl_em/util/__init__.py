@@ -17,6 +17,7 @@ from ppl_em.util.errors import (
 from ppl_em.util.files import check_place, replace_file
 from ppl_em.util.keys import as_key, generator
 from ppl_em.util.static import Static, content_key
+from ppl_em.util.text import in_line, printable
 
 __all__ = [
     "ModelError",
@@ -34,6 +35,8 @@ __all__ = [
     "content_key",
     "generator",
     "in_batches",
+    "in_line",
+    "printable",
     "replace_file",
     "site_error",
     "sources",

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from ppl_em.util.text import printable
+
 
 class ModelError(ValueError):
     """The model, its arguments or the options cannot be used as given; the text says why.
@@ -20,6 +22,9 @@ class ModelError(ValueError):
     Traceback (most recent call last):
     ppl_em.util.errors.ModelError: Option `m_step`: found 'newtn'. Valid flags: 'auto', ...
     """
+
+    def __init__(self, *args: Any):
+        super().__init__(*(printable(a) if isinstance(a, str) else a for a in args))
 
 
 def site_error(name: str, fact: str, remedy: str) -> ModelError:
