@@ -32,6 +32,12 @@ def site_error(name: str, fact: str, remedy: str) -> ModelError:
     return ModelError(f"Site '{name}': {fact}. {remedy}.")
 
 
+def brief_repr(value: Any, most: int = 60) -> str:
+    """What was given, in one line of a message."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def check_known(option: str, names: Iterable[str], valid: Iterable[str], what: str) -> None:
     """Raise if `option` names a site that is not one of `valid`.
 
@@ -55,9 +61,10 @@ def check_known(option: str, names: Iterable[str], valid: Iterable[str], what: s
 def check_choice(option: str, value: str, valid: Iterable[str]) -> None:
     """Raise if the flag `value` is not one of `valid`."""
     choices = list(valid)
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
+        found = f"'{value}'" if isinstance(value, str) else brief_repr(value)
         raise ModelError(
-            f"Option `{option}`: found '{value}'. Valid flags: {', '.join(map(repr, choices))}."
+            f"Option `{option}`: found {found}. Valid flags: {', '.join(map(repr, choices))}."
         )
 
 
