@@ -12,6 +12,7 @@ UNSAFE = re.compile(
 def printable(text: str) -> str:
     r"""The text with control characters as escapes: what a terminal would do is seen instead.
 
+    >>> from ppl_em.util import printable
     >>> printable("mu\x1b[2J")
     'mu\\x1b[2J'
     """
