@@ -26,7 +26,12 @@ from ppl_em.util import (
     as_key,
     check_choice,
     check_option_names,
+    check_options,
+    instance,
+    mapping,
+    optional,
     warn_of_faulty_jaxlib,
+    whole,
 )
 
 logger = logging.getLogger("ppl_em")
@@ -124,12 +129,14 @@ class EM:
         check_acceleration(self.acceleration)
         if self.finish is not None:
             check_choice("finish", self.finish, FINISHES)
-        for option in ("max_steps", "num_restarts"):
-            value = getattr(self, option)
-            if not isinstance(value, int) or value < 1:
-                raise ModelError(
-                    f"Option `{option}`: found {value!r}. Pass a positive whole number."
-                )
+        check_options(
+            self,
+            max_steps=whole(),
+            num_restarts=whole(),
+            stopping=optional(instance(Stopping, "a `ppl_em.Stopping`")),
+            fixed=optional(mapping("a dictionary, site name to value")),
+        )
+        split_option(self.constraints)
         if not callable(self.model):
             raise ModelError(
                 f"Option `model`: found {type(self.model).__name__}. Pass a NumPyro model, a "
@@ -139,6 +146,7 @@ class EM:
             raise ModelError(
                 f"Option `map_sites`: found the string '{self.map_sites}'. Pass a list of names."
             )
+        check_options(self, map_sites=instance(Iterable, "a list of names"))
         e_steps.from_flag(self.e_step)
         m_steps.from_flag(self.m_step)
 

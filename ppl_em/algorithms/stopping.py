@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ppl_em.util import check_options, number, optional, whole
+
 
 @dataclass(frozen=True)
 class Stopping:
@@ -38,6 +40,16 @@ class Stopping:
     mcse_fraction: float = 0.03
     max_draws: int = 200_000
     max_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        check_options(
+            self,
+            "Stopping",
+            gap=optional(number()),
+            mcse_fraction=number(above=True),
+            max_draws=whole(),
+            max_seconds=optional(number()),
+        )
 
     def gap_for(self, stochastic: bool) -> float:
         """The tolerance on the remaining gain."""

@@ -186,6 +186,6 @@ def _run_file(path: pathlib.Path, changed: int) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"File '{path}': running it failed with {error!r}.") from error
     return module

@@ -19,6 +19,7 @@ import numpyro
 from ppl_em import e_step, m_step
 from ppl_em.algorithms import ACCELERATORS, METHODS
 from ppl_em.cli import catalog
+from ppl_em.cli.output import check_places, own_words_aside, save_figure
 from ppl_em.cli.report import as_json, comparison_as_json, plain, report
 from ppl_em.compare import (
     ALGORITHMS,
@@ -29,8 +30,8 @@ from ppl_em.compare import (
 )
 from ppl_em.direct import Direct, directly
 from ppl_em.em import EM
-from ppl_em.result import plot_fit
-from ppl_em.util import ModelError
+from ppl_em.result import plot_fit, write_tree
+from ppl_em.util import ModelError, printable
 
 OK, NOT_CONVERGED, UNUSABLE = 0, 1, 2
 
@@ -45,16 +46,21 @@ def main(argv: list[str] | None = None) -> int:
     if getattr(options, "verbose", False):
         logging.getLogger("ppl_em").setLevel(logging.INFO)
     _configure_jax()
+    options.answer = None
     try:
-        return options.run(options)
+        with own_words_aside(options):
+            status = options.run(options)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         print("ppl-em: interrupted before the first step", file=sys.stderr)
         return NOT_CONVERGED
-    except Exception as error:
+    except BaseException as error:  # `sys.exit` in a model, too: no fit was finished
         if getattr(options, "verbose", False) and not isinstance(error, ModelError):
             traceback.print_exc()
         kind = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
-        print(f"ppl-em: {kind}{' '.join(str(error).split())[:600]}", file=sys.stderr)
+        text = printable(" ".join(str(error).split()))[:600]
+        print(f"ppl-em: {kind}{text}", file=sys.stderr)
         return UNUSABLE
 
 
@@ -135,6 +141,15 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-progress", action="store_true", help="hide the progress bar")
 
 
+def _key(options: argparse.Namespace) -> jax.Array:
+    """The random key of a seed."""
+    if not -(2**63) <= options.seed < 2**63:
+        raise ModelError(
+            f"Option --seed: found {options.seed}. Pass a whole number below 2**63 in size."
+        )
+    return jax.random.key(options.seed)
+
+
 def _prepare(options: argparse.Namespace, entry: catalog.Entry) -> tuple[EM, dict[str, Any]]:
     """The model with its options, and `run`'s keyword arguments, the data among them."""
     data = catalog.read_csv(options.data, entry.model) if options.data else entry.load()
@@ -149,24 +164,25 @@ def _prepare(options: argparse.Namespace, entry: catalog.Entry) -> tuple[EM, dic
 
 
 def _fit(options: argparse.Namespace) -> int:
+    check_places(options)
     entry = catalog.find(options.model)
     reference = entry.reference if options.reference and not options.data else None
     em, data = _prepare(options, entry)
-    key = jax.random.key(options.seed)
+    key = _key(options)
     result = _with_algorithm(em, options).run(key, **data)
     audit = result.audit(jax.random.fold_in(key, 1)) if options.audit else None
     if options.json:
-        print(json.dumps(as_json(result, audit)))
+        options.answer = json.dumps(as_json(result, audit))
     else:
-        print(report(result, entry, reference))
+        print(printable(report(result, entry, reference)))
         if audit is not None:
             print(f"\nAudit by {audit.e_step}, {audit.seconds:.1f} s\n{audit}")
     notes = sys.stderr if options.json else sys.stdout
     if options.out:
         result.save(options.out)
-        print(f"Fit saved in {options.out}", file=notes)
+        print(f"Fit saved in {printable(options.out)}", file=notes)
     if options.plot:
-        plot_fit(result, reference).savefig(options.plot, dpi=110)
+        save_figure(plot_fit(result, reference), options.plot)
         print(f"Picture saved in {options.plot}", file=notes)
     return OK if result.converged else NOT_CONVERGED
 
@@ -187,17 +203,18 @@ def _with_algorithm(em: EM, options: argparse.Namespace) -> EM | Direct:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    check_places(options)
     entry = catalog.find(options.model)
     em, data = _prepare(options, entry)
-    key = jax.random.key(options.seed)
+    key = _key(options)
     if options.algorithms is not None:
         return _compare_algorithms(dataclasses.replace(em, e_step=options.e_step), options, data)
     flags = _listed(options.e_steps)
     found = compare_e_steps(em, flags, key, audit=not options.no_audit, **data)
     if options.json:
-        print(json.dumps(comparison_as_json(found)))
+        options.answer = json.dumps(comparison_as_json(found))
     else:
-        print(found)
+        print(printable(str(found)))
     reference = None if options.data else entry.reference
     _write(found, options, lambda: found.plot(reference))
     converged = not found.refused and all(r.converged for r in found.results.values())
@@ -205,14 +222,14 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _compare_algorithms(em: EM, options: argparse.Namespace, data: dict[str, Any]) -> int:
-    key, names = jax.random.key(options.seed), _listed(options.algorithms)
+    key, names = _key(options), _listed(options.algorithms)
     found = compare_algorithms(em, names, key, tol=options.tol, **data)
     if options.json:
         table = found.table()
         rows = {name: plain(row.to_dict()) for name, row in table.iterrows()}
-        print(json.dumps(rows | {"sentence": found.sentence}))
+        options.answer = json.dumps(rows | {"sentence": found.sentence})
     else:
-        print(found)
+        print(printable(str(found)))
     _write(found, options, found.plot)
     return OK if all(fit.converged for fit in found.results.values()) else NOT_CONVERGED
 
@@ -223,10 +240,10 @@ def _write(
     """Save the table and the figure of a comparison, where that was asked for."""
     notes = sys.stderr if options.json else sys.stdout
     if options.out:
-        found.to_datatree().to_netcdf(options.out, engine="h5netcdf")
+        write_tree(found.to_datatree(), options.out)
         print(f"Table saved in {options.out}", file=notes)
     if options.plot:
-        draw().savefig(options.plot, dpi=110)
+        save_figure(draw(), options.plot)
         print(f"Picture saved in {options.plot}", file=notes)
 
 

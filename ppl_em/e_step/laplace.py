@@ -12,7 +12,7 @@ from ppl_em.params import Params
 from ppl_em.posterior import LaplaceApproximation, half_trace
 from ppl_em.problem import Problem
 from ppl_em.structure import Blocks, Density, Structure, find_structure
-from ppl_em.util import ModelError
+from ppl_em.util import ModelError, check_options, whole
 
 NOISE = 1e-10
 """Size of changes of the log-likelihood that mean nothing."""
@@ -72,6 +72,9 @@ class Laplace(Approximation):
     flag: ClassVar[str] = "laplace"
     strength: ClassVar[Strength] = Strength.EXPANSION
     kind: ClassVar[str] = "laplace"
+
+    def __post_init__(self) -> None:
+        check_options(self, "Laplace", num_starts=whole(), max_dense=whole())
 
     def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "Laplace":
         """Find the structure of the Hessian, and see whether there is a mode to start with.

@@ -17,7 +17,7 @@ from ppl_em.params import Params
 from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import Problem
 from ppl_em.stats import Health, ebfmi
-from ppl_em.util import check_choice
+from ppl_em.util import check_choice, check_options, number, switch, whole
 
 REFIT = 4
 """Masses are estimated anew after so many EM steps, and after each doubling of their number."""
@@ -96,6 +96,17 @@ class NUTS(StochasticEStep):
 
     def __post_init__(self) -> None:
         check_choice("schedule", self.schedule, ("mcem", "saem"))
+        check_options(
+            self,
+            "NUTS",
+            num_chains=whole(),
+            num_samples=whole(),
+            num_warmup=whole(0),
+            max_tree_depth=whole(1, 20),
+            target_accept_prob=number(0.0, 1.0, above=True),
+            dense_mass=switch(),
+            forward_mode_differentiation=switch(),
+        )
 
     def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "NUTS | SAEM":
         """Refuse models without continuous latents; wrap in `SAEM` where that is the schedule.

@@ -32,7 +32,7 @@ from ppl_em.posterior import (
 )
 from ppl_em.problem import Problem
 from ppl_em.structure import Blocks, Density, find_blocks, owners
-from ppl_em.util import ModelError
+from ppl_em.util import ModelError, check_options, number, optional, whole
 
 logger = logging.getLogger("ppl_em")
 
@@ -114,10 +114,9 @@ class Quadrature(Approximation):
     kind: ClassVar[str] = "quadrature"
 
     def __post_init__(self) -> None:
-        if self.num_nodes is not None and self.num_nodes < 1:
-            raise ModelError(
-                f"Option `num_nodes`: found {self.num_nodes}. Pass a positive number, or None."
-            )
+        # More nodes than that add rounding, and their weights take minutes to find.
+        check_options(self, "Quadrature", num_nodes=optional(whole(1, 200)), tol=number(above=True))
+        check_options(self, "Quadrature", max_dimension=whole(), max_points=whole())
 
     @property
     def noise(self) -> float:

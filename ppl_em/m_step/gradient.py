@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from ppl_em.m_step.base import MStepInfo
 from ppl_em.optimize import Objective
+from ppl_em.util import check_options, number, optimizer, optional, whole
 
 MAX_HALVINGS = 40
 """Of the way to the best point, if that lowers Q."""
@@ -50,6 +51,15 @@ class Gradient:
     optimizer: Any = None
     num_steps: int = field(default=1, kw_only=True)
     tol: float = field(default=1e-14, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_options(
+            self,
+            "Gradient",
+            optimizer=optional(optimizer()),
+            num_steps=whole(),
+            tol=number(),
+        )
 
     honours: ClassVar[tuple[str, ...]] = ()
 

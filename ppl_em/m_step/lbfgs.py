@@ -8,6 +8,7 @@ import jax
 from ppl_em.m_step.base import MStepInfo, report
 from ppl_em.optimize import Objective
 from ppl_em.optimize.lbfgs import lbfgs
+from ppl_em.util import check_options, number, whole
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class LBFGS:
     max_steps: int = 500
     tol: float = 1e-13
     memory: int = 10
+
+    def __post_init__(self) -> None:
+        check_options(self, "LBFGS", max_steps=whole(), tol=number(), memory=whole())
 
     honours: ClassVar[tuple[str, ...]] = ()
 

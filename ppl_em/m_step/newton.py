@@ -8,6 +8,7 @@ import jax
 from ppl_em.m_step.base import MStepInfo, report
 from ppl_em.optimize import Curvature, Objective, no_curvature
 from ppl_em.optimize.newton import newton
+from ppl_em.util import check_options, number, whole
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Newton:
 
     max_steps: int = 10
     tol: float = 1e-18
+
+    def __post_init__(self) -> None:
+        check_options(self, "Newton", max_steps=whole(), tol=number())
 
     honours: ClassVar[tuple[str, ...]] = ()
 

@@ -21,7 +21,7 @@ from ppl_em.optimize import (
     maximize,
     units,
 )
-from ppl_em.util import ModelError, check_choice
+from ppl_em.util import check_choice, check_options, mapping, number, optional, whole
 
 WIDE, FINE = 1.0, 1e-3
 """Largest and smallest edges of a first simplex, in units of each parameter."""
@@ -87,11 +87,13 @@ class Scipy:
 
     def __post_init__(self) -> None:
         check_choice("Scipy(method=...)", self.method, self.stand_alone)
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ModelError(
-                f"Option `Scipy(max_steps=...)`: found {self.max_steps!r}. Pass a positive whole "
-                f"number."
-            )
+        check_options(
+            self,
+            "Scipy",
+            max_steps=optional(whole()),
+            tol=number(),
+            options=optional(mapping("a dictionary of SciPy's options")),
+        )
 
     @property
     def honours(self) -> tuple[str, ...]:

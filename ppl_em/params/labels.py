@@ -7,13 +7,17 @@ import numpy as np
 from numpyro.distributions import constraints
 
 from ppl_em.params.space import Params, ParamSpace
+from ppl_em.util import in_line
 
 
 def flat_labels(params: Params) -> list[str]:
-    """Label every scalar of `params` in the order of `ravel_pytree`: `sd`, `alpha[2]`, ..."""
+    """Label every scalar of `params` in the order of `ravel_pytree`: `sd`, `alpha[2]`, ...
+
+    Control characters are spelled out.
+    """
     labels = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        name = str(path[0].key) + "".join(f".{_key(entry)}" for entry in path[1:])
+        name = in_line(str(path[0].key) + "".join(f".{_key(entry)}" for entry in path[1:]))
         shape = np.shape(leaf)
         labels += [
             name + (f"[{','.join(map(str, index))}]" if shape else "")

@@ -7,6 +7,7 @@ import numpy as np
 
 from ppl_em.posterior import LogLikelihood
 from ppl_em.stats import MAX_KHAT
+from ppl_em.util import printable
 
 if TYPE_CHECKING:
     import pandas
@@ -106,4 +107,4 @@ class Audit:
         if self.khat is not None:
             far = ": q is far from the posterior" if self.khat > MAX_KHAT else ""
             lines.append(f"k-hat of the fit          {self.khat:.2f}{far}")
-        return "\n".join([*lines, *filter(None, [self.note]), self.sentence])
+        return printable("\n".join([*lines, *filter(None, [self.note]), self.sentence]))

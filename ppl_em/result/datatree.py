@@ -14,7 +14,9 @@ from ppl_em.params import Params
 from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import Problem, is_factor, site_dims
 from ppl_em.result.em_result import EMResult
+from ppl_em.result.names import changed, distinct, in_tree
 from ppl_em.result.storage import header, leaves
+from ppl_em.util import printable
 
 if TYPE_CHECKING:
     import xarray
@@ -42,15 +44,16 @@ def to_datatree(result: EMResult, problem: Problem) -> "xarray.DataTree":
 
     draws, stats = _draws(result, problem)
     replayed = _replay(problem, result.posterior.params, draws)
+    names = in_tree([*draws, *replayed.names, *replayed.plates])
     groups: dict[str, Any] = {}
-    posterior = {**_hide_idle(problem, draws), **replayed.deterministic}
-    dims = replayed.dims
+    posterior = _renamed({**_hide_idle(problem, draws), **replayed.deterministic}, names)
+    dims = {names[k]: _dims(k, v, names) for k, v in replayed.dims.items()}
     for name, arrays in (("posterior", posterior), ("sample_stats", stats)):
         groups[name] = dict_to_dataset(arrays, dims=_known(dims, arrays))
     if replayed.log_likelihood:
-        pointwise = replayed.log_likelihood
+        pointwise = _renamed(replayed.log_likelihood, names)
         groups["log_likelihood"] = dict_to_dataset(pointwise, dims=_known(dims, pointwise))
-    observed = replayed.observed
+    observed = _renamed(replayed.observed, names)
     groups["observed_data"] = dict_to_dataset(
         observed, dims=_known(dims, observed, 0), sample_dims=[]
     )
@@ -58,10 +61,10 @@ def to_datatree(result: EMResult, problem: Problem) -> "xarray.DataTree":
     groups["params"] = _params_dataset(result)
     groups["uncertainty"] = _uncertainty_dataset(result)
     if problem.spec.discrete:
-        groups["responsibilities"] = _responsibilities(result, problem)
-    groups |= _summaries(result, problem)
-    groups["posterior"].attrs["latents"] = ",".join(draws)
-    groups["/"] = xarray.Dataset(attrs={"ppl_em": json.dumps(header(result))})
+        groups["responsibilities"] = _responsibilities(result, problem, names)
+    groups |= _summaries(result, problem, names)
+    record = header(result) | {"latents": list(draws), "names": changed(names)}
+    groups["/"] = xarray.Dataset(attrs={"ppl_em": json.dumps(record)})
     return xarray.DataTree.from_dict(groups)
 
 
@@ -71,6 +74,16 @@ class _Replayed:
     log_likelihood: Arrays
     observed: Arrays
     dims: dict[str, list[str]]
+
+    @property
+    def names(self) -> list[str]:
+        """All sites."""
+        return [*self.deterministic, *self.observed, *self.dims]
+
+    @property
+    def plates(self) -> list[str]:
+        """Dimensions with a name of their own."""
+        return [d for k, v in self.dims.items() for i, d in enumerate(v) if d != f"{k}_dim_{i}"]
 
 
 def _draws(result: EMResult, problem: Problem) -> tuple[Arrays, Arrays]:
@@ -171,7 +184,7 @@ def _trace_dataset(result: EMResult) -> Any:
             for name, values in history.items()
         }
     variables = {}
-    for name, values in history.items():
+    for name, values in zip(distinct(list(history)), history.values(), strict=True):
         extra = [f"{name}_dim_{i}" for i in range(values.ndim - len(dims))]
         variables[name] = ([*dims, *extra], values)
     return xarray.Dataset(variables, coords=coords)
@@ -213,27 +226,28 @@ def _uncertainty_dataset(result: EMResult) -> Any:
         coords=dict.fromkeys(pair, result.labels),
         attrs={
             "method": uncertainty.method,
-            "reason": uncertainty.reason,
-            "note": uncertainty.note,
+            "reason": printable(uncertainty.reason),
+            "note": printable(uncertainty.note),
             "active_constraints": json.dumps([list(c) for c in uncertainty.active]),
         },
     )
 
 
-def _responsibilities(result: EMResult, problem: Problem) -> Any:
+def _responsibilities(result: EMResult, problem: Problem, names: dict[str, str]) -> Any:
     import xarray
 
     variables, coords = {}, {}
     for site in problem.spec.discrete:
         probs = result.posterior.probs()[site.name]
-        dims = [*site.dims[: probs.ndim - 1], f"{site.name}_state"]
-        variables[site.name] = (dims, probs)
+        name = names[site.name]
+        dims = [*_dims(site.name, site.dims[: probs.ndim - 1], names), f"{name}_state"]
+        variables[name] = (dims, probs)
         if site.values.value.ndim == 1:
-            coords[f"{site.name}_state"] = site.values.value
+            coords[f"{name}_state"] = site.values.value
     return xarray.Dataset(variables, coords=coords)
 
 
-def _summaries(result: EMResult, problem: Problem) -> dict[str, Any]:
+def _summaries(result: EMResult, problem: Problem, to: dict[str, str]) -> dict[str, Any]:
     """Means and standard deviations of continuous sites; jointly most probable discrete values."""
     import xarray
 
@@ -247,9 +261,21 @@ def _summaries(result: EMResult, problem: Problem) -> dict[str, Any]:
     elif problem.spec.discrete:
         found["most_probable"] = result.posterior.most_probable()
     return {
-        group: xarray.Dataset({k: (sites[k][: v.ndim], v) for k, v in values.items()})
+        group: xarray.Dataset(
+            {to[k]: (_dims(k, sites[k][: v.ndim], to), v) for k, v in values.items()}
+        )
         for group, values in found.items()
     }
+
+
+def _renamed(arrays: Arrays, names: dict[str, str]) -> Arrays:
+    return {names[name]: values for name, values in arrays.items()}
+
+
+def _dims(site: str, dims: Sequence[str], names: dict[str, str]) -> list[str]:
+    """Dimensions of a site as the tree names them."""
+    own = {f"{site}_dim_{i}": f"{names[site]}_dim_{i}" for i in range(len(dims))}
+    return [own.get(dim) or names.get(dim, dim) for dim in dims]
 
 
 def _known(

@@ -14,9 +14,11 @@ from scipy.special import ndtri
 from ppl_em.params import ActiveConstraint, Boundary, Params, flat_labels
 from ppl_em.posterior import LogLikelihood
 from ppl_em.result.certificate import Certificate
+from ppl_em.result.netcdf import write_tree
 from ppl_em.result.status import CONVERGED, Status
 from ppl_em.result.text import doubt, in_words
 from ppl_em.result.uncertainty import Uncertainty, interval
+from ppl_em.util import printable
 
 if TYPE_CHECKING:
     import pandas
@@ -245,9 +247,11 @@ class EMResult:
     def save(self, path: Any) -> None:
         """Write the fit to a netCDF file; `ppl_em.load` reads it back, ArviZ opens it.
 
+        An older file of that name stays as it is until the new one is complete.
+
         >>> result.save("fit.nc")
         """
-        self.to_datatree().to_netcdf(path, engine="h5netcdf")
+        write_tree(self.to_datatree(), path)
 
     def __str__(self) -> str:
         return in_words(self)
@@ -278,11 +282,10 @@ class EMResult:
     def _warn_of_gaps(self) -> None:
         """Say which standard errors are not available, and why."""
         if self.uncertainty.reason:
-            warnings.warn(
-                f"Standard errors are not available: {self.uncertainty.reason}.", stacklevel=3
-            )
+            reason = printable(self.uncertainty.reason)
+            warnings.warn(f"Standard errors are not available: {reason}.", stacklevel=3)
         elif self.uncertainty.note:
-            warnings.warn(f"{self.uncertainty.note}.", stacklevel=3)
+            warnings.warn(f"{printable(self.uncertainty.note)}.", stacklevel=3)
 
     def _like_params(self, flat: np.ndarray) -> Params:
         return jax.tree.map(np.asarray, ravel_pytree(self.params)[1](jnp.asarray(flat)))

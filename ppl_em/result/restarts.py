@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from ppl_em.params import Params, flat_labels
+from ppl_em.util import printable
 
 NO_OPTIMUM = -1
 """Cluster of starts that ended at no optimum: degenerate, failed, or not converged."""
@@ -137,7 +138,7 @@ class Restarts:
             lines.append(f"{lost.sum()} of {count} starts reached no optimum: {', '.join(names)}")
         if self.exchangeable:
             lines.append(f"exchangeable: {self.exchangeable}")
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
     def _told(self) -> list[tuple[str, bool]]:
         return [(m, bool(d)) for m, d in zip(self.message, self.degenerate, strict=True) if m]

@@ -13,6 +13,9 @@ from ppl_em.params import ActiveConstraint, Boundary, Params
 from ppl_em.posterior import LogLikelihood
 from ppl_em.result.certificate import Certificate
 from ppl_em.result.em_result import EMResult
+from ppl_em.result.header import VERSION, check_shapes, checked_header, stored_params
+from ppl_em.result.names import changed, distinct, in_tree
+from ppl_em.result.netcdf import read_tree, unreadable
 from ppl_em.result.restarts import Optimum, Restarts
 from ppl_em.result.status import Status
 from ppl_em.result.uncertainty import Uncertainty
@@ -43,18 +46,28 @@ def load(path: Any) -> EMResult:
     >>> print(load("fit.nc").log_likelihood)
     -8.319266 (exact)
     """
-    tree, header, log_likelihood, params = _read(path)
+    tree = read_tree(path)
+    try:
+        return _result(tree, checked_header(tree.attrs))
+    except Exception as error:
+        raise unreadable(path, error) from error
+
+
+def _result(tree: "xarray.DataTree", header: dict[str, Any]) -> EMResult:
+    """What the file holds, all of it read and looked at."""
+    params = stored_params(header, tree["params"].to_dataset())
     record, history = header.get("restarts"), tree["em_trace"].to_dataset()
-    restarts = None if record is None else _restarts(record, history, params)
+    names = header.get("history", {})
+    restarts = None if record is None else _restarts(record, history, params, names)
     if restarts is not None:
         history = history.isel(restart=restarts.best, iteration=slice(header["num_steps"]))
-    return EMResult(
+    result = EMResult(
         params=params,
-        log_likelihood=log_likelihood,
+        log_likelihood=LogLikelihood(*header["log_likelihood"]),
         status=Status[header["status"]],
         num_steps=header["num_steps"],
-        history=_arrays(history),
-        posterior=StoredPosterior(tree),
+        history=_arrays(history, names),
+        posterior=StoredPosterior(tree, header.get("latents"), header.get("names", {})),
         e_step=header["e_step"],
         seconds=header["seconds"],
         parts=StoredParts(tree),
@@ -64,6 +77,8 @@ def load(path: Any) -> EMResult:
         certificate=Certificate.of(header.get("certificate")),
         restarts=restarts,
     )
+    check_shapes(result)
+    return result
 
 
 @dataclass(frozen=True)
@@ -106,6 +121,8 @@ class StoredPosterior:
     """The latents' stored draws, (chain, draw, ...), and probabilities, of a loaded result."""
 
     tree: "xarray.DataTree" = field(repr=False)
+    latents: list[str] | None = None
+    names: dict[str, str] = field(default_factory=dict, repr=False)
 
     def sample(self, rng_key: jax.Array, num_samples: int) -> Arrays:
         """Resample the stored draws; each site has shape (num_samples, *site_shape)."""
@@ -133,23 +150,25 @@ class StoredPosterior:
         """Stored probabilities of discrete sites, (*plates, size of the support)."""
         if "responsibilities" not in self.tree:
             raise ModelError("`posterior.probs()`: the model has no discrete latents.")
-        return {str(k): v.values for k, v in self.tree["responsibilities"].data_vars.items()}
+        return self._group("responsibilities")
 
     def _group(self, name: str) -> Arrays:
         if name not in self.tree:
             return {}
-        return {str(k): v.values for k, v in self.tree[name].data_vars.items()}
+        return _arrays(self.tree[name], self.names)
 
     def _flat(self) -> Arrays:
-        latents = self.tree["posterior"].attrs["latents"].split(",")
-        group = self.tree["posterior"].data_vars
-        return {n: group[n].values.reshape(-1, *group[n].shape[2:]) for n in latents if n in group}
+        latents = self.latents
+        if latents is None:  # files of version 1
+            latents = self.tree["posterior"].attrs["latents"].split(",")
+        group = self._group("posterior")
+        return {n: group[n].reshape(-1, *group[n].shape[2:]) for n in filter(None, latents)}
 
 
 def header(result: EMResult) -> dict[str, Any]:
     """What a file holds beside arrays, as plain JSON."""
     return {
-        "version": 1,
+        "version": VERSION,
         "log_likelihood": list(result.log_likelihood),
         "status": result.status.name,
         "num_steps": result.num_steps,
@@ -160,6 +179,7 @@ def header(result: EMResult) -> dict[str, Any]:
         "degeneracy": result.degeneracy,
         "certificate": None if result.certificate is None else list(result.certificate),
         "restarts": None if result.restarts is None else _record(result.restarts),
+        "history": changed(in_tree(result.history)),
         "leaves": leaves(result.params)[1],
         "params": _encode(result.params, iter(range(10**9))),
     }
@@ -176,7 +196,9 @@ def _record(restarts: Restarts) -> dict[str, Any]:
     return {**record, "optima": optima}
 
 
-def _restarts(record: dict[str, Any], traces: "xarray.Dataset", params: Params) -> Restarts:
+def _restarts(
+    record: dict[str, Any], traces: "xarray.Dataset", params: Params, names: dict[str, str]
+) -> Restarts:
     """The table of restarts that `_record` wrote."""
     arrays = ("log_likelihood", "objective", "cluster", "degenerate", "num_steps", "seconds")
     found = record | {name: np.array(record[name]) for name in arrays}
@@ -189,23 +211,24 @@ def _restarts(record: dict[str, Any], traces: "xarray.Dataset", params: Params) 
         for one in record["optima"]
     )
     found["histories"] = tuple(
-        _arrays(traces.isel(restart=i, iteration=slice(count)))
+        _arrays(traces.isel(restart=i, iteration=slice(count)), names)
         for i, count in enumerate(record["num_steps"])
     )
     return Restarts(**found)
 
 
-def _arrays(group: "xarray.Dataset") -> Arrays:
-    return {str(name): values.values for name, values in group.data_vars.items()}
+def _arrays(group: Any, names: dict[str, str]) -> Arrays:
+    """The variables of a group, under the names that they had before they came into a tree."""
+    return {names.get(str(k), str(k)): values.values for k, values in group.data_vars.items()}
 
 
 def leaves(params: Params) -> tuple[list[Any], list[str]]:
-    """The arrays of `params` and a name for each, in flattening order."""
+    """The arrays of `params` and a name for each, all different, in flattening order."""
     flat = jax.tree_util.tree_flatten_with_path(params)[0]
     names = [
         ".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path) for path, _ in flat
     ]
-    return [leaf for _, leaf in flat], names
+    return [leaf for _, leaf in flat], distinct(names)
 
 
 def _encode(value: Any, counter: Any) -> Any:
@@ -215,27 +238,3 @@ def _encode(value: Any, counter: Any) -> Any:
     if isinstance(value, list | tuple):
         return {"seq": [_encode(v, counter) for v in value], "tuple": isinstance(value, tuple)}
     return next(counter)
-
-
-def _decode(node: Any, leaves: list[np.ndarray]) -> Any:
-    if isinstance(node, int):
-        return leaves[node]
-    if "dict" in node:
-        return {key: _decode(child, leaves) for key, child in node["dict"]}
-    items = [_decode(child, leaves) for child in node["seq"]]
-    return tuple(items) if node["tuple"] else items
-
-
-def _read(path: Any) -> tuple["xarray.DataTree", dict[str, Any], LogLikelihood, Params]:
-    """A saved file's tree, header, log-likelihood and parameters."""
-    import xarray
-
-    with xarray.open_datatree(path, engine="h5netcdf") as opened:
-        tree = opened.load()
-    if "ppl_em" not in tree.attrs:
-        raise ModelError(f"File '{path}': not a fit saved by ppl_em. Write one with `save`.")
-    header = json.loads(tree.attrs["ppl_em"])
-    stored = tree["params"].to_dataset()
-    leaves = [stored[name].values for name in header["leaves"]]
-    params = _decode(header["params"], leaves)
-    return tree, header, LogLikelihood(*header["log_likelihood"]), params

@@ -4,7 +4,7 @@ from typing import Any
 
 from ppl_em.result.status import Status
 from ppl_em.stats import MAX_KHAT
-from ppl_em.util import ModelError, visible
+from ppl_em.util import ModelError, printable
 
 
 def in_words(result: Any) -> str:
@@ -21,7 +21,7 @@ def in_words(result: Any) -> str:
         *remarks(result),
         str(result.restarts or ""),
     ]
-    return visible("\n".join(line for line in lines if line))
+    return printable("\n".join(line for line in lines if line))
 
 
 def remarks(result: Any) -> list[str]:

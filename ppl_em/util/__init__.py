@@ -16,7 +16,18 @@ from ppl_em.util.errors import (
     site_error,
 )
 from ppl_em.util.faulty_versions import warn_of_faulty_jaxlib
+from ppl_em.util.files import check_place, replace_file
 from ppl_em.util.keys import as_key, generator
+from ppl_em.util.options import (
+    check_options,
+    instance,
+    mapping,
+    number,
+    optimizer,
+    optional,
+    switch,
+    whole,
+)
 from ppl_em.util.programs import alone, make_room
 from ppl_em.util.small_matrices import (
     cholesky,
@@ -26,6 +37,7 @@ from ppl_em.util.small_matrices import (
     solve_lower_transposed,
 )
 from ppl_em.util.static import Static, content_key
+from ppl_em.util.text import in_line, printable
 
 __all__ = [
     "Fingerprint",
@@ -41,6 +53,8 @@ __all__ = [
     "check_known",
     "check_mapping",
     "check_option_names",
+    "check_options",
+    "check_place",
     "check_shape",
     "cholesky",
     "content_key",
@@ -48,12 +62,22 @@ __all__ = [
     "fingerprint",
     "generator",
     "in_batches",
+    "in_line",
+    "instance",
     "inverse_lower",
     "make_room",
+    "mapping",
+    "number",
+    "optimizer",
+    "optional",
+    "printable",
+    "replace_file",
     "site_error",
     "solve",
     "solve_lower",
     "solve_lower_transposed",
     "sources",
+    "switch",
     "warn_of_faulty_jaxlib",
+    "whole",
 ]

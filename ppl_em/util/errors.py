@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from ppl_em.util.text import printable
+
 
 class ModelError(ValueError):
     """The model, its arguments or the options cannot be used as given; the text says why.
@@ -21,10 +23,19 @@ class ModelError(ValueError):
     ppl_em.util.errors.ModelError: Option `m_step`: found 'newtn'. Valid flags: 'auto', ...
     """
 
+    def __init__(self, *args: Any):
+        super().__init__(*(printable(a) if isinstance(a, str) else a for a in args))
+
 
 def site_error(name: str, fact: str, remedy: str) -> ModelError:
     """Build the error for one site: what is wrong there, and what to do about it."""
     return ModelError(f"Site '{name}': {fact}. {remedy}.")
+
+
+def brief_repr(value: Any, most: int = 60) -> str:
+    """What was given, in one line of a message."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def check_known(option: str, names: Iterable[str], valid: Iterable[str], what: str) -> None:
@@ -50,9 +61,10 @@ def check_known(option: str, names: Iterable[str], valid: Iterable[str], what: s
 def check_choice(option: str, value: str, valid: Iterable[str]) -> None:
     """Raise if the flag `value` is not one of `valid`."""
     choices = list(valid)
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
+        found = f"'{value}'" if isinstance(value, str) else brief_repr(value)
         raise ModelError(
-            f"Option `{option}`: found '{value}'. Valid flags: {', '.join(map(repr, choices))}."
+            f"Option `{option}`: found {found}. Valid flags: {', '.join(map(repr, choices))}."
         )
 
 

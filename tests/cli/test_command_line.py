@@ -117,3 +117,75 @@ def test_models_and_compare(tmp_path, cache):
     both = ppl_em("compare", "linkage", "--e-steps", "exact,auto", cwd=tmp_path, cache=cache)
     assert both.returncode == 0, both.stderr
     assert both.stdout.count("0.6268 ± 0.0515") == 2
+
+
+LEAVING = """
+import os, sys, jax, numpyro, numpyro.distributions as dist
+
+print("on import")
+def load():
+    return {"y": jax.numpy.array([-3.0, 1.0, 2.0, -1.0])}
+
+def quits(y):
+    sys.exit(0)
+
+def talks(y):
+    print("in the model")
+    os.write(1, b"past Python\\n")
+    jax.debug.print("from the program")
+    mu = numpyro.param("mu\\x1b[2J", 0.0)
+    with numpyro.plate("rows", len(y)):
+        z = numpyro.sample("z", dist.Normal(mu, 1.0))
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    (tmp_path / "gone.py").write_text("import sys\nsys.exit(0)\n")
+    (tmp_path / "late.py").write_text(
+        "import sys\ndef model(y): pass\ndef load(): raise SystemExit\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_configure_jax", lambda: None)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["gone.py"], "running it failed with SystemExit(0)"),
+        (["late.py"], "SystemExit"),
+        (["leaving.py:quits"], "SystemExit"),
+        (["linkage", "--out", "no/fit.nc"], "--out"),
+        (["linkage", "--out", "."], "--out"),
+        (["linkage", "--plot", "no/fit.png"], "--plot"),
+        (["linkage", "--plot", "fit.xyz"], "Valid suffixes"),
+        (["linkage", "--plot", "fit"], "Valid suffixes"),
+        (["linkage", "--seed", str(2**80)], "--seed"),
+        (["linkage", "--seed", str(-(2**64))], "--seed"),
+        (["linkage", "--max-steps", "0"], "max_steps"),
+        (["linkage", "--num-restarts", "-1"], "num_restarts"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_no_fit_is_no_success(arguments, text, more, here, capsys):
+    assert cli.main(["fit", *arguments, *more]) == 2
+    printed = capsys.readouterr()
+    last = printed.err.splitlines()[-1]
+    assert text in last and last.startswith("ppl-em: ") and "Traceback" not in printed.err
+    assert printed.out.replace("on import\n", "") == ""
+
+
+def test_json_stands_alone(here, cache):
+    arguments = ["fit", "leaving.py:talks", "--e-step", "exact"]
+    done = ppl_em(*arguments, "--json", "--out", "fit.nc", cwd=here, cache=cache)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1 and abs(found["params"]["mu\x1b[2J"] + 0.25) < 1e-5
+    for words in ("on import", "in the model", "past Python", "from the program", "fit.nc"):
+        assert words in done.stderr
+    done = ppl_em(*arguments, cwd=here, cache=cache)
+    assert done.returncode == 0 and "in the model" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr and r"mu\x1b[2J" in done.stdout

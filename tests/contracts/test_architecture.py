@@ -15,6 +15,7 @@ TREES = {path: ast.parse(path.read_text()) for path in FILES}
 MAX_LINES = 300
 LATE_IMPORTS = (
     "pandas",
+    "h5py",
     "xarray",
     "arviz",
     "matplotlib",

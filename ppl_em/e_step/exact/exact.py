@@ -17,7 +17,7 @@ from ppl_em.e_step.exact.not_exact import ImproperError, NotExactError
 from ppl_em.params import Params
 from ppl_em.problem import Problem
 from ppl_em.structure import in_own_units
-from ppl_em.util import check_choice
+from ppl_em.util import check_choice, check_options, optional, whole
 
 logger = logging.getLogger("ppl_em")
 
@@ -64,6 +64,9 @@ class Exact(Choice):
     def __post_init__(self) -> None:
         if self.chain is not None:
             check_choice("chain", self.chain, ("sequential", "parallel"))
+        check_options(
+            self, "Exact", max_dense=whole(), max_states=whole(), min_rows=optional(whole())
+        )
 
     def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> EStep:
         """Return `Enumeration`, `Continuous` or `Conditional`.

@@ -27,7 +27,17 @@ from ppl_em.posterior import (
 )
 from ppl_em.problem import Problem
 from ppl_em.structure import Blocks, dense, find_blocks, hessian_product
-from ppl_em.util import ModelError, check_choice, solve
+from ppl_em.util import (
+    ModelError,
+    check_choice,
+    check_options,
+    instance,
+    number,
+    optimizer,
+    optional,
+    solve,
+    whole,
+)
 
 logger = logging.getLogger("ppl_em")
 
@@ -133,6 +143,17 @@ class MeanField(DeterministicEStep):
         check_choice("mode", self.mode, ("auto", "deterministic", "stochastic"))
         if self.correct is not None:
             check_choice("correct", self.correct, ("psis",))
+        check_options(
+            self,
+            "MeanField",
+            guide=instance(Callable, "a class of numpyro.infer.autoguide, or a function"),
+            num_particles=whole(),
+            max_steps=whole(),
+            tol=number(),
+            num_draws=whole(),
+            optimizer=optional(optimizer()),
+            num_steps=whole(),
+        )
         gaussian = self.guide in GAUSSIAN
         if self.mode == "deterministic" and not gaussian:
             raise ModelError(
