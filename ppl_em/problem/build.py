@@ -25,6 +25,7 @@ from ppl_em.problem.checks import (
 )
 from ppl_em.problem.derivatives import density_and_gradients
 from ppl_em.problem.fingerprint import program_of
+from ppl_em.problem.indices import check_indices
 from ppl_em.problem.masks import check_masked_arrays, check_masked_values, check_masks
 from ppl_em.problem.probe import probe
 from ppl_em.problem.problem import Problem
@@ -117,6 +118,7 @@ def build_problem(
     parts = [_unconstrained_start(continuous[site.name]) for site in sites]
     u = jax.device_put(np.concatenate(parts)) if parts else jnp.zeros((0,))
     problem = _with_arguments(spec, args, kwargs, fixed, u)
+    check_indices(problem, values)
     if any("_scan_current_index" in site["infer"] for site in trace.values() if "infer" in site):
         problem = _side_by_side(problem, values)
     problem = probe(rng_key, problem, values)

@@ -187,6 +187,7 @@ def check_observations(trace: Trace) -> None:
     for name, site in trace.items():
         if site["type"] != "sample" or not site["is_observed"] or site["value"] is None:
             continue
+        _check_outcome_shape(site)
         missing = np.isnan(np.asarray(site["value"], dtype=float))
         mask = mask_of(site["fn"])
         event = (1,) * site["fn"].event_dim
@@ -198,4 +199,31 @@ def check_observations(trace: Trace) -> None:
                 f"{int(np.sum(missing & np.asarray(mask)))} of its observed values are NaN",
                 "Put the site in `numpyro.handlers.mask(mask=~jax.numpy.isnan(...))`, which leaves "
                 "them out and stays exact",
+            )
+
+
+def _check_outcome_shape(site: Site) -> None:
+    """Raise if outcomes are spread over an axis that is neither theirs nor a plate's.
+
+    Outcomes of shape (n, 1) next to means of shape (n,) would count n times each.
+    """
+    law, shape = site["fn"], np.shape(site["value"])
+    own = shape[: len(shape) - law.event_dim]
+    if len(shape) < law.event_dim or math.prod(own) == 1:
+        return
+    try:
+        joint = np.broadcast_shapes(own, law.batch_shape)
+    except ValueError:
+        return  # NumPyro says more
+    in_plates = {frame.dim for frame in site["cond_indep_stack"]}
+    ours, laws = (((1,) * (len(joint) - len(some)) + some) for some in (own, law.batch_shape))
+    for axis in range(len(joint)):
+        spread = ours[axis] == 1 < laws[axis] and axis - len(joint) not in in_plates
+        if spread or (math.prod(joint) > max(math.prod(own), math.prod(law.batch_shape))):
+            raise site_error(
+                site["name"],
+                f"its outcomes have shape {shape} and its law has batch shape {law.batch_shape}: "
+                f"each outcome would count several times",
+                f"Give both the same shape: `y.ravel()` or `y[:, 0]`, say, or predictors of shape "
+                f"({own[0] if own else 1},)",
             )
