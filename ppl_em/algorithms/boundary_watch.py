@@ -39,6 +39,9 @@ FAR = 3.0
 SLOW = 0.01
 """Gain of a step below which bounds are looked at."""
 
+BEYOND = 40.0
+"""Unconstrained value from which a coordinate is brought back: more than 17 decades."""
+
 MAX_ASKED = 100
 """Parameters up to which each is asked whether it is near an end: an E-step or two for each."""
 
@@ -161,13 +164,17 @@ def near_ends(run: Run) -> np.ndarray:
 def _within_digits(
     ground: Landscape, x: jax.Array, state: Any, value: float, limits: np.ndarray
 ) -> jax.Array:
-    """`x` (p,), with coordinates between two ends no further out than the last digit of these."""
-    last = -np.log(np.finfo(x.dtype).eps)
-    beyond = np.isfinite(limits).all(axis=1) & (np.abs(np.asarray(x)) > last)
-    if not beyond.any():
-        return x
-    nearer = jnp.where(beyond, jnp.clip(x, -last, last), x)
-    return nearer if ground.look(nearer, state)[0] >= value - MEANT else x
+    """`x` (p,), with coordinates no further out towards an end than makes a difference.
+
+    An M-step may go so far that nothing near there tells how the log-likelihood got to its end.
+    """
+    for place in np.flatnonzero(np.abs(np.asarray(x)) > BEYOND).tolist():
+        if np.isnan(limits[place, int(x[place] > 0)]):
+            continue
+        nearer = x.at[place].multiply(0.5)
+        while abs(nearer[place]) > BEYOND / 2 and ground.look(nearer, state)[0] >= value - MEANT:
+            x, nearer = nearer, nearer.at[place].multiply(0.5)
+    return x
 
 
 def _has_no_influence(
