@@ -110,7 +110,7 @@ def test_chains_with_probabilities_at_their_boundary(name):
     result, reference = fit(name, "exact")
     assert result.converged
     assert abs(result.log_likelihood.value - reference["log_likelihood"]) < 1e-9 * 350
-    with pytest.warns(UserWarning, match="at the boundary"):
+    with pytest.warns(UserWarning, match="at its boundary 0"):
         errors = result.standard_errors()
     for site, expected in reference["params"].items():
         np.testing.assert_allclose(result.params[site], expected, atol=1e-5, rtol=1e-5)

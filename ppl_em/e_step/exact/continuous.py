@@ -64,7 +64,7 @@ class ContinuousState(NamedTuple):
     points: StepPoints
     uniform: UniformChain | None
     states: StateSpace | None
-    allowed: np.ndarray | jax.Array
+    allowed: jax.Array
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Continuous(DeterministicEStep):
         uniform, part = None, self.parts[0]
         if points and len(self.parts) == 1 and part.structure is not None:
             uniform = find_uniform(keys[1], problem, x, part.structure, points)
-        allowed = np.asarray(jnp.finfo(x.dtype).eps ** ROUNDED, x.dtype)
+        allowed = jnp.asarray(jnp.finfo(x.dtype).eps ** ROUNDED, x.dtype)
         state = ContinuousState(center, points, uniform, None, allowed)
         if isinstance(x, jax.core.Tracer) or self._chain(problem) is None:
             return state
@@ -114,7 +114,7 @@ class Continuous(DeterministicEStep):
             # Sums over condensed steps would take differences of what is nearly the same.
             return state._replace(points={}, uniform=None, states=states)
         rough = eps**ROUGH if isinstance(self.parts[0].structure, Chain) else np.inf
-        return state._replace(allowed=np.asarray(rough, state.allowed.dtype))
+        return state._replace(allowed=jnp.asarray(rough, state.allowed.dtype))
 
     def by_fisher(self, state: ContinuousState) -> bool:
         """Not where states differ by less than they are rounded."""
