@@ -170,6 +170,7 @@ EARLY = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rule, tolerance", EARLY)
 def test_rules_on_one_small_step_fire_early(rule, tolerance):
     """They take a small step for a small distance; the error is step / (1 - rate)."""

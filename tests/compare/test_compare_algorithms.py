@@ -120,6 +120,7 @@ def test_a_coordinate_at_a_boundary_is_left_to_em():
     assert abs(proposal.x[0]) < 1e-12 and proposal.x[1] == -45.0
 
 
+@pytest.mark.long
 def test_direct_maximises_the_bound_of_mean_field():
     y = np.sqrt(5.0) * np.where(np.arange(20) % 2, 1.0, -1.0)
     result = Direct(two_latents, "mean_field").run(jax.random.key(SEED), y, progress_bar=False)
@@ -142,6 +143,7 @@ def test_direct_and_em_agree_on_approximations(e_step):
     assert fits[1].converged and set(fits[1].history["phase"]) <= {"direct", "newton"}
 
 
+@pytest.mark.long
 def test_direct_by_draws():
     toy = normal_normal()
     result = Direct(toy.model, "nuts").run(jax.random.key(SEED), progress_bar=False, **toy.data)
@@ -161,6 +163,7 @@ def means(y):
 ROWS = np.array([2.0, 1.0]) + 1.7 * np.random.default_rng(1).normal(size=(50, 2))
 
 
+@pytest.mark.long
 def test_direct_keeps_constraints():
     inside = {"disc": Constraint(lambda p: jnp.sum(p["mu"] ** 2), upper=1.0)}
     em, direct = (

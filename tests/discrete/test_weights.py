@@ -74,6 +74,7 @@ def groups(y, w):
             numpyro.sample("y", dist.Normal(mu[s], 1.0), obs=y)
 
 
+@pytest.mark.long
 def test_weighted_groups_are_repeated_groups_with_a_class_above():
     y, w = RNG.normal(size=(4, 3)), np.array([[1], [3], [2], [1]])
     weighted, params = built(groups, y, w * 1.0)
@@ -129,6 +130,7 @@ def around(y, w):
         scan(step, jnp.zeros(len(w), int), y.T)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", [series, around])
 def test_weighted_series_are_repeated_series(model):
     y, w = RNG.normal(size=(3, 4)), np.array([1, 3, 2])

@@ -139,6 +139,7 @@ def test_without_a_mode_it_refuses():
         EM(unbounded, e_step="laplace").run(jax.random.key(0), np.ones(3), progress_bar=False)
 
 
+@pytest.mark.long
 def test_groups_without_data_change_nothing():
     """Also one whose answers are all zero converges; the objective never falls."""
 

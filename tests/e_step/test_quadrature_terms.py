@@ -47,6 +47,7 @@ def two(y):
     numpyro.sample("y", dist.Normal(mu + b, 1.0).expand([3]).to_event(1), obs=y)
 
 
+@pytest.mark.long
 def test_one_block_of_two_latents_is_integrated():
     y = np.array([0.3, 1.4, -0.2])
     fit = EM(two, "quadrature").run(jax.random.key(0), y, progress_bar=False)

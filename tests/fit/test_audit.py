@@ -105,6 +105,7 @@ def test_a_fit_that_was_cut_short(exact):
     assert "too small under exact: it had not converged" in audit.sentence
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("model", "sign"), [(centered, -1), (non_centered, 1)])
 def test_mean_field_fits_of_a_local_level(model, sign):
     """The sign of mean-field's bias depends on the parameterisation; the maximum does not."""

@@ -59,6 +59,7 @@ def test_normal_toy(follow):
     assert (error < 1e-9) == follow
 
 
+@pytest.mark.long
 def test_errors_are_honest():
     """Score and information of the logit-normal toy, in units of the reported errors."""
     toy = logit_normal()

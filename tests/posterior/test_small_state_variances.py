@@ -262,7 +262,7 @@ def derivatives(name, y, x, curvature):
     return np.array(score, float), hessian
 
 
-MARKS = {"level": pytest.mark.slow, "loop": pytest.mark.slow}
+MARKS = {"level": pytest.mark.slow, "loop": pytest.mark.long}
 
 
 @pytest.fixture(

@@ -54,6 +54,7 @@ def backward_only(y):
         numpyro.sample("y", dist.Normal(sine(z), 1.0), obs=y)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("by_term", [False, True])
 @pytest.mark.parametrize("model", [positive, moving])
 def test_against_derivatives_one_by_one(model, by_term):
