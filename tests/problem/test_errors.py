@@ -183,7 +183,7 @@ OPTION_ERRORS = {  # id: (words, model, arguments, EM options)
     "nothing_observed": ("nothing is observed", groups, (), {}),
     "collision": ("'init_params'.*same name", takes_option, (Y,), {}),
     "collision_bar": ("'progress_bar'.*same name", takes_bar, (Y,), {}),
-    "fixed_list": ("`fixed`.*list", groups, (Y,), {"fixed": ["mu"]}),
+    "fixed_list": ("`fixed`.*Pass a dictionary", groups, (Y,), {"fixed": ["mu"]}),
     "bad_scale": ("invalid scale.*after site 'z'", bad_scale, (Y,), {}),
     "duplicated": ("'duplicated'.*unique.*Rename", duplicated, (Y,), {}),
     "too_many_arguments": ("'groups'.*too many", groups, (Y, Y), {}),
@@ -280,7 +280,7 @@ def test_nan_is_allowed_under_obs_mask(rng_key):
         ({"e_step": NUTS}, "the class NUTS"),
         ({"e_step": 3}, "found 3"),
         ({"m_step": LBFGS}, "the class LBFGS"),
-        ({"max_steps": 0}, "max_steps.*found 0. Pass a whole number of at least 1"),
+        ({"max_steps": 0}, "max_steps.*found 0. Pass a whole number, 1 or more"),
         ({"finish": "soon"}, "found 'soon'"),
     ],
 )
