@@ -24,6 +24,7 @@ import numpy as np
 
 from ppl_em.algorithms.boundary_profile import (
     DECADE,
+    MAX_DECADES,
     MEANT,
     Landscape,
     Settled,
@@ -134,6 +135,7 @@ def jump(
                 return None
             # By way of the bound at which a parameter has no influence, nothing has to fall.
             return arrived if turned or _rises(ground, x, arrived, state, value, held) else None
+        released = held & ~arrived.held
         held, back, sides = arrived.held, arrived.new, arrived.sides
         turned |= arrived.turned
         for place in np.flatnonzero(~held):
@@ -141,7 +143,24 @@ def jump(
         for place in np.flatnonzero(back):
             inside = 0.0 if arrived.turned else x[place]
             target = target.at[place].set(inside + sides[place] * NEARER)
+        if arrived.turned:
+            target = _inside(ground, target, state, released, sides)
     return None
+
+
+def _inside(
+    ground: Landscape, x: jax.Array, state: Any, released: np.ndarray, sides: np.ndarray
+) -> jax.Array:
+    """`x` (p,) with what is no longer held where the log-likelihood is highest on its way inside.
+
+    Next to a standard deviation of 0 Newton's steps would stand still.
+    """
+    for place in np.flatnonzero(released):
+        steps = range(2 * MAX_DECADES)
+        ways = [x.at[place].add(-int(sides[place]) * count * DECADE / 2) for count in steps]
+        values = np.array([ground.look(way, state)[0] for way in ways])
+        x = ways[int(np.argmax(np.where(np.isfinite(values), values, -np.inf)))]
+    return x
 
 
 def _believed(

@@ -39,6 +39,9 @@ FAR = 3.0
 SLOW = 0.01
 """Gain of a step below which bounds are looked at."""
 
+OTHER_END = 3 * DECADE
+"""Unconstrained value of what is tried at its other end."""
+
 BEYOND = 40.0
 """Unconstrained value from which a coordinate is brought back: more than 17 decades."""
 
@@ -110,9 +113,10 @@ def move_inside(run: Run, towards: np.ndarray) -> bool:
     ground = Landscape(run.problem, run.e_step)
     value, state = ground.look(history.x, history.e_state)
     best = Settled(history.x, state, value, 0.0)
-    for place in np.flatnonzero(towards):
+    starts = [history.x, *_otherwise(ground, history.x, state, value)]
+    for start, place in itertools.product(starts, np.flatnonzero(towards)):
         for count in range(1, 2 * MAX_DECADES):
-            x = history.x.at[place].add(-int(towards[place]) * count * DECADE / 2)
+            x = start.at[place].add(-int(towards[place]) * count * DECADE / 2)
             new, state = ground.look(x, history.e_state)
             if new > best.value:
                 best = Settled(x, state, new, 0.0)
@@ -127,6 +131,16 @@ def move_inside(run: Run, towards: np.ndarray) -> bool:
     history.x, history.e_state = best.x, best.state
     history.inverse, history.at = None, None
     return True
+
+
+def _otherwise(ground: Landscape, x: jax.Array, state: Any, value: float) -> list[jax.Array]:
+    """`x` (p,) with what is idle there at its other end, as a correlation without a variance."""
+    both = np.isfinite(ends(ground.problem.space)).all(axis=1)
+    ways = [
+        x.at[place].set(side * OTHER_END)
+        for place, side in itertools.product(np.flatnonzero(both), (-1, 1))
+    ]
+    return [way for way in ways if abs(ground.look(way, state)[0] - value) < IDLE]
 
 
 def near_ends(run: Run) -> np.ndarray:
