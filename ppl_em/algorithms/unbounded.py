@@ -13,7 +13,7 @@ import numpy as np
 from numpyro.distributions import constraints
 
 from ppl_em.e_step import expectation
-from ppl_em.likelihood import rounding_noise
+from ppl_em.likelihood import flat_and_jacobian, rounding_noise
 from ppl_em.params import flat_labels, has_end
 from ppl_em.posterior import Posterior
 from ppl_em.problem import Problem
@@ -39,6 +39,9 @@ WAY = (-6.0, -4.0, -2.0, 0.0)
 
 FURTHER = (2.0, 4.0, 8.0, 16.0, 32.0)
 """Places beyond it."""
+
+FACTOR = 0.1
+"""Relative change of a parameter, per unit of a coordinate, from which that is a logarithm."""
 
 EVENLY = 0.02
 """Least rise, in nats, between two of these places."""
@@ -78,6 +81,8 @@ def why_no_maximum(
         reason = unbounded(problem, x, posterior, far | steep)
     if not reason and e_step.is_function:
         suspected = has_end(problem.space) & (far | bool(noise) | (np.abs(np.asarray(x)) > OUT))
+        if suspected.any():
+            suspected &= _like_logarithms(problem, x)
         towards = np.where(suspected, np.where(far, away, np.asarray(x)), 0.0)
         reason = _rises_evenly(problem, e_step, x, state, towards, noise)
     if not reason and noise:
@@ -126,6 +131,16 @@ def gone_far(problem: Problem, away: np.ndarray) -> np.ndarray:
         for site in problem.space.sites
     }
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(far)])
+
+
+def _like_logarithms(problem: Problem, x: jax.Array) -> np.ndarray:
+    """Coordinates of `x` (p,) of which a unit changes some parameter by a factor, (p,).
+
+    Far out `softplus` and the like are parameters themselves, in whatever unit.
+    """
+    flat, jacobian = (np.asarray(found, float) for found in flat_and_jacobian(problem, x))
+    size = np.maximum(np.abs(flat), np.finfo(float).tiny)
+    return np.max(np.abs(jacobian) / size[:, None], axis=0, initial=0.0) > FACTOR
 
 
 def _rises_evenly(

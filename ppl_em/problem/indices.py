@@ -143,13 +143,18 @@ def _follow(jaxpr: Any, consts: Any, inputs: list[_Value]) -> list[_Value]:
         if name == "gather":
             _check(equation, *found)
         known = None
-        whole = all(atom.aval.dtype.kind in "iub" for atom in equation.outvars)
+        whole = all(_is_whole(atom.aval) for atom in equation.outvars)
         if whole and name == "iota":
             known = _iota(**equation.params)
         elif whole and name in OPERATIONS and all(one.array is not None for one in found):
             known = OPERATIONS[name](*(one.array for one in found), **equation.params)
         env.update((out, _Value(known, names)) for out in equation.outvars)
     return [value(atom) for atom in jaxpr.outvars]
+
+
+def _is_whole(aval: Any) -> bool:
+    """Whether these are whole numbers or truth values; random keys are neither."""
+    return getattr(getattr(aval, "dtype", None), "kind", "") in ("i", "u", "b")
 
 
 def _iota(dtype: Any, shape: tuple, dimension: int, **_: Any) -> np.ndarray:
