@@ -23,8 +23,8 @@ from ppl_em.algorithms.unbounded import STEEP, why_no_maximum
 from ppl_em.e_step import expectation
 from ppl_em.likelihood import (
     Information,
-    held_value_and_score,
     rounding_noise,
+    value_and_score,
 )
 from ppl_em.result import CONVERGED, Certificate, Status
 
@@ -187,8 +187,8 @@ def _beyond(terrain: Whole, here: Point) -> Point | None:
 def _by_score(run: Run, status: Status) -> Status:
     """Where there is no information: nothing is known but the score."""
     history = run.history
-    _, score = held_value_and_score(run.e_step, run.problem, history.x, history.e_state)
-    if not np.all(np.isfinite(score)):
+    _, score, _ = value_and_score(run.e_step, run.problem, history.x, history.e_state)
+    if not np.all(np.isfinite(np.asarray(score))):
         return Status.NON_FINITE if status in CONVERGED else status
     certificate = Certificate(np.nan, np.nan, np.nan, (), "gradient")
     history.certified = Certified(certificate, None, history.x)

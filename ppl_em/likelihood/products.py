@@ -7,7 +7,7 @@ import numpy as np
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, cg, eigsh
 
 from ppl_em.e_step import DeterministicEStep
-from ppl_em.likelihood.observed import WIDTH, held_value_and_score
+from ppl_em.likelihood.observed import WIDTH, value_and_score
 from ppl_em.problem import Problem
 
 PROBES = 16
@@ -56,18 +56,20 @@ def spectrum(
     Yang (1998), ARPACK Users' Guide.
     """
     size = x.size
-    gradient = held_value_and_score(e_step, problem, x, state)[1].astype(float)
+
+    def score(x: jax.Array) -> np.ndarray:
+        # Not by the program for differences, which takes 2p + 1 points at once.
+        return np.asarray(value_and_score(e_step, problem, x, state)[1], float)
+
+    gradient = score(x)
 
     def product(v: np.ndarray) -> np.ndarray:
         v = np.ravel(v)
         if e_step.noise is None:
             return np.asarray(_product(e_step, problem, x, state, v.astype(x.dtype)), float)
         length = WIDTH / max(np.max(np.abs(v)), 1e-300)
-        ahead, behind = (
-            held_value_and_score(e_step, problem, x + s * length * v.astype(x.dtype), state)[1]
-            for s in (1, -1)
-        )
-        return np.asarray(behind - ahead, float) / (2 * length)
+        ahead, behind = (score(x + s * length * v.astype(x.dtype)) for s in (1, -1))
+        return (behind - ahead) / (2 * length)
 
     rng = np.random.default_rng(0)
     signs = rng.choice([-1.0, 1.0], (PROBES, size))
