@@ -24,9 +24,11 @@ MAX_GROWTH, FREE = 1000, 100_000_000
 def write_tree(tree: "xarray.DataTree", path: Any) -> None:
     """Write a tree to a file; an older one stays until the new one is complete.
 
-    It is built in memory, because HDF5 ends the process where a disk is full.
+    It is built in memory, because HDF5 ends the process where a disk is full. The view of that
+    memory is released at once: collected together with its buffer it would raise a warning.
     """
-    replace_file(path, tree.to_netcdf(engine="h5netcdf"))
+    with tree.to_netcdf(engine="h5netcdf") as content:
+        replace_file(path, content)
 
 
 def read_tree(path: Any) -> "xarray.DataTree":
