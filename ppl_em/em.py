@@ -1,9 +1,10 @@
 """EM: the front door."""
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -43,7 +44,7 @@ Automatic differentiation gets densities in logits wrong at a logit of exactly 0
 parameters and latents that start at 0 put it.
 """
 
-FINISHES = ("em", "direct", "auto")
+FINISHES = ("auto", "direct")
 
 RUN_OPTIONS = ("rng_key", "init_params", "progress_bar")
 
@@ -86,10 +87,10 @@ class EM:
         `"squarem"` or `"anderson"`: extrapolate from EM steps, for E-steps without noise. What
         lowers the objective is not kept.
     finish
-        How a run without noise ends. By default in a few Newton steps on the objective where EM
-        is slow near its end. `"em"`: by EM alone. `"direct"`: after ten EM steps by the direct
-        method, see `ppl_em.Direct`. `"auto"`: by the direct method as soon as the observed rate of
-        EM predicts more steps than that would take, 15 and two for each parameter.
+        How a run without noise ends. `"auto"`: EM first; as soon as its observed rate predicts
+        more steps than that would take, 15 and two for each parameter, by Newton steps on the
+        log-likelihood, or a quasi-Newton method where there are too many parameters. `"direct"`:
+        after ten EM steps by the direct method, see `ppl_em.Direct`. `None`: by EM alone.
     num_restarts
         Starts in all. The first is at the initial values; others are drawn around them, on the
         unconstrained scale, and for `map_sites` from their priors. The best proper optimum is
@@ -121,7 +122,7 @@ class EM:
     stopping: Stopping | None = field(default=None, kw_only=True)
     on_decrease: str = field(default="revert", kw_only=True)
     acceleration: str | None = field(default=None, kw_only=True)
-    finish: str | None = field(default=None, kw_only=True)
+    finish: str | None = field(default="auto", kw_only=True)
     num_restarts: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -226,7 +227,9 @@ def run_plan(
     if chosen.noise is not None:
         starts = [_nudged(key_resolve, problem, start) for start in starts]
     starts = [brought_inside(problem, start, params) for start in starts]
-    e_step = chosen.resolve(key_resolve, problem, starts[0])
+    e_step, why = chosen.choose(key_resolve, problem, starts[0])
+    if chosen.noise is None and e_step.noise is not None:
+        starts = [_nudged(key_resolve, problem, start) for start in starts]
     m_step = m_steps.for_problem(em.m_step, problem.space.size, needs(problem))
     _check_plan(plan, e_step)
     limits = Limits(em.max_steps, em.stopping or Stopping(), em.on_decrease, begin, plan)
@@ -237,11 +240,13 @@ def run_plan(
             return run_loop(keys[0], problem, e_step, m_step, start, limits, bar)
 
         outcome = on_all_rows(problem, climb(e_step, start), climb)
-        result = make_result(keys[1], problem, outcome)
+        result = replace(make_result(keys[1], problem, outcome), e_step_reason=why)
         return judged(result, problem.unconstrain(start), outcome.x, result.parts)
 
     if len(starts) == 1:
         with tqdm(total=em.max_steps, disable=not progress_bar, desc=title) as bar:
+            if why and progress_bar:
+                bar.write(why, file=sys.stderr)
             return fit((key_init, key_finish), starts[0], bar)
     with tqdm(total=len(starts), disable=not progress_bar, desc=f"{title} starts") as bar:
         return run_restarts(key_finish, problem, starts, fit, limits, bar)
@@ -257,7 +262,7 @@ def _nudged(rng_key: jax.Array, problem: Problem, params: Params) -> Params:
 
 def _check_plan(plan: Plan, e_step: EStep) -> None:
     """Raise for what needs an objective without noise, or one that is a function of parameters."""
-    if not (e_step.stochastic or e_step.is_function) and plan not in (Plan(), Plan(finish="em")):
+    if not (e_step.stochastic or e_step.is_function) and plan not in (Plan(), Plan(finish=None)):
         raise ModelError(
             "Option `e_step`: a guide fitted by stochastic gradients moves from one evaluation to "
             "the next, so there is no function to accelerate or to maximise directly. Use plain "
@@ -269,9 +274,4 @@ def _check_plan(plan: Plan, e_step: EStep) -> None:
         raise ModelError(
             f"Option `acceleration`: '{plan.acceleration}' would multiply Monte Carlo noise. Leave "
             f"it out: a Monte Carlo run ends in Newton steps on the log-likelihood anyway."
-        )
-    if plan.finish == "em":
-        raise ModelError(
-            "Option `finish`: 'em' leaves Monte Carlo EM without the rounds that confirm it. Leave "
-            "it out."
         )

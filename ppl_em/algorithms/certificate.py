@@ -89,7 +89,7 @@ def certify(run: Run, status: Status) -> Status | None:
     beyond = _beyond(terrain, here)
     if beyond is None:
         return maximum
-    if history.saddles >= MAX_SADDLES or run.limits.plan.finish == "em":
+    if history.saddles >= MAX_SADDLES or run.limits.plan.finish is None:
         return Status.SADDLE
     history.saddles += 1
     history.inverse = None
@@ -128,7 +128,7 @@ def _short_of_it(run: Run, status: Status) -> Status:
 
 def _climbed(run: Run, terrain: Whole, here: Point) -> Point:
     """Newton steps while they promise something, and the budgets last."""
-    if run.limits.plan.finish == "em":
+    if run.limits.plan.finish is None:
         return here
     steps, start = ascend(terrain, here), time.monotonic()
     for _ in range(MAX_NEWTON):

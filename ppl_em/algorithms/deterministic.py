@@ -24,6 +24,7 @@ from ppl_em.algorithms.stopping import (
     is_stationary,
     rounding,
 )
+from ppl_em.algorithms.trust_region import Region, can_climb
 from ppl_em.e_step import DeterministicEStep, expectation
 from ppl_em.m_step import MStep
 from ppl_em.problem import Problem, nearest_feasible
@@ -237,26 +238,34 @@ class Deterministic:
     def _stays_converged(self, watch: Watch) -> bool:
         """Whether Newton steps alone lead from where a coarser E-step converged to the maximum."""
         plan = self.limits.plan
-        if plan.finish is not None or plan.acceleration is not None:
+        if plan.finish != "auto" or plan.acceleration is not None:
             return False
         return take_newton_steps(self.of) and not watch.towards(self.history.x).any()
 
     def _finish(self) -> Status | None:
         """Leave EM for the log-likelihood itself, if it is time; how that ended."""
         plan, history = self.limits.plan, self.history
-        if plan.finish is None and plan.acceleration is None:
-            if not is_due(history.steps, self.e_step, self.problem, self.limits.stopping):
-                return None
-            return Status.CONVERGED if take_newton_steps(self.of) else Status.STALLED
+        if plan.finish is None or (plan.finish == "auto" and plan.acceleration is not None):
+            return None
+        near = is_due(history.steps, self.e_step, self.problem, self.limits.stopping)
+        near &= plan.finish == "auto"
+        if near and take_newton_steps(self.of):
+            return Status.CONVERGED
         gap = max(self.limits.stopping.gap_for(False), rounding(history.objective, history.x.dtype))
         steps = history.steps[self.first :]
         reason = switch_reason(plan.finish, steps, self.problem.space.size, gap)
+        if near and self.e_step.noise is not None:
+            reason = reason or "the maximum is not near"
         if not reason:
-            return None
-        history.decide(f"{reason}: on to the direct method")
-        status = Ascent(self.of, getattr(self.m_state, "inverse", None)).climb()
+            return Status.STALLED if near else None
+        if plan.finish == "auto" and can_climb(self.of):
+            history.decide(f"{reason}: on by Newton steps")
+            status = Region(self.of).climb()
+        else:
+            history.decide(f"{reason}: on to the direct method")
+            status = Ascent(self.of, getattr(self.m_state, "inverse", None)).climb()
         if status not in CONVERGED:
-            history.decide("the information does not confirm a maximum: back to EM")
+            history.decide("nothing more is gained, or no maximum confirmed: back to EM")
             self.first = len(history.steps)
         return status
 

@@ -23,7 +23,7 @@ class Plan(NamedTuple):
     """
 
     acceleration: str | None = None
-    finish: str | None = None
+    finish: str | None = "auto"
     direct: bool = False
     method: str = "auto"
 

@@ -166,7 +166,7 @@ def _climb(run: Run, m_step: MStep) -> tuple[Status, float]:
         if _at_limit(run):
             return Status.BOUNDARY, seconds
         run.history.decide("the information does not confirm a maximum: EM steps tell")
-        run = replace(run, limits=replace(run.limits, plan=Plan(finish="em")))
+        run = replace(run, limits=replace(run.limits, plan=Plan(finish=None)))
     return Deterministic(run, m_step).run()
 
 

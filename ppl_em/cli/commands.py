@@ -92,9 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--e-step", default="auto", choices=list(e_step.FLAGS))
     fit.add_argument(
         "--algorithm",
-        default="em",
+        default="hybrid",
         choices=["em", "direct", "hybrid"],
-        help="direct: no EM steps; hybrid: direct after EM where that is slow",
+        help="em: EM steps alone; direct: none; hybrid (default): Newton steps where EM is slow",
     )
     fit.add_argument("--method", default="auto", choices=METHODS, help="of the direct algorithm")
     fit.add_argument("--acceleration", choices=list(ACCELERATORS), help="of EM")
@@ -192,13 +192,13 @@ def _with_algorithm(em: EM, options: argparse.Namespace) -> EM | Direct:
     em = dataclasses.replace(em, e_step=options.e_step, num_restarts=options.num_restarts)
     if options.method != "auto" and options.algorithm != "direct":
         raise ModelError("Option --method: it belongs to --algorithm direct. Add that.")
-    if options.acceleration is not None and options.algorithm != "em":
-        raise ModelError("Option --acceleration: it belongs to --algorithm em. Leave one out.")
+    if options.acceleration is not None and options.algorithm == "direct":
+        raise ModelError("Option --acceleration: --algorithm direct has none. Leave one out.")
     if options.algorithm == "direct":
         if options.m_step != "auto":
             raise ModelError("Option --m-step: --algorithm direct has none. Use --method.")
         return directly(em, options.method)
-    finish = "auto" if options.algorithm == "hybrid" else None
+    finish = None if options.algorithm == "em" else em.finish
     return dataclasses.replace(em, acceleration=options.acceleration, finish=finish)
 
 

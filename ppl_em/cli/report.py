@@ -30,6 +30,7 @@ def as_json(result: EMResult, audit: Audit | None = None) -> dict[str, Any]:
         "boundary": {k: plain(where._asdict()) for k, where in result.boundary.items()},
         "num_steps": result.num_steps,
         "e_step": result.e_step,
+        "e_step_reason": result.e_step_reason,
         "seconds": result.seconds,
     }
     if result.certificate is not None:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ALGORITHMS: dict[str, Callable[[EM], EM | Direct]] = {
-    "em": lambda em: replace(em, finish="em"),
-    "gem": lambda em: replace(em, finish="em", m_step=Newton(max_steps=1)),
+    "em": lambda em: replace(em, finish=None),
+    "gem": lambda em: replace(em, finish=None, m_step=Newton(max_steps=1)),
     "squarem": lambda em: replace(em, acceleration="squarem"),
     "anderson": lambda em: replace(em, acceleration="anderson"),
     "direct": lambda em: directly(em, "auto"),

@@ -82,6 +82,10 @@ class EStep(Protocol):
         """
         return self
 
+    def choose(self, rng_key: jax.Array, problem: Problem, params: Params) -> "tuple[EStep, str]":
+        """As `resolve`, and why that one was taken; empty where the user asked for it."""
+        return self.resolve(rng_key, problem, params), ""
+
     def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> Any:
         """The first state."""
         ...

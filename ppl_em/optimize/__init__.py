@@ -14,6 +14,7 @@ from ppl_em.optimize.scipy import (
     HostMaximum,
     maximize,
 )
+from ppl_em.optimize.trust_region import step_within
 
 __all__ = [
     "DERIVATIVE_FREE",
@@ -33,5 +34,6 @@ __all__ = [
     "maximize",
     "no_curvature",
     "secant",
+    "step_within",
     "units",
 ]

@@ -83,6 +83,8 @@ class EMResult:
     degeneracy
         Why the result is no proper optimum: the likelihood has no bound there, or a step was not
         finite. Empty if nothing of that kind was found.
+    e_step_reason
+        Which E-step `"auto"` chose, and why; empty where one was asked for.
     restarts
         What became of every start, and the distinct optima; None for a single start.
     certificate
@@ -109,6 +111,7 @@ class EMResult:
     boundary: dict[str, Boundary] = field(default_factory=dict)
     penalties: dict[str, float] = field(default_factory=dict)
     degeneracy: str = ""
+    e_step_reason: str = ""
     restarts: "Restarts | None" = None
     certificate: Certificate | None = None
 

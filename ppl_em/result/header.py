@@ -28,6 +28,7 @@ OPTIONAL = {
     "boundary": dict,
     "penalties": dict,
     "degeneracy": str,
+    "e_step_reason": str,
     "latents": list,
     "names": dict,
     "history": dict,

@@ -74,6 +74,7 @@ def _result(tree: "xarray.DataTree", header: dict[str, Any]) -> EMResult:
         boundary={k: Boundary(*where) for k, where in header.get("boundary", {}).items()},
         penalties=header.get("penalties", {}),
         degeneracy=header.get("degeneracy", ""),
+        e_step_reason=header.get("e_step_reason", ""),
         certificate=Certificate.of(header.get("certificate")),
         restarts=restarts,
     )
@@ -177,6 +178,7 @@ def header(result: EMResult) -> dict[str, Any]:
         "boundary": {label: list(where) for label, where in result.boundary.items()},
         "penalties": result.penalties,
         "degeneracy": result.degeneracy,
+        "e_step_reason": result.e_step_reason,
         "certificate": None if result.certificate is None else list(result.certificate),
         "restarts": None if result.restarts is None else _record(result.restarts),
         "history": changed(in_tree(result.history)),

@@ -18,6 +18,7 @@ def in_words(result: Any) -> str:
         f"log-likelihood {result.log_likelihood}{doubt(result)}"
         + (f", penalised {result.penalised:.6f}" if result.penalties else ""),
         f"{result.status.value} ({result.num_steps} steps, {result.seconds['total']:.1f} s)",
+        result.e_step_reason,
         *remarks(result),
         str(result.restarts or ""),
     ]

@@ -67,7 +67,7 @@ def test_evaluations_are_counted(comparison):
 
 def test_decisions_are_in_the_history(comparison):
     decisions = list(filter(None, comparison.results["hybrid"].history["decision"]))
-    assert "at the observed rate 0." in decisions[0] and "on to the direct method" in decisions[0]
+    assert "at the observed rate 0." in decisions[0] and "on by Newton steps" in decisions[0]
     assert not any(comparison.results["em"].history["decision"])
 
 
