@@ -15,7 +15,14 @@ from ppl_em import e_step as e_steps
 from ppl_em import m_step as m_steps
 from ppl_em.algorithms import Limits, Outcome, Plan, Stopping, check_acceleration, run_loop
 from ppl_em.e_step import EStep
-from ppl_em.fit import all_starts, judged, on_all_rows, run_restarts, split_starts
+from ppl_em.fit import (
+    drawn_starts,
+    given_starts,
+    judged,
+    on_all_rows,
+    run_restarts,
+    split_starts,
+)
 from ppl_em.fit.make_result import make_result
 from ppl_em.m_step import MStep
 from ppl_em.params import Params, split_option
@@ -223,7 +230,7 @@ def run_plan(
             "The model has no latent sites: this is plain maximum likelihood, for which EM "
             "has nothing to do beyond one M-step."
         )
-    starts = all_starts(key_init, problem, params, more, em.num_restarts)
+    starts = [params, *given_starts(problem, params, more)]
     if chosen.noise is not None:
         starts = [_nudged(key_resolve, problem, start) for start in starts]
     starts = [brought_inside(problem, start, params) for start in starts]
@@ -231,6 +238,9 @@ def run_plan(
     if chosen.noise is None and e_step.noise is not None:
         starts = [_nudged(key_resolve, problem, start) for start in starts]
     m_step = m_steps.for_problem(em.m_step, problem.space.size, needs(problem))
+    count = em.num_restarts - len(starts)
+    more = drawn_starts(key_init, problem, params, count, e_step, m_step)
+    starts += [brought_inside(problem, start, params) for start in more]
     _check_plan(plan, e_step)
     limits = Limits(em.max_steps, em.stopping or Stopping(), em.on_decrease, begin, plan)
     title = "Direct" if plan.direct else "EM"

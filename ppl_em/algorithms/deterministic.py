@@ -24,7 +24,7 @@ from ppl_em.algorithms.stopping import (
     is_stationary,
     rounding,
 )
-from ppl_em.algorithms.trust_region import Region, can_climb
+from ppl_em.algorithms.trust_region import Region, can_climb, is_early
 from ppl_em.e_step import DeterministicEStep, expectation
 from ppl_em.m_step import MStep
 from ppl_em.problem import Problem, nearest_feasible
@@ -256,7 +256,7 @@ class Deterministic:
         reason = switch_reason(plan.finish, steps, self.problem.space.size, gap)
         if near and self.e_step.noise is not None:
             reason = reason or "the maximum is not near"
-        if not reason:
+        if not reason or (plan.finish == "auto" and is_early(self.of)):
             return Status.STALLED if near else None
         if plan.finish == "auto" and can_climb(self.of):
             history.decide(f"{reason}: on by Newton steps")

@@ -26,6 +26,9 @@ from ppl_em.result import Status
 MAX_RADIUS, MIN_RADIUS = 1e6, 1e-4
 """Radii of the region, in units in which the information has a unit diagonal."""
 
+PATIENCE = 25
+"""EM steps before a climb where there are discrete latents."""
+
 POOR, GOOD = 0.25, 0.75
 """Shares of the promised gain, below which the region shrinks, and above which it grows."""
 
@@ -37,6 +40,14 @@ def can_climb(run: Run) -> bool:
     """Whether the log-likelihood has an information that can be afforded at every step."""
     rough = run.problem.spec.rough or run.limits.stopping.gap_for(False) <= 0
     return run.e_step.is_function and not rough and not is_large(run.problem)
+
+
+def is_early(run: Run) -> bool:
+    """Whether EM should go on yet, because it finds the better of several maxima more often.
+
+    Where components begin alike a quadratic model says little of where they belong.
+    """
+    return bool(run.problem.spec.discrete) and len(run.history.rows) < PATIENCE
 
 
 @dataclass

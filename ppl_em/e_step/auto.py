@@ -1,4 +1,4 @@
-"""Choose the E-step: exact where that can be proved, else quadrature where that is cheap, else NUTS."""
+"""Choose the E-step: exact where that is proved, else quadrature where it is cheap, else NUTS."""
 
 import logging
 from dataclasses import dataclass

@@ -94,6 +94,15 @@ class EStep(Protocol):
         """Pure and traceable: the posterior at `params`, the next state, and info."""
         ...
 
+    def at_random(
+        self, rng_key: jax.Array, problem: Problem, params: Params, state: Any, few: bool
+    ) -> Any:
+        """A posterior of discrete latents that is drawn at random, for starts; None if it has none.
+
+        Traceable. With `few` it looks at a few rows of the data only.
+        """
+        return None
+
     def describe(self, info: Any) -> str:
         """A few words for the progress bar."""
         return ""

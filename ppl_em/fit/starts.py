@@ -8,6 +8,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 
+from ppl_em.algorithms import maximization
+from ppl_em.e_step import EStep
+from ppl_em.m_step import MStep
 from ppl_em.params import Params, as_value, check_start, check_value
 from ppl_em.problem import Problem, density_and_gradients
 from ppl_em.util import ModelError, check_known, check_mapping
@@ -28,15 +31,7 @@ def split_starts(init_params: Any) -> tuple[Params | None, list[Params]]:
     return init_params[0], list(init_params[1:])
 
 
-def all_starts(
-    rng_key: jax.Array, problem: Problem, params: Params, more: list[Params], count: int
-) -> list[Params]:
-    """At least `count` starts: `params`, what the user gave `more`, and others around `params`."""
-    starts = [params, *_given(problem, params, more)]
-    return starts + _drawn(rng_key, problem, params, count - len(starts))
-
-
-def _given(problem: Problem, params: Params, values: list[Params]) -> list[Params]:
+def given_starts(problem: Problem, params: Params, values: list[Params]) -> list[Params]:
     """Starts that the user gave, each filled up from the initial values `params`.
 
     Raises
@@ -55,7 +50,53 @@ def _given(problem: Problem, params: Params, values: list[Params]) -> list[Param
     return starts
 
 
-def _drawn(rng_key: jax.Array, problem: Problem, params: Params, count: int) -> list[Params]:
+def drawn_starts(
+    rng_key: jax.Array, problem: Problem, params: Params, count: int, e_step: EStep, m_step: MStep
+) -> list[Params]:
+    """`count` starts that know nothing of one another.
+
+    Where there are discrete latents, an M-step from responsibilities drawn at random: those of all
+    rows, and of a few rows, by turns. Else, and where that is of no use, as of `_around`.
+    """
+    if count < 1:
+        return []
+    state = None if e_step.stochastic else e_step.init(rng_key, problem, params)
+    starts = []
+    for number, key in enumerate(jax.random.split(rng_key, count)):
+        found = None
+        if state is not None:
+            found = _from_random(key, problem, params, e_step, m_step, state, number % 2 == 1)
+        starts.append(found or _around(key, problem, params, 1)[0])
+    return starts
+
+
+def _from_random(
+    rng_key: jax.Array,
+    problem: Problem,
+    params: Params,
+    e_step: EStep,
+    m_step: MStep,
+    state: Any,
+    few: bool,
+) -> Params | None:
+    """Where an M-step leads from random responsibilities; None if that is no start."""
+    posterior = _at_random(e_step, rng_key, problem, params, state, few)
+    if posterior is None:
+        return None
+    x = problem.unconstrain(params)
+    x = maximization(m_step, problem, x, x, posterior, m_step.init(x)).x
+    start = problem.constrain(x)
+    return start if bool(_usable(problem, problem.unconstrain(start))) else None
+
+
+@jax.jit(static_argnums=(0, 5))
+def _at_random(
+    e_step: EStep, rng_key: jax.Array, problem: Problem, params: Params, state: Any, few: bool
+) -> Any:
+    return e_step.at_random(rng_key, problem, params, state, few)
+
+
+def _around(rng_key: jax.Array, problem: Problem, params: Params, count: int) -> list[Params]:
     """`count` starts around the initial values `params`, with sites of `map_sites` from priors.
 
     Normal around them on the unconstrained scale, with a standard deviation of 1, or of the values
@@ -67,8 +108,6 @@ def _drawn(rng_key: jax.Array, problem: Problem, params: Params, count: int) -> 
     ModelError
         If no draw is finite.
     """
-    if count < 1:
-        return []
     center = problem.unconstrain(params)
     scale = _spread(problem, center)
     starts = []

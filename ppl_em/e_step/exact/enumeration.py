@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from ppl_em.discrete import marginalization
 from ppl_em.e_step.base import DeterministicEStep, ExactInfo, Strength
+from ppl_em.e_step.exact.random_responsibilities import random_marginals
 from ppl_em.params import Params
 from ppl_em.posterior import Enumerated
 from ppl_em.problem import Problem
@@ -62,6 +63,17 @@ class Enumeration(DeterministicEStep):
         factors = problem.log_factors(params, {}, points)
         full = condense_rows.expand(factors, state)
         return marginalization.log_normalizer(full, marginalization.mode(self.chain))
+
+    def at_random(
+        self, rng_key: jax.Array, problem: Problem, params: Params, state: Condensation, few: bool
+    ) -> Enumerated | None:
+        """Responsibilities that know nothing of the data, see `random_responsibilities.py`."""
+        if not problem.spec.discrete:
+            return None
+        points = {key: rows.points for key, rows in state.items()}
+        offset = sum((jnp.sum(rows.offsets) for rows in state.values()), jnp.zeros(()))
+        factors = problem.log_factors(params, {}, points)
+        return Enumerated(random_marginals(rng_key, factors, state, few), points, offset)
 
     def uncondensed(self) -> "Enumeration":
         """On every row."""
