@@ -23,6 +23,9 @@ from ppl_em.likelihood import Information, hold, is_large, marginal_information,
 from ppl_em.params import has_end
 from ppl_em.result import Status
 
+ENOUGH = 1e-6
+"""Gain, in nats, that may be promised where no step brings it."""
+
 MAX_RADIUS, MIN_RADIUS = 1e6, 1e-4
 """Radii of the region, in units in which the information has a unit diagonal."""
 
@@ -66,18 +69,23 @@ class Region:
         self.first, self.ended = of.history.x, has_end(of.problem.space)
 
     def climb(self) -> Status:
-        """Climb until Newton's method converges, or nothing more is gained: `STALLED`."""
-        history, limits = self.of.history, self.of.limits
+        """Climb until nothing more is promised; `STALLED` if what is promised is not gained."""
+        history, limits, near = self.of.history, self.of.limits, False
         while len(history.rows) < limits.max_steps:
             if time.monotonic() > limits.deadline:
                 return Status.MAX_SECONDS
             here = self._information()
-            if not np.isfinite(here.within(self.radius)[1]):
+            promised = here.within(self.radius)[1]
+            if not np.isfinite(promised):
                 return Status.STALLED
-            if here.usable and here.gap < NEAR:
-                return Status.CONVERGED if take_newton_steps(self.of) else Status.STALLED
+            if here.usable and here.gap < NEAR and not near:
+                near = True
+                if take_newton_steps(self.of):
+                    return Status.CONVERGED
+                continue
             if not self._step(here):
-                return Status.STALLED
+                # Directions may be flat, which the certificate tells from saddles.
+                return Status.CONVERGED if promised < ENOUGH else Status.STALLED
             towards = self.watch.far_towards(self.first, history.x)
             due = towards.any() and self.watch.is_due(history.steps, False)
             if due and to_boundary(self.of, towards):
@@ -95,10 +103,10 @@ class Region:
         of, history, start = self.of, self.of.history, time.monotonic()
         floor = max(of.e_step.noise or 0.0, rounding(history.objective, history.x.dtype))
         while self.radius > MIN_RADIUS:
-            step, promised = here.within(self.radius)
+            step, promised, length = here.within(self.radius)
             longest = float(np.max(np.abs(step)[self.ended], initial=0.0))
             if longest > MAX_LENGTH:  # on scales of logarithms no model is right for more
-                self.radius *= MAX_LENGTH / longest
+                self.radius = length * min(MAX_LENGTH / longest, 0.9)
                 continue
             x = moved(of.problem, history.x, step, here)
             gain = -np.inf
@@ -111,7 +119,7 @@ class Region:
             if gain > GOOD * promised:
                 self.radius = min(CHANGE * self.radius, MAX_RADIUS)
             elif not gain > POOR * promised:
-                self.radius /= CHANGE
+                self.radius = length / CHANGE
             if x is not None and gain > floor:
                 length = float(jnp.linalg.norm(x - history.x))
                 row = Step(float(info.objective), gain, 0.0, length)

@@ -6,7 +6,7 @@ from functools import cached_property
 import jax
 import numpy as np
 
-from ppl_em.optimize import step_within
+from ppl_em.optimize import Quadratic
 from ppl_em.params import flat_labels
 from ppl_em.problem import Problem
 from ppl_em.stats import relative_error
@@ -145,18 +145,21 @@ class Information:
         length = np.sqrt(2 * promised)
         return self.frame @ inside * min(1.0, max_length / max(length, 1e-300)), promised
 
-    def within(self, radius: float) -> tuple[np.ndarray, float]:
+    @cached_property
+    def _quadratic(self) -> Quadratic:
+        return Quadratic(*self.inside)
+
+    def within(self, radius: float) -> tuple[np.ndarray, float, float]:
         """The step to the maximum of the quadratic model among those not longer than `radius`.
 
-        Returns the step (p,) and the gain that the model promises for it. Lengths are in units in
-        which the matrix has a unit diagonal; it may be indefinite. NaN is promised where the model
-        is not finite.
+        Returns the step (p,), the gain that the model promises for it, and its length. Lengths are
+        in units in which the matrix has a unit diagonal; it may be indefinite. NaN is promised
+        where the model is not finite.
         """
         if not (np.all(np.isfinite(self.matrix)) and np.all(np.isfinite(self.gradient))):
-            return np.zeros_like(self.gradient), np.nan
-        gradient, matrix = self.inside
-        step = step_within(gradient, matrix, radius)
-        return self.frame @ step, float(step @ gradient - 0.5 * step @ matrix @ step)
+            return np.zeros_like(self.gradient), np.nan, 0.0
+        step = self._quadratic.within(radius)
+        return self.frame @ step, self._quadratic.gain(step), float(np.linalg.norm(step))
 
     @property
     def newton_error(self) -> np.ndarray:

@@ -14,7 +14,7 @@ from ppl_em.optimize.scipy import (
     HostMaximum,
     maximize,
 )
-from ppl_em.optimize.trust_region import step_within
+from ppl_em.optimize.trust_region import Quadratic
 
 __all__ = [
     "DERIVATIVE_FREE",
@@ -28,12 +28,12 @@ __all__ = [
     "HostMaximum",
     "Maximum",
     "Objective",
+    "Quadratic",
     "gradients_and_hessians",
     "hessian_on_host",
     "is_feasible",
     "maximize",
     "no_curvature",
     "secant",
-    "step_within",
     "units",
 ]
