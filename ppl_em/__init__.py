@@ -9,7 +9,7 @@ from ppl_em.em import EM
 from ppl_em.params import Constraint
 from ppl_em.posterior import LogLikelihood
 from ppl_em.result import Audit, EMResult, Optimum, Restarts, Status, load
-from ppl_em.util import ModelError
+from ppl_em.util import ModelError, enable_cache
 
 __version__ = "0.1.0"
 
@@ -31,6 +31,7 @@ __all__ = [
     "compare_algorithms",
     "compare_e_steps",
     "e_step",
+    "enable_cache",
     "load",
     "m_step",
 ]

@@ -12,7 +12,7 @@ from types import ModuleType
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and run little: spend less on optimising what they compile.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-if importlib.metadata.version("jaxlib") < "0.11":  # later versions refuse the flag
+if int(importlib.metadata.version("jaxlib").split(".")[1]) < 11:  # later ones refuse the flag
     # Half of the compiler's time here goes to an emitter that can be left out.
     os.environ.setdefault(
         "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"

@@ -108,7 +108,7 @@ class Deterministic:
             elif not self._record(here, before, seconds, m_info):
                 return Status.DECREASED, compile_seconds
             history.x, history.e_state = here.x, here.state
-            if not bool(jnp.all(jnp.isfinite(here.out.x))):
+            if not np.all(np.isfinite(here.out.x)):
                 return Status.NON_FINITE, compile_seconds
             done, towards = self._has_converged(here), watch.towards(here.x)
             if (
@@ -127,7 +127,7 @@ class Deterministic:
                 if history.x is not here.x:  # the finish got somewhere, if not to the end
                     here = self._both(history.x, history.e_state)
                     history.e_state = here.state
-            if bool(jnp.all(here.out.x == here.x)) and self.e_step.is_function:
+            if np.array_equal(here.out.x, here.x) and self.e_step.is_function:
                 promised = float(here.out.info.m_promised)
                 fine = is_stationary(here.objective, promised, here.x.dtype)
                 return Status.CONVERGED if fine else Status.STALLED, compile_seconds
@@ -204,7 +204,7 @@ class Deterministic:
     def _record(self, here: Visit, before: jax.Array, seconds: float, m_info: Any) -> bool:
         """Add a step to the history. False if it lowered the objective and is to be taken back."""
         change = here.objective - self.history.objective
-        step = Step(here.objective, change, 0.0, float(jnp.linalg.norm(here.x - before)))
+        step = Step(here.objective, change, 0.0, _distance(here.x, before))
         count = len(self.history.rows) + 1
         if has_decreased(step, here.x.dtype, self.e_step.noise or 0.0):
             text = f"EM step {count} lowered the objective by {-change:.3g}"
@@ -285,3 +285,8 @@ class Deterministic:
             self.rates.append(min(proposal.rate, 1 - 1e-6))
         end = nearest_feasible(self.problem, jnp.asarray(proposal.x, here.x.dtype))
         return proposal._replace(x=proposal.fallback if end is None else np.asarray(end, float))
+
+
+def _distance(x: jax.Array, before: jax.Array) -> float:
+    """On the host: outside of compiled code each operation is a program."""
+    return float(np.linalg.norm(np.asarray(x) - np.asarray(before)))

@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass, field
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.algorithms.ascent import MAX_LENGTH, MOST
@@ -121,7 +120,7 @@ class Region:
             elif not gain > POOR * promised:
                 self.radius = length / CHANGE
             if x is not None and gain > floor:
-                length = float(jnp.linalg.norm(x - history.x))
+                length = float(np.linalg.norm(np.asarray(x) - np.asarray(history.x)))
                 row = Step(float(info.objective), gain, 0.0, length)
                 history.record(row, x, "newton", time.monotonic() - start, info)
                 history.x, history.e_state = x, state

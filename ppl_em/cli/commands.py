@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import logging
 import os
-import pathlib
 import sys
 import traceback
 from collections.abc import Callable
@@ -31,7 +30,9 @@ from ppl_em.compare import (
 from ppl_em.direct import Direct, directly
 from ppl_em.em import EM
 from ppl_em.result import plot_fit, write_tree
-from ppl_em.util import ModelError, printable
+from ppl_em.util import ModelError, enable_cache, printable
+
+logger = logging.getLogger("ppl_em")
 
 OK, NOT_CONVERGED, UNUSABLE = 0, 1, 2
 
@@ -72,13 +73,14 @@ def _configure_jax() -> None:
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)
     numpyro.enable_x64()
-    if importlib.metadata.version("jaxlib") < "0.11":  # later versions refuse the flag
+    minor = int(importlib.metadata.version("jaxlib").split(".")[1])
+    if minor < 11:  # later versions refuse the flag
         # A third less time to compile, for a tenth more to run: right for one fit per process.
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "ppl-em"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    try:
+        enable_cache()
+    except ModelError as error:  # a home that cannot be written: every run compiles anew
+        logger.info("%s", error)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -122,6 +122,7 @@ def _line_search(
     return jax.lax.while_loop(refused, halve, start)
 
 
+@jax.jit
 def secant(inverse: jax.Array, step: jax.Array, fall: jax.Array) -> jax.Array:
     """`inverse` (p, p) so changed that it maps `fall`, the gradient's over `step` (p,), to it."""
     product = step @ fall

@@ -110,12 +110,13 @@ class Nodes(Posterior):
         return self.moments(problem, params)[1]
 
 
+@jax.jit
 def constant_part(values: jax.Array) -> jax.Array:
     """What belongs to no block, from its values at all nodes, (J,); NaN if they are not the same.
 
     Then some term depends on latents in a way that slopes do not show, and was not integrated.
     """
-    limit = max(1e-7, 1e3 * float(jnp.finfo(values.dtype).eps)) * (1 + jnp.abs(values[0]))
+    limit = max(1e-7, 1e3 * float(np.finfo(values.dtype).eps)) * (1 + jnp.abs(values[0]))
     return jnp.where(jnp.ptp(values) <= limit, values[0], jnp.nan)
 
 

@@ -6,9 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from scipy.special import ndtri
 
 from ppl_em.params import ActiveConstraint, Boundary, Params, flat_labels
@@ -291,4 +289,7 @@ class EMResult:
             warnings.warn(f"{printable(self.uncertainty.note)}.", stacklevel=3)
 
     def _like_params(self, flat: np.ndarray) -> Params:
-        return jax.tree.map(np.asarray, ravel_pytree(self.params)[1](jnp.asarray(flat)))
+        leaves, treedef = jax.tree.flatten(self.params)
+        ends = np.cumsum([np.size(leaf) for leaf in leaves])
+        parts = zip(np.split(flat, ends[:-1]), leaves, strict=True)
+        return jax.tree.unflatten(treedef, [p.reshape(np.shape(leaf)) for p, leaf in parts])

@@ -3,6 +3,7 @@
 from ppl_em.util.batching import in_batches
 from ppl_em.util.dependence import Step, find_steps, sources
 from ppl_em.util.digest import Fingerprint, fingerprint
+from ppl_em.util.disk_cache import enable_cache
 from ppl_em.util.errors import (
     ModelError,
     brief,
@@ -58,6 +59,7 @@ __all__ = [
     "check_shape",
     "cholesky",
     "content_key",
+    "enable_cache",
     "find_steps",
     "fingerprint",
     "generator",
