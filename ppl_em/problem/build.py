@@ -24,6 +24,7 @@ from ppl_em.problem.checks import (
     param_constraint,
 )
 from ppl_em.problem.derivatives import density_and_gradients
+from ppl_em.problem.faults import explained
 from ppl_em.problem.fingerprint import program_of
 from ppl_em.problem.indices import check_indices
 from ppl_em.problem.masks import check_masked_arrays, check_masked_values, check_masks
@@ -34,7 +35,7 @@ from ppl_em.problem.sites import ProblemSpec, _discrete_site, _latent_site
 from ppl_em.problem.subsampling import Plate, Whole
 from ppl_em.problem.supports import _moving_supports
 from ppl_em.problem.trace import run_model
-from ppl_em.util import Fingerprint, ModelError, check_call, check_mapping, make_room
+from ppl_em.util import Fingerprint, ModelError, check_call, check_mapping, make_room, name_of
 
 logger = logging.getLogger("ppl_em")
 
@@ -78,7 +79,7 @@ def build_problem(
     narrower = check_mapping("constraints", constraints)
     init_params = check_mapping("init_params", init_params)
     check_call(model, args, kwargs)
-    check_masked_arrays(args, kwargs)
+    check_masked_arrays(model, args, kwargs)
     trace = None
     plates: dict[str, Plate] = {}  # sub-sampled ones, which are made whole
     if not (map_sites or fixed or init_params):
@@ -117,14 +118,20 @@ def build_problem(
     )
     parts = [_unconstrained_start(continuous[site.name]) for site in sites]
     u = jax.device_put(np.concatenate(parts)) if parts else jnp.zeros((0,))
-    problem = _with_arguments(spec, args, kwargs, fixed, u)
+    with explained(model, args, kwargs, lambda a, k: _with_arguments(spec, a, k, fixed, u)):
+        problem = _with_arguments(spec, args, kwargs, fixed, u)
+        return _looked_at(rng_key, problem, values, trace), {**values, **fixed}
+
+
+def _looked_at(rng_key: jax.Array, problem: Problem, values: Params, trace: Trace) -> Problem:
+    """The problem with what its values and its program show."""
     check_indices(problem, values)
     if any("_scan_current_index" in site["infer"] for site in trace.values() if "infer" in site):
         problem = _side_by_side(problem, values)
     problem = probe(rng_key, problem, values)
     check_masks(problem, values, trace)
     check_scales(problem, values, trace)
-    return problem, {**values, **fixed}
+    return problem
 
 
 def _parameters(
@@ -144,7 +151,7 @@ def _parameters(
     if not sites:
         names = [k for k, s in trace.items() if is_latent(s) and k not in fixed]
         raise ModelError(
-            f"Model '{getattr(model, '__name__', 'model')}': it has no free parameters to "
+            f"Model '{name_of(model)}': it has no free parameters to "
             f"maximise. Make some sites `numpyro.param`, or name sample sites in `map_sites` "
             f"(it has: {', '.join(names) or 'none'})."
         )

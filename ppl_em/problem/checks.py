@@ -11,14 +11,10 @@ from numpyro.distributions import Unit, constraints
 from ppl_em.discrete import MAX_VALUES, is_delta, mask_of, num_values
 from ppl_em.params import (
     Params,
-    ParamSpace,
-    as_value,
-    check_start,
     check_value,
     is_inside,
-    make_site,
 )
-from ppl_em.util import ModelError, brief, check_known, check_shape, site_error
+from ppl_em.util import ModelError, brief, check_known, check_shape, name_of, site_error
 
 Site = dict[str, Any]
 Trace = dict[str, Site]
@@ -43,29 +39,6 @@ def param_constraint(site: Site) -> constraints.Constraint:
     """The constraint that a `numpyro.param` site declares."""
     constraint = site["kwargs"].get("constraint")
     return constraints.real if constraint is None else constraint
-
-
-def unusable(model: Callable, so_far: Trace, error: Exception) -> ModelError | None:
-    """What to tell the user of an `error` that NumPyro raised in the model, after some sites.
-
-    None for errors that are not about sites: those are the model's own.
-    """
-    name = getattr(model, "__name__", type(model).__name__)
-    if "unique names" in str(error):
-        return ModelError(f"Model '{name}': {error}. Rename one of the two sites.")
-    if "got invalid" not in str(error):
-        return None
-    values = {k: as_value(s["value"]) for k, s in so_far.items() if s["type"] == "param"}
-    sites = [make_site(k, v, param_constraint(so_far[k]), False) for k, v in values.items()]
-    try:
-        check_start(ParamSpace(tuple(sites)), values)
-    except ModelError as reason:
-        return reason
-    where = f"after site '{next(reversed(so_far))}'" if so_far else "at its first site"
-    return ModelError(
-        f"Model '{name}': {str(error).rstrip('.')}, in the statement {where}. Check the initial "
-        f"values of its parameters, or start elsewhere with `init_params`."
-    )
 
 
 def check_model(trace: Trace, model: Callable) -> None:
@@ -95,9 +68,8 @@ def check_model(trace: Trace, model: Callable) -> None:
     if any(_is_discrete(site) for site in trace.values()):
         _check_plates(trace)
     if not any(s["type"] == "sample" and s["is_observed"] for s in trace.values()):
-        name = getattr(model, "__name__", "model")
         raise ModelError(
-            f"Model '{name}': nothing is observed, so there is no likelihood. Pass the data "
+            f"Model '{name_of(model)}': nothing is observed, so there is no likelihood. Pass the data "
             f"(`obs=` sites that received None count as latent)."
         )
 

@@ -5,7 +5,6 @@ start at 1 would merge two groups without a word. What indices are made of, by o
 numbers, is computed here from the program that the model traces to, without running that.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from jax.lax import GatherScatterMode
 from numpyro.infer.util import compute_log_probs
 
 from ppl_em.params import Params
+from ppl_em.problem.arguments import named_leaves
 from ppl_em.problem.problem import Latents, Problem
 from ppl_em.util import Fingerprint, ModelError
 
@@ -97,7 +97,7 @@ def check_indices(problem: Problem, params: Params) -> None:
         for name in sorted(values):
             count = len(jax.tree.leaves(values[name])) or 1
             inputs += [_Value(None, (f"site '{name}'",))] * count
-    named = zip(problem.leaves, _leaf_names(problem), strict=True)
+    named = zip(problem.leaves, leaf_names(problem), strict=True)
     inputs += [_Value(np.asarray(leaf), (f"argument '{name}'",)) for leaf, name in named]
     _follow(closed.jaxpr, closed.consts, inputs)
 
@@ -184,19 +184,10 @@ def _check(equation: Any, looked_up: _Value, indices: _Value) -> None:
         )
 
 
-def _leaf_names(problem: Problem) -> list[str]:
+def leaf_names(problem: Problem) -> list[str]:
     """For every traced leaf of the data, the argument that it is or belongs to."""
     described = problem.spec.arguments
     count = len(described.constants)
     args, kwargs = jax.tree.unflatten(described.treedef, list(range(count)))
-    try:
-        own = list(inspect.signature(problem.spec.model).parameters)
-    except (TypeError, ValueError):
-        own = []
-    names = [""] * count
-    given = [(own[i] if i < len(own) else str(i), arg) for i, arg in enumerate(args)]
-    for name, argument in [*given, *kwargs.items()]:
-        for i in jax.tree.leaves(argument):
-            names[i] = name
-    traced = [constant is None for constant in described.constants]
-    return [name for name, one in zip(names, traced, strict=True) if one]
+    names = {i: name for name, i in named_leaves(problem.spec.model, args, kwargs)}
+    return [names[i] for i, constant in enumerate(described.constants) if constant is None]

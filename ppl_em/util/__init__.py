@@ -13,6 +13,7 @@ from ppl_em.util.errors import (
     check_mapping,
     check_option_names,
     check_shape,
+    name_of,
     site_error,
 )
 from ppl_em.util.faulty_versions import warn_of_faulty_jaxlib
@@ -67,6 +68,7 @@ __all__ = [
     "inverse_lower",
     "make_room",
     "mapping",
+    "name_of",
     "number",
     "optimizer",
     "optional",

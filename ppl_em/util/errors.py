@@ -32,6 +32,11 @@ def site_error(name: str, fact: str, remedy: str) -> ModelError:
     return ModelError(f"Site '{name}': {fact}. {remedy}.")
 
 
+def name_of(model: Any) -> str:
+    """What a model is called in messages."""
+    return getattr(model, "__name__", type(model).__name__)
+
+
 def brief_repr(value: Any, most: int = 60) -> str:
     """What was given, in one line of a message."""
     text = " ".join(repr(value).split())
@@ -125,9 +130,8 @@ def check_call(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
-        name = getattr(model, "__name__", type(model).__name__)
         raise ModelError(
-            f"Model '{name}': {error}. Its arguments are {signature}; pass them to `run` "
+            f"Model '{name_of(model)}': {error}. Its arguments are {signature}; pass them to `run` "
             f"after the random key."
         ) from None
 
