@@ -24,6 +24,7 @@ from ppl_em.util import (
     ModelError,
     alone,
     as_key,
+    brief_repr,
     check_choice,
     check_option_names,
     check_options,
@@ -140,7 +141,7 @@ class EM:
         if not callable(self.model):
             raise ModelError(
                 f"Option `model`: found {type(self.model).__name__}. Pass a NumPyro model, a "
-                f"callable."
+                f"callable: `EM(model).run(key, *args)`, not `EM(model(*args))`."
             )
         if isinstance(self.map_sites, str):
             raise ModelError(
@@ -199,6 +200,10 @@ def run_plan(
 ) -> EMResult:
     """Fit `em.model` to the data in `args` and `kwargs`, the way that `plan` says."""
     check_option_names(em.model, RUN_OPTIONS)
+    if not isinstance(progress_bar, int):
+        raise ModelError(
+            f"Option `progress_bar`: found {brief_repr(progress_bar)}. Pass True or False."
+        )
     warn_of_faulty_jaxlib(stacklevel=3)
     begin = time.monotonic()
     narrower, functional = split_option(em.constraints)

@@ -84,9 +84,12 @@ def split_arguments(
 
 
 def named_leaves(
-    model: Callable, args: tuple, kwargs: dict[str, Any], is_leaf: Callable[[Any], bool] | None = None
+    model: Callable,
+    args: tuple,
+    kwargs: dict[str, Any],
+    is_leaf: Callable[[Any], bool] | None = None,
 ) -> list[tuple[str, Any]]:
-    """Every leaf of the arguments of `model` under the name of its argument, `data['group']` say."""
+    """Every leaf of the arguments of `model`, by the argument's name: `data['group']`, say."""
     try:
         own = list(inspect.signature(model).parameters)
     except (TypeError, ValueError):

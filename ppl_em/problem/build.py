@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import biject_to, constraints
 
-from ppl_em.params import Params, ParamSpace, as_value, check_start, make_site
+from ppl_em.params import (
+    Params,
+    ParamSite,
+    ParamSpace,
+    as_value,
+    check_start,
+    is_inside,
+    make_site,
+)
 from ppl_em.problem.arguments import Arguments, split_arguments
 from ppl_em.problem.checks import (
     Site,
@@ -35,7 +43,16 @@ from ppl_em.problem.sites import ProblemSpec, _discrete_site, _latent_site
 from ppl_em.problem.subsampling import Plate, Whole
 from ppl_em.problem.supports import _moving_supports
 from ppl_em.problem.trace import run_model
-from ppl_em.util import Fingerprint, ModelError, check_call, check_mapping, make_room, name_of
+from ppl_em.util import (
+    Fingerprint,
+    ModelError,
+    brief,
+    check_call,
+    check_mapping,
+    make_room,
+    name_of,
+    site_error,
+)
 
 logger = logging.getLogger("ppl_em")
 
@@ -159,7 +176,23 @@ def _parameters(
     check_start(ParamSpace(tuple(own_sites)), values)
     if narrower:
         check_start(space, values)
+        for own, narrow in zip(own_sites, sites, strict=True):
+            _check_narrower(own, narrow, values[own.name])
     return space, values
+
+
+def _check_narrower(own: ParamSite, narrow: ParamSite, value: Any) -> None:
+    """Raise if values that the option `constraints` allows are outside of the model's own."""
+    x = narrow.unconstrain(value)
+    for step in (-3.0, -1.0, 1.0, 3.0) if narrow.support != own.support else ():
+        moved = narrow.constrain(jax.tree.map(lambda leaf, by=step: leaf + by, x))
+        if not is_inside(moved, own.constraint):
+            raise site_error(
+                own.name,
+                f"`constraints` gives it {narrow.constraint}, but its own is {own.constraint} and "
+                f"{brief(moved)} is outside",
+                "Pass a narrower constraint",
+            )
 
 
 def _unconstrained_start(site: Site) -> np.ndarray:

@@ -25,6 +25,9 @@ MOST_TRIALS = 60
 OWN = (pathlib.Path(__file__).resolve().parents[1], pathlib.Path(sysconfig.get_path("stdlib")))
 """Where lines are not the user's."""
 
+TRACED = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
+"""What JAX raises where Python asks for a number that is not known yet."""
+
 Again = Callable[[tuple, dict[str, Any]], Any]
 """What failed, on other arguments; raises if it still fails."""
 
@@ -88,13 +91,13 @@ def guilty(
 
 def failed(model: Callable, args: tuple, kwargs: dict[str, Any], error: Exception) -> ModelError:
     """What a model said when it failed, where, and what it was given."""
-    if isinstance(error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError):
+    if isinstance(error, TRACED):
         sites = re.findall(r"traced\[\d\]\['([^']+)'\]", str(error))
         which = f"site '{sites[0]}'" if sites else "a parameter or latent"
         return ModelError(
-            f"Model '{name_of(model)}': it needs the number behind {which} in Python{_where(error)}, "
-            f"which differentiation has none of. Use `jax.numpy.where` or `jax.lax.cond` in place "
-            f"of `if`, and `jax.numpy` in place of `numpy`, `math` and `float`."
+            f"Model '{name_of(model)}': it needs the number behind {which} in Python"
+            f"{_where(error)}, which differentiation has none of. Use `jax.numpy.where` or "
+            f"`jax.lax.cond` for `if`, and `jax.numpy` for `numpy`, `math` and `float`."
         )
     if "NoneType" in str(error):
         none = [n for n, v in named_leaves(model, args, kwargs, _is_leaf) if v is None]
@@ -113,8 +116,8 @@ def failed(model: Callable, args: tuple, kwargs: dict[str, Any], error: Exceptio
         f"{name} {_kind(leaf)}" for name, leaf in named_leaves(model, args, kwargs, _is_leaf)
     )
     return ModelError(
-        f"Model '{name_of(model)}': it failed with {_said(error)}. It was given {given or 'nothing'}"
-        f". Change these, or mend the model."
+        f"Model '{name_of(model)}': it failed with {_said(error)}. It was given "
+        f"{given or 'nothing'}. Change that, or mend the model."
     )
 
 
@@ -162,7 +165,7 @@ def _where(error: Exception) -> str:
     place, frame = "", error.__traceback__
     while frame is not None:
         path = pathlib.Path(frame.tb_frame.f_code.co_filename)
-        if not ({"site-packages", "<frozen"} & set(path.parts) or any(map(path.is_relative_to, OWN))):
+        if "site-packages" not in path.parts and not any(map(path.is_relative_to, OWN)):
             place = f" at {path.name}:{frame.tb_lineno}"
         frame = frame.tb_next
     return place

@@ -7,6 +7,10 @@ import numpy as np
 SCALARS = (bool, int, float, complex, str, bytes, type(None), np.generic)
 
 
+NO_ARRAY = ("len()", "unsized", "0-dim", "not iterable", "not subscriptable", "too many ind")
+"""What a model complains of that gets one number instead of many."""
+
+
 class Repair(NamedTuple):
     """A fact about an argument, what a user can do about it, and the value after that."""
 
@@ -75,7 +79,7 @@ def _of_table(name: str, table: Any, complaint: str) -> list[Repair]:
         remedy = f"Pass its column, `{name}[{names[0]!r}].to_numpy()`"
         found.append(Repair("it is a DataFrame of pandas", remedy, array, True))
     columns = {column: _from_pandas(table[column]) for column in table}
-    plain = {column: array if codes is None else codes for column, (array, codes) in columns.items()}
+    plain = {c: array if codes is None else codes for c, (array, codes) in columns.items()}
     kept = {column: array for column, (array, _) in columns.items()}
     remedy = f"Pass a dictionary of arrays, `{{c: {name}[c].to_numpy() for c in {name}}}`"
     found.append(Repair("it is a DataFrame of pandas", remedy, kept, True))
@@ -100,8 +104,7 @@ def _from_pandas(series: Any) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _of_number(name: str, value: Any, complaint: str) -> list[Repair]:
-    words = ("len()", "unsized", "0-dimensional", "not iterable", "not subscriptable", "too many ind")
-    if any(word in complaint for word in words):
+    if any(word in complaint for word in NO_ARRAY):
         remedy = f"Pass an array, `numpy.atleast_1d({name})`"
         return [Repair("it is a single number", remedy, np.atleast_1d(np.asarray(value)))]
     if isinstance(value, float | np.floating) and not np.isfinite(value):

@@ -6,6 +6,7 @@ from ppl_em.util.digest import Fingerprint, fingerprint
 from ppl_em.util.errors import (
     ModelError,
     brief,
+    brief_repr,
     check_call,
     check_choice,
     check_configuration,
@@ -20,10 +21,12 @@ from ppl_em.util.faulty_versions import warn_of_faulty_jaxlib
 from ppl_em.util.files import check_place, replace_file
 from ppl_em.util.keys import as_key, generator
 from ppl_em.util.options import (
+    Allowed,
     check_options,
     instance,
     mapping,
     number,
+    numbers,
     optimizer,
     optional,
     switch,
@@ -41,6 +44,7 @@ from ppl_em.util.static import Static, content_key
 from ppl_em.util.text import in_line, printable
 
 __all__ = [
+    "Allowed",
     "Fingerprint",
     "ModelError",
     "Static",
@@ -48,6 +52,7 @@ __all__ = [
     "alone",
     "as_key",
     "brief",
+    "brief_repr",
     "check_call",
     "check_choice",
     "check_configuration",
@@ -70,6 +75,7 @@ __all__ = [
     "mapping",
     "name_of",
     "number",
+    "numbers",
     "optimizer",
     "optional",
     "printable",

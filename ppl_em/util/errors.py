@@ -53,6 +53,11 @@ def check_known(option: str, names: Iterable[str], valid: Iterable[str], what: s
     """
     known = sorted(valid)
     for name in names:
+        if not isinstance(name, str):
+            raise ModelError(
+                f"Option `{option}`: found {brief_repr(name)} among the names of sites. Valid "
+                f"names: {', '.join(known) or 'none'}."
+            )
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean '{close[0]}'? " if close else ""
@@ -127,6 +132,11 @@ def check_call(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
         signature = inspect.signature(model)
     except (TypeError, ValueError):
         return
+    if inspect.isgeneratorfunction(model) or inspect.iscoroutinefunction(model):
+        raise ModelError(
+            f"Model '{name_of(model)}': it has `yield` or `async` in it, so that calling it runs "
+            f"nothing. Write it as a plain function."
+        )
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
@@ -138,5 +148,7 @@ def check_call(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
 
 def brief(value: Any) -> str:
     """A value in a few characters, for messages."""
-    text = np.array2string(np.asarray(jax.tree.leaves(value)[0]), precision=4, threshold=6)
-    return " ".join(text.split())
+    array = np.asarray(jax.tree.leaves(value)[0])
+    if array.ndim == 0 and array.dtype.kind == "f":
+        return f"{array:.4g}"
+    return " ".join(np.array2string(array, precision=4, threshold=6).split())

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ppl_em.util.errors import ModelError, brief_repr
 
 
@@ -67,6 +69,19 @@ def number(low: float = 0.0, below: float = math.inf, *, above: bool = False) ->
     start = f"above {low:g}" if above else f"{low:g} or more"
     end = "" if below == math.inf else f" and below {below:g}"
     return Allowed(f"a finite number, {start}{end}", holds)
+
+
+def numbers() -> Allowed:
+    """A real number or an array of such, none of them NaN."""
+
+    def holds(value: Any) -> bool:
+        try:
+            array = np.asarray(value)
+            return array.dtype.kind in "fiu" and not bool(np.any(np.isnan(array)))
+        except (TypeError, ValueError):
+            return False
+
+    return Allowed("a number or an array of numbers, none of them NaN", holds)
 
 
 def switch() -> Allowed:
