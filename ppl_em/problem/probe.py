@@ -161,9 +161,13 @@ def _not_finite(problem: Problem, values: Params, u: jax.Array) -> ModelError:
     gaps = _gaps(problem, problem.unconstrain(values), u)
     if gaps is not None:
         return gaps
-    with warnings.catch_warnings(), validation_enabled(False):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NumPyro's own words for the error below
-        found = impossible(problem, params, latents)
+        try:
+            found = impossible(problem, params, latents)
+        except ValueError:  # a law whose own parameters are not valid
+            with validation_enabled(False):
+                found = impossible(problem, params, latents)
     if found:
         remedy = "Check that the data lie in its support, or start elsewhere with `init_params`"
         return site_error(found[0], found[1], remedy)
