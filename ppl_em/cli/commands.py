@@ -19,6 +19,7 @@ import numpyro
 from ppl_em import e_step, m_step
 from ppl_em.algorithms import ACCELERATORS, METHODS
 from ppl_em.cli import catalog
+from ppl_em.cli.columns import read_csv
 from ppl_em.cli.output import check_places, own_words_aside, save_figure
 from ppl_em.cli.report import as_json, comparison_as_json, plain, report
 from ppl_em.compare import (
@@ -152,7 +153,7 @@ def _key(options: argparse.Namespace) -> jax.Array:
 
 def _prepare(options: argparse.Namespace, entry: catalog.Entry) -> tuple[EM, dict[str, Any]]:
     """The model with its options, and `run`'s keyword arguments, the data among them."""
-    data = catalog.read_csv(options.data, entry.model) if options.data else entry.load()
+    data = read_csv(options.data, entry.model) if options.data else entry.load()
     em = EM(
         entry.model,
         m_step=options.m_step,

@@ -21,6 +21,7 @@ from ppl_em.problem.minibatches import check_batches, draw_rows
 from ppl_em.problem.problem import Latents, Problem
 from ppl_em.problem.sites import LatentSite, site_dims
 from ppl_em.problem.subsampling import AllRows, Indices, Rows
+from ppl_em.problem.trace import accepts
 
 __all__ = [
     "WIDE",
@@ -30,6 +31,7 @@ __all__ = [
     "Latents",
     "Problem",
     "Rows",
+    "accepts",
     "all_conditions",
     "barrier_weights",
     "bounds",

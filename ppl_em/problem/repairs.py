@@ -144,7 +144,8 @@ def _of_array(name: str, array: np.ndarray, complaint: str) -> list[Repair]:
 
 def _of_texts(name: str, array: np.ndarray) -> Repair:
     entries = [str(v) for v in array.ravel().tolist()]
-    place, word = next((i, w) for i, w in enumerate(entries) if not _is_number(w))
+    words = ((i, w) for i, w in enumerate(entries) if not _is_number(w))
+    place, word = next(words, (0, entries[0] if entries else ""))
     codes = np.unique(np.asarray(entries), return_inverse=True)[1].reshape(array.shape)
     where = f" at position {place}" if place else " the first"
     return Repair(
@@ -192,7 +193,9 @@ def without_gaps(array: np.ndarray) -> Repair:
 def _as_numbers(array: np.ndarray) -> np.ndarray | None:
     """The numbers that objects or texts stand for; None if some do not."""
     try:
-        return np.asarray(np.where(array == np.array(None), np.nan, array), float)
+        return np.array([np.nan if v is None else v for v in array.ravel()], float).reshape(
+            array.shape
+        )
     except (ValueError, TypeError):
         return None
 

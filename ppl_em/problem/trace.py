@@ -7,12 +7,24 @@ import jax
 from numpyro import handlers
 from numpyro.distributions.distribution import validation_enabled
 
-from ppl_em.params import Params
+from ppl_em.params import Params, check_numbers
 from ppl_em.problem.checks import Trace
 from ppl_em.problem.faults import failed, guilty, unusable
 from ppl_em.problem.initial_values import init_near_mean
 from ppl_em.problem.subsampling import AllRows, Plate, check_rows, whole_error
 from ppl_em.util import ModelError
+
+
+def accepts(model: Callable, kwargs: dict) -> bool:
+    """Whether a model runs on arguments, and observes numbers."""
+    program = handlers.seed(handlers.substitute(model, substitute_fn=init_near_mean(())), 0)
+    with contextlib.suppress(Exception), validation_enabled(False):
+        trace = handlers.trace(program).get_trace(**kwargs)
+        for name, site in trace.items():
+            if site["type"] == "sample" and site["is_observed"]:
+                check_numbers(name, "its `obs`", site["value"])
+        return True
+    return False
 
 
 def run_model(
