@@ -20,7 +20,7 @@ from ppl_em import e_step, m_step
 from ppl_em.algorithms import ACCELERATORS, METHODS
 from ppl_em.cli import catalog
 from ppl_em.cli.columns import read_csv
-from ppl_em.cli.output import check_places, own_words_aside, save_figure
+from ppl_em.cli.output import check_places, no_quiet_exit, own_words_aside, save_figure
 from ppl_em.cli.report import as_json, comparison_as_json, plain, report
 from ppl_em.compare import (
     ALGORITHMS,
@@ -32,7 +32,7 @@ from ppl_em.compare import (
 from ppl_em.direct import Direct, directly
 from ppl_em.em import EM
 from ppl_em.result import plot_fit, write_tree
-from ppl_em.util import ModelError, printable
+from ppl_em.util import ModelError, alone, printable
 
 OK, NOT_CONVERGED, UNUSABLE = 0, 1, 2
 
@@ -49,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     _configure_jax()
     options.answer = None
     try:
-        with own_words_aside(options):
+        # One command at a time has the standard output of the process.
+        with alone(), own_words_aside(options), no_quiet_exit():
             status = options.run(options)
         sys.stdout.flush()
         return status
