@@ -13,7 +13,6 @@ import jax
 
 from ppl_em.util import ModelError, check_place, replace_file
 
-
 UNFINISHED = 2
 """Exit status where users' code ended the process; that of unusable input."""
 

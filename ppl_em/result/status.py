@@ -29,7 +29,7 @@ class Status(Enum):
     )
     DECREASED = (
         "Stopped: a step lowered the objective beyond rounding. The last good parameters are "
-        "returned; try another E-step, or float64 (`numpyro.enable_x64()`)."
+        "returned; try another E-step."
     )
     NON_FINITE = (
         "Stopped: a step gave a value that is not finite. The last good parameters are returned; "
@@ -37,8 +37,7 @@ class Status(Enum):
     )
     STALLED = (
         "Stopped short of a maximum: no step raises the objective, although its gradient promises "
-        "a gain. Try another `m_step`, float64 (`numpyro.enable_x64()`), or another start with "
-        "`init_params`."
+        "a gain. Try another `m_step`, or another start with `init_params`."
     )
     SADDLE = (
         "Stopped at a saddle point: the log-likelihood rises in the direction that "
