@@ -21,7 +21,7 @@ from ppl_em.problem.minibatches import check_batches, draw_rows
 from ppl_em.problem.problem import Latents, Problem
 from ppl_em.problem.sites import LatentSite, site_dims
 from ppl_em.problem.subsampling import AllRows, Indices, Rows
-from ppl_em.problem.trace import accepts
+from ppl_em.problem.trace import accepts, refused
 
 __all__ = [
     "WIDE",
@@ -51,6 +51,7 @@ __all__ = [
     "nearest_feasible",
     "needs",
     "on_request",
+    "refused",
     "restrict",
     "site_dims",
     "violated",

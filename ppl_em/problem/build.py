@@ -3,13 +3,14 @@
 import contextlib
 import dataclasses
 import logging
+import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import biject_to, constraints
+from numpyro.distributions import ImproperUniform, biject_to, constraints
 
 from ppl_em.params import (
     Params,
@@ -97,12 +98,14 @@ def build_problem(
     init_params = check_mapping("init_params", init_params)
     check_call(model, args, kwargs)
     check_masked_arrays(model, args, kwargs)
+    before = _random_states()
     trace = None
     plates: dict[str, Plate] = {}  # sub-sampled ones, which are made whole
     if not (map_sites or fixed or init_params):
         with contextlib.suppress(ModelError):  # it comes again, after checks that may say more
             trace = run_model(model, rng_key, args, kwargs, {}, validate=True, found=plates)
     raw = trace or run_model(model, rng_key, args, kwargs, {}, found=plates)
+    draws = _random_states() != before
     model = Whole(model, tuple(plates.values())) if plates else model
     check_model(raw, model)
     fixed, init_params = check_options(raw, map_sites, fixed, narrower, init_params)
@@ -137,6 +140,11 @@ def build_problem(
     u = jax.device_put(np.concatenate(parts)) if parts else jnp.zeros((0,))
     with explained(model, args, kwargs, lambda a, k: _with_arguments(spec, a, k, fixed, u)):
         problem = _with_arguments(spec, args, kwargs, fixed, u)
+        if draws and program_of(problem) != problem.spec.program:
+            raise ModelError(
+                f"Model '{name_of(model)}': it draws from `numpy.random` or `random`, so that its "
+                f"density is another in each run. Draw outside, and pass the numbers as arguments."
+            )
         return _looked_at(rng_key, problem, values, trace), {**values, **fixed}
 
 
@@ -146,9 +154,33 @@ def _looked_at(rng_key: jax.Array, problem: Problem, values: Params, trace: Trac
     if any("_scan_current_index" in site["infer"] for site in trace.values() if "infer" in site):
         problem = _side_by_side(problem, values)
     problem = probe(rng_key, problem, values)
+    _check_proper(problem, trace)
     check_masks(problem, values, trace)
     check_scales(problem, values, trace)
     return problem
+
+
+def _random_states() -> tuple[Any, ...]:
+    """Of the generators that Python and NumPy have one of for all."""
+    _, keys, *rest = np.random.get_state(legacy=True)
+    return random.getstate(), np.asarray(keys).tobytes(), rest
+
+
+def _check_proper(problem: Problem, trace: Trace) -> None:
+    """Raise if a latent that nothing depends on has no prior that integrates to one."""
+    if problem.spec.idle is None:
+        return
+    idle = problem.unravel(jnp.asarray(problem.spec.idle.value))
+    for name, flags in idle.items():
+        law = trace[name]["fn"]
+        while not isinstance(law, ImproperUniform) and hasattr(law, "base_dist"):
+            law = law.base_dist
+        if isinstance(law, ImproperUniform) and bool(jnp.any(flags)):
+            raise site_error(
+                name,
+                "no data depend on it and its prior is improper, so that its integral is infinite",
+                "Remove the site, or give it a proper prior",
+            )
 
 
 def _parameters(

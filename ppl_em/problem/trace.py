@@ -27,6 +27,18 @@ def accepts(model: Callable, kwargs: dict) -> bool:
     return False
 
 
+def refused(model: Callable, args: tuple, kwargs: dict, values: Params) -> str:
+    """What a distribution of the model says of values that it does not accept; empty if nothing."""
+    program = handlers.substitute(model, substitute_fn=init_near_mean(()))
+    program = handlers.seed(handlers.substitute(program, data=values), 0)
+    try:
+        with validation_enabled(True):
+            handlers.trace(program).get_trace(*args, **kwargs)
+    except ValueError as error:
+        return str(error).rstrip(".") if "got invalid" in str(error) else ""
+    return ""
+
+
 def run_model(
     model: Callable,
     rng_key: jax.Array,

@@ -63,6 +63,10 @@ class Status(Enum):
         "`result.degeneracy` details. Keep scales away from 0 with `constraints`, a prior on them "
         "(`map_sites`) or a penalty (`numpyro.factor`), or try other starts with `num_restarts`."
     )
+    OUTSIDE = (
+        "Stopped outside of what the model's distributions accept, which `result.degeneracy` "
+        "details. Declare the constraint in `numpyro.param`, or pass it with `constraints`."
+    )
     INTERRUPTED = "Interrupted by the user. The last good parameters are returned."
 
 
