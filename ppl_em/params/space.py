@@ -117,16 +117,15 @@ def is_inside(value: Any, constraint: constraints.Constraint) -> bool:
 
 def check_numbers(name: str, what: str, value: Any) -> None:
     """Raise if what was given for a site is not real numbers."""
+    words = {"c": "complex numbers", "U": "text", "S": "text", "M": "dates", "m": "time spans"}
     for leaf in jax.tree.leaves(value):
-        dtype = getattr(leaf, "dtype", None)
-        kind = "f" if isinstance(leaf, jax.Array) else np.asarray(leaf).dtype.kind
-        kind = "c" if dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating) else kind
+        if isinstance(leaf, jax.Array):
+            kind = "c" if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else "f"
+        else:
+            kind = np.asarray(leaf).dtype.kind
         if kind not in "fiub":
-            found = {"c": "complex numbers", "U": "text", "S": "text", "M": "dates"}.get(kind)
-            found = found or f"a {type(leaf).__name__}"
-            raise site_error(
-                name, f"{what} is or holds {found}, {brief_repr(leaf)}", "Pass real numbers"
-            )
+            found = f"{what} is or holds {words.get(kind, 'objects')}, {brief_repr(leaf)}"
+            raise site_error(name, found, "Pass real numbers")
 
 
 def check_value(name: str, option: str, value: Any, prototype: Any) -> Any:

@@ -223,6 +223,9 @@ def check_observations(trace: Trace) -> None:
         name = site["name"]
         if site["value"] is None:
             continue
+        if isinstance(site["value"], dict | set):
+            kind = type(site["value"]).__name__
+            raise site_error(name, f"its `obs` is a {kind}", "Pass an array")
         check_numbers(name, "its `obs`", site["value"])
         _check_outcome_shape(site)
         missing = np.isnan(np.asarray(site["value"], dtype=float))
