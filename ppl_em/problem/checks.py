@@ -52,7 +52,7 @@ def check_model(trace: Trace, model: Callable) -> None:
                 f"Pass a text."
             )
         if site["type"] == "param":
-            _check_param(name, site)
+            check_param(name, site)
         if site["type"] == "mutable":
             raise site_error(
                 name,
@@ -83,7 +83,7 @@ def check_model(trace: Trace, model: Callable) -> None:
         )
 
 
-def _check_param(name: str, site: Site) -> None:
+def check_param(name: str, site: Site) -> None:
     """Raise if a parameter has no initial value, or a constraint that cannot be kept."""
     leaves = jax.tree.leaves(site["value"])
     if not leaves and site["value"] is None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ppl_em.params import ParamSpace, as_value, check_start, make_site
 from ppl_em.problem.arguments import named_leaves
-from ppl_em.problem.checks import Trace, param_constraint
+from ppl_em.problem.checks import Trace, check_param, param_constraint
 from ppl_em.problem.repairs import Repair, is_frame, is_listed, repairs
 from ppl_em.util import ModelError, name_of
 
@@ -128,6 +128,12 @@ def unusable(model: Callable, so_far: Trace, error: Exception) -> ModelError | N
     """
     if "unique names" in str(error):
         return ModelError(f"Model '{name_of(model)}': {error}. Rename one of the two sites.")
+    try:
+        for name, site in so_far.items():
+            if site["type"] == "param":
+                check_param(name, site)
+    except ModelError as reason:
+        return reason
     if "got invalid" not in str(error):
         return None
     values = {k: as_value(s["value"]) for k, s in so_far.items() if s["type"] == "param"}

@@ -56,6 +56,20 @@ def _check_sites(problem: Problem, tracer: handlers.trace) -> None:
             raise _unsteady(name)
 
 
+def _check_plates(site: dict[str, Any]) -> None:
+    """Raise if a value of the first run is not of the size of the site's plates in this one."""
+    shape = jnp.shape(site["value"])
+    own = shape[: len(shape) - site["fn"].event_dim]
+    for frame in site["cond_indep_stack"]:
+        if frame.dim is not None and -frame.dim <= len(own) and own[frame.dim] != frame.size:
+            raise site_error(
+                site["name"],
+                f"its plate '{frame.name}' has {own[frame.dim]} elements in one run of the model, "
+                f"and {frame.size} in another",
+                "Give the plate the same size in each run",
+            )
+
+
 def _unsteady(name: str) -> ModelError:
     return site_error(
         name,
@@ -130,6 +144,8 @@ def _evaluated(
     gone = {*(site.name for site in problem.spec.latents), *problem.spec.observed} - {*sites}
     if gone:
         raise _unsteady(min(gone))
+    for latent in problem.spec.latents:
+        _check_plates(sites[latent.name])
     notes += [_words(site) for site in sites.values()]
     total = sum((jnp.sum(term) for term in terms.values()), start=jnp.zeros(()))
     named = [site["value"] for site in sites.values() if site["type"] == "deterministic"]

@@ -12,8 +12,10 @@ import pytest
 import xarray
 from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
-from refusals import fit, refused
+from refusals import KEY, fit, refused
 from scipy import sparse
+
+from ppl_em.problem import build_problem
 
 RNG = np.random.default_rng(0)
 N = 12
@@ -298,6 +300,7 @@ ALLOWED = {
 }
 
 
+@pytest.mark.slow
 def test_what_is_no_mistake():
     expected = fit(effects, GROUP, X, Y).log_likelihood.value
     for args in ALLOWED.values():
@@ -306,10 +309,10 @@ def test_what_is_no_mistake():
 
 def test_some_negative_ids_are_mentioned(caplog):
     with caplog.at_level(logging.WARNING, "ppl_em"):
-        fit(effects, GROUP - 4, X, Y)
+        build_problem(KEY, effects, (GROUP - 4, X, Y), {})
     assert not caplog.records
     with caplog.at_level(logging.WARNING, "ppl_em"):
-        fit(effects, np.where(GROUP == 2, -1, GROUP), X, Y)
+        build_problem(KEY, effects, (np.where(GROUP == 2, -1, GROUP), X, Y), {})
     (record,) = caplog.records
     assert (
         "Argument 'group': it has negative ids, -1 the first at position 6" in record.getMessage()
