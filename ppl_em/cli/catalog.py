@@ -4,12 +4,12 @@ import functools
 import importlib.util
 import inspect
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from ppl_em.util import ModelError
+from ppl_em.util import ModelError, brief_repr
 
 DEFAULT = "model"
 """The function of a file that stands for the file."""
@@ -34,7 +34,16 @@ class Entry:
                 f"Model '{self.name}': its file has no `load()`, so there are no data. Pass "
                 f"`--data FILE.csv`."
             )
-        return self.module.load()
+        try:
+            data = self.module.load()
+        except (Exception, SystemExit) as error:
+            raise ModelError(f"Model '{self.name}': its `load()` failed with {error!r}.") from error
+        if not isinstance(data, Mapping) or not all(isinstance(name, str) for name in data):
+            raise ModelError(
+                f"Model '{self.name}': its `load()` returned {brief_repr(data)}. It has to return "
+                f"a dictionary, argument of the model to value."
+            )
+        return dict(data)
 
     @property
     def reference(self) -> dict[str, Any] | None:

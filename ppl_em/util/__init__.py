@@ -5,6 +5,7 @@ from ppl_em.util.dependence import Step, find_steps, sources
 from ppl_em.util.digest import Fingerprint, fingerprint
 from ppl_em.util.errors import (
     ModelError,
+    as_list,
     brief,
     brief_repr,
     check_call,
@@ -51,6 +52,7 @@ __all__ = [
     "Step",
     "alone",
     "as_key",
+    "as_list",
     "brief",
     "brief_repr",
     "check_call",

@@ -88,6 +88,13 @@ def check_mapping(option: str, value: Any) -> dict[str, Any]:
     return dict(value or {})
 
 
+def as_list(option: str, values: Any) -> list[Any]:
+    """The values of an option that takes several, or raise if it is one text or no list."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ModelError(f"Option `{option}`: found {brief_repr(values)}. Pass a list.")
+    return list(values)
+
+
 def check_configuration(option: str, value: Any, valid: Iterable[str]) -> None:
     """Raise if `value` is not a configuration object: a class instead of an instance, say."""
     if isinstance(value, type) or not hasattr(value, "resolve"):
