@@ -23,6 +23,7 @@ from ppl_em.util.files import check_place, replace_file
 from ppl_em.util.keys import as_key, generator
 from ppl_em.util.options import (
     Allowed,
+    check_option,
     check_options,
     instance,
     mapping,
@@ -60,6 +61,7 @@ __all__ = [
     "check_configuration",
     "check_known",
     "check_mapping",
+    "check_option",
     "check_option_names",
     "check_options",
     "check_place",

@@ -42,10 +42,14 @@ def check_options(of: Any, name: str = "", /, **options: Allowed) -> None:
     ppl_em.util.errors.ModelError: Option `NUTS(num_chains=...)`: found 0. Pass a whole number, ...
     """
     for option, allowed in options.items():
-        value = getattr(of, option)
-        if not allowed.holds(value):
-            where = f"{name}({option}=...)" if name else option
-            raise ModelError(f"Option `{where}`: found {brief_repr(value)}. Pass {allowed.words}.")
+        where = f"{name}({option}=...)" if name else option
+        check_option(where, getattr(of, option), allowed)
+
+
+def check_option(option: str, value: Any, allowed: Allowed) -> None:
+    """Raise if the `value` of an option is not as allowed."""
+    if not allowed.holds(value):
+        raise ModelError(f"Option `{option}`: found {brief_repr(value)}. Pass {allowed.words}.")
 
 
 def whole(low: int = 1, high: int | None = None) -> Allowed:

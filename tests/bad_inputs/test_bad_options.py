@@ -17,7 +17,7 @@ from groups import Y, groups
 from numpyro.distributions import constraints
 from refusals import KEY, fit, refused
 
-from ppl_em import EM, Constraint, Direct
+from ppl_em import EM, Constraint, Direct, compare_algorithms, compare_e_steps, load
 
 POSITIVE = constraints.positive
 NAN, INF = float("nan"), float("inf")
@@ -249,6 +249,81 @@ KEYS = {
 def test_bad_keys(case, of):
     words = r"Argument `rng_key`: found .*(comes first: `run\(jax\.random\.key|Pass one)"
     refused(lambda: of(groups).run(KEYS[case], Y, progress_bar=False), words)
+
+
+COMPARISONS = {
+    "e-steps as a text": (r"`e_steps`: found 'exact'", compare_e_steps, ("exact", KEY, Y), {}),
+    "e-steps as a number": (r"`e_steps`: found 3", compare_e_steps, (3, KEY, Y), {}),
+    "e-steps of none": (r"`e_step`: found None", compare_e_steps, ([None], KEY, Y), {}),
+    "e-steps without key": (r"`rng_key`", compare_e_steps, (["exact"], Y), {}),
+    "algorithms as a text": (r"`algorithms`: found 'em'", compare_algorithms, ("em", KEY, Y), {}),
+    "no algorithms": (r"`algorithms`: found none", compare_algorithms, ([], KEY, Y), {}),
+    "algorithms of none": (r"`algorithms`: found None", compare_algorithms, ([None], KEY, Y), {}),
+    "algorithms without key": (r"`rng_key`", compare_algorithms, (["em"], Y), {}),
+    "tolerance": (r"`tol`: found -1", compare_algorithms, (["em"], KEY, Y), {"tol": -1}),
+    "tolerance nan": (r"`tol`: found nan", compare_algorithms, (["em"], KEY, Y), {"tol": NAN}),
+    "tolerance text": (r"`tol`: found 'a'", compare_algorithms, (["em"], KEY, Y), {"tol": "a"}),
+}
+
+
+@pytest.mark.parametrize("case", COMPARISONS)
+def test_bad_comparisons(case):
+    words, compared, args, options = COMPARISONS[case]
+    refused(lambda: compared(groups, *args, **options), words)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    """A fit, and the same from a file."""
+    path = tmp_path_factory.mktemp("fits") / "fit.nc"
+    found = fit(groups, Y)
+    found.save(path)
+    return found, load(path)
+
+
+RESULTS = {
+    **{
+        f"level {level}": (r"Option `level`", lambda r, level=level: r.table(level))
+        for level in (0, 1, 2, -1, 95, NAN, INF, "a", None, True, [0.5])
+    },
+    "level of a summary": (r"Option `level`: found 95", lambda r: r.summary(95)),
+    **{
+        f"draws {count}": (
+            r"Option `num_samples`",
+            lambda r, count=count: r.posterior.sample(KEY, count),
+        )
+        for count in (0, -1, 1.5, NAN, "a", None, True)
+    },
+    "key of draws": (r"Argument `rng_key`: found int", lambda r: r.posterior.sample(3, 4)),
+    "key of draws forgotten": (r"Option `num_samples`", lambda r: r.posterior.sample(4, KEY)),
+    "save nowhere": (r"`path`: 'None' cannot be written", lambda r: r.save(None)),
+    "save in a folder": (r"`path`: '/' cannot be written", lambda r: r.save("/")),
+    "save in no folder": (r"`path`: .*No such file", lambda r: r.save("/no/such/folder/fit.nc")),
+    "save in a number": (r"`path`: '3.5' cannot be written", lambda r: r.save(3.5)),
+    "save in zeros": (r"`path`: .*null", lambda r: r.save("a\0b")),
+}
+
+
+@pytest.mark.parametrize("case", RESULTS)
+def test_bad_requests(case, result):
+    words, asked = RESULTS[case]
+    for one in result:
+        refused(lambda one=one: asked(one), words)
+
+
+AUDITS = {
+    "key": (r"`rng_key`: found int", lambda r: r.audit(3)),
+    "data": (r"`rng_key`: found float64", lambda r: r.audit(Y)),
+    "flag": (r"`e_step`: found 'magic'", lambda r: r.audit(KEY, "magic")),
+    "none": (r"`e_step`: found None", lambda r: r.audit(KEY, None)),
+    "weaker": (r"'laplace' is no stronger", lambda r: r.audit(KEY, "laplace")),
+}
+
+
+@pytest.mark.parametrize("case", AUDITS)
+def test_bad_audits(case, result):
+    words, asked = AUDITS[case]
+    refused(lambda: asked(result[0]), words)
 
 
 @pytest.mark.parametrize("of", [EM, Direct])
