@@ -18,7 +18,15 @@ from ppl_em.fit import all_starts, judged, on_all_rows, run_restarts, split_star
 from ppl_em.fit.make_result import make_result
 from ppl_em.m_step import MStep
 from ppl_em.params import Params, split_option
-from ppl_em.problem import Problem, brought_inside, build_problem, look, needs, restrict
+from ppl_em.problem import (
+    Problem,
+    brought_inside,
+    build_problem,
+    explained,
+    look,
+    needs,
+    restrict,
+)
 from ppl_em.result import EMResult
 from ppl_em.util import (
     ModelError,
@@ -185,7 +193,7 @@ class EM:
             If the model, its arguments or the options cannot be used; one line says why.
         """
         plan = Plan(self.acceleration, self.finish)
-        with alone():
+        with alone(), explained(self.model, args, kwargs):
             return run_plan(self, plan, rng_key, args, kwargs, init_params, progress_bar)
 
 
@@ -200,7 +208,7 @@ def run_plan(
 ) -> EMResult:
     """Fit `em.model` to the data in `args` and `kwargs`, the way that `plan` says."""
     check_option_names(em.model, RUN_OPTIONS)
-    if not isinstance(progress_bar, int):
+    if not isinstance(progress_bar, int | np.bool_):
         raise ModelError(
             f"Option `progress_bar`: found {brief_repr(progress_bar)}. Pass True or False."
         )

@@ -4,6 +4,7 @@ from ppl_em.problem.barrier import barrier_weights, firm, has_barrier
 from ppl_em.problem.build import build_problem
 from ppl_em.problem.checks import is_factor
 from ppl_em.problem.derivatives import WIDE, density_and_gradients, look
+from ppl_em.problem.faults import explained
 from ppl_em.problem.feasibility import (
     all_conditions,
     bounds,
@@ -43,6 +44,7 @@ __all__ = [
     "curvature",
     "density_and_gradients",
     "draw_rows",
+    "explained",
     "firm",
     "has_barrier",
     "is_factor",

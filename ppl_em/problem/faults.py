@@ -39,14 +39,16 @@ class _Suspect(NamedTuple):
 
 
 @contextlib.contextmanager
-def explained(model: Callable, args: tuple, kwargs: dict[str, Any], again: Again) -> Iterator[None]:
-    """Put errors of a model into one line, whatever they are."""
+def explained(
+    model: Callable, args: tuple, kwargs: dict[str, Any], again: Again | None = None
+) -> Iterator[None]:
+    """Put errors of a model into one line, whatever they are; `again` helps to find the cause."""
     try:
         yield
     except ModelError:
         raise
     except Exception as error:
-        found = guilty(model, args, kwargs, error, again)
+        found = None if again is None else guilty(model, args, kwargs, error, again)
         raise (found or failed(model, args, kwargs, error)) from error
 
 

@@ -1,5 +1,6 @@
 """Bad models: what they raise, leave out or change by themselves comes back as one line."""
 
+import itertools
 import logging
 import math
 import random
@@ -389,6 +390,17 @@ def test_errors_of_the_model(error, when):
     words = rf"Model 'model': it failed with {kind}: .?my own words.* at test_bad_models\.py:\d+"
     text = refused(lambda: fit(model, Y), words)
     assert "y float64 (4,)" in text and "\x1b" not in text
+
+
+def test_an_error_when_a_program_of_the_fit_is_traced():
+    runs = itertools.count()
+
+    def model(y):
+        value = numpyro.param("of this test alone", 0.5)
+        observed(value + numpyro.sample("z", NORMAL) if next(runs) < 3 else {}["missing"])
+
+    refused(lambda: fit(model, Y), r"'model': it failed with KeyError.* at test_bad_models\.py:")
+    assert next(runs) == 4
 
 
 @pytest.mark.parametrize("error", [AssertionError(), Exception(), KeyError()], ids=repr)
