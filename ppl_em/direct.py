@@ -10,6 +10,7 @@ from ppl_em.algorithms import METHODS, Plan, Stopping
 from ppl_em.e_step import EStep
 from ppl_em.em import EM, run_plan
 from ppl_em.params import Params
+from ppl_em.problem import explained
 from ppl_em.result import EMResult
 from ppl_em.util import alone, check_choice
 
@@ -86,7 +87,7 @@ class Direct:
             If the model, its arguments or the options cannot be used; one line says why.
         """
         plan = Plan(direct=True, method=self.method)
-        with alone():
+        with alone(), explained(self.model, args, kwargs):
             return run_plan(self._em(), plan, rng_key, args, kwargs, init_params, progress_bar)
 
 

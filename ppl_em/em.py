@@ -26,12 +26,21 @@ from ppl_em.fit import (
 from ppl_em.fit.make_result import make_result
 from ppl_em.m_step import MStep
 from ppl_em.params import Params, split_option
-from ppl_em.problem import Problem, brought_inside, build_problem, look, needs, restrict
+from ppl_em.problem import (
+    Problem,
+    brought_inside,
+    build_problem,
+    explained,
+    look,
+    needs,
+    restrict,
+)
 from ppl_em.result import EMResult
 from ppl_em.util import (
     ModelError,
     alone,
     as_key,
+    brief_repr,
     check_choice,
     check_option_names,
     check_options,
@@ -148,7 +157,7 @@ class EM:
         if not callable(self.model):
             raise ModelError(
                 f"Option `model`: found {type(self.model).__name__}. Pass a NumPyro model, a "
-                f"callable."
+                f"callable: `EM(model).run(key, *args)`, not `EM(model(*args))`."
             )
         if isinstance(self.map_sites, str):
             raise ModelError(
@@ -192,7 +201,7 @@ class EM:
             If the model, its arguments or the options cannot be used; one line says why.
         """
         plan = Plan(self.acceleration, self.finish)
-        with alone():
+        with alone(), explained(self.model, args, kwargs):
             return run_plan(self, plan, rng_key, args, kwargs, init_params, progress_bar)
 
 
@@ -207,6 +216,10 @@ def run_plan(
 ) -> EMResult:
     """Fit `em.model` to the data in `args` and `kwargs`, the way that `plan` says."""
     check_option_names(em.model, RUN_OPTIONS)
+    if not isinstance(progress_bar, int | np.bool_):
+        raise ModelError(
+            f"Option `progress_bar`: found {brief_repr(progress_bar)}. Pass True or False."
+        )
     warn_of_faulty_jaxlib(stacklevel=3)
     begin = time.monotonic()
     narrower, functional = split_option(em.constraints)

@@ -3,19 +3,13 @@
 import functools
 import importlib.util
 import inspect
-import logging
 import pathlib
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
-from ppl_em.util import ModelError
-
-logger = logging.getLogger("ppl_em")
+from ppl_em.util import ModelError, brief_repr
 
 DEFAULT = "model"
 """The function of a file that stands for the file."""
@@ -40,7 +34,16 @@ class Entry:
                 f"Model '{self.name}': its file has no `load()`, so there are no data. Pass "
                 f"`--data FILE.csv`."
             )
-        return self.module.load()
+        try:
+            data = self.module.load()
+        except (Exception, SystemExit) as error:
+            raise ModelError(f"Model '{self.name}': its `load()` failed with {error!r}.") from error
+        if not isinstance(data, Mapping) or not all(isinstance(name, str) for name in data):
+            raise ModelError(
+                f"Model '{self.name}': its `load()` returned {brief_repr(data)}. It has to return "
+                f"a dictionary, argument of the model to value."
+            )
+        return dict(data)
 
     @property
     def reference(self) -> dict[str, Any] | None:
@@ -111,64 +114,6 @@ def _entry(name: str, module: ModuleType, function: str) -> Entry:
             f"`{name.partition(':')[0]}:function`."
         )
     return Entry(name, model, module, function)
-
-
-def read_csv(path: str, model: Callable) -> dict[str, np.ndarray]:
-    """Read the columns of a CSV file that the model has arguments for.
-
-    An argument may stand for a column whose name is not one in Python: `Solar_R` for `Solar.R`.
-    A model with a `**` argument gets every column. Columns left over are named in the log.
-
-    Raises
-    ------
-    ModelError
-        If the file cannot be read, or an argument without default has no column.
-    """
-    import pandas
-
-    try:
-        frame = pandas.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"File '{path}': cannot be read as CSV ({error}).") from None
-    arguments = inspect.signature(model).parameters
-    takes_all = any(a.kind is a.VAR_KEYWORD for a in arguments.values())
-    called = {c: _argument(str(c), arguments) for c in frame}
-    used = {c: name for c, name in called.items() if takes_all or name in arguments}
-    columns = {name: _column(frame[c]) for c, name in used.items()}
-    missing = [
-        name
-        for name, a in arguments.items()
-        if a.default is a.empty
-        and a.kind not in (a.VAR_KEYWORD, a.VAR_POSITIONAL)
-        and name not in columns
-    ]
-    if missing:
-        raise ModelError(
-            f"File '{path}': no column for the model argument '{missing[0]}'. It has: "
-            f"{', '.join(map(str, frame.columns))}."
-        )
-    if not columns:
-        raise ModelError(
-            f"File '{path}': none of its columns ({', '.join(map(str, frame.columns))}) is an "
-            f"argument of the model ({', '.join(arguments)})."
-        )
-    ignored = [str(c) for c in frame if c not in used]
-    if ignored:
-        logger.warning(
-            "File '%s': ignored, as the model has no such argument: %s", path, ", ".join(ignored)
-        )
-    return columns
-
-
-def _argument(column: str, arguments: Mapping[str, Any]) -> str:
-    """Name of the argument that takes a column: its own, or that with `_` for other signs."""
-    plain = re.sub(r"\W", "_", column)
-    return plain if column not in arguments and plain in arguments else column
-
-
-def _column(series: Any) -> np.ndarray:
-    values = series.to_numpy()
-    return values if values.dtype.kind in "fiub" else np.array([str(v) for v in values])
 
 
 def _load(path: pathlib.Path) -> ModuleType:

@@ -18,7 +18,8 @@ import numpyro
 from ppl_em import e_step, m_step
 from ppl_em.algorithms import ACCELERATORS, METHODS
 from ppl_em.cli import catalog
-from ppl_em.cli.output import check_places, own_words_aside, save_figure
+from ppl_em.cli.columns import read_csv
+from ppl_em.cli.output import check_places, no_quiet_exit, own_words_aside, save_figure
 from ppl_em.cli.report import as_json, comparison_as_json, plain, report
 from ppl_em.compare import (
     ALGORITHMS,
@@ -30,7 +31,7 @@ from ppl_em.compare import (
 from ppl_em.direct import Direct, directly
 from ppl_em.em import EM
 from ppl_em.result import plot_fit, write_tree
-from ppl_em.util import ModelError, enable_cache, printable
+from ppl_em.util import ModelError, alone, enable_cache, printable
 
 logger = logging.getLogger("ppl_em")
 
@@ -49,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     _configure_jax()
     options.answer = None
     try:
-        with own_words_aside(options):
+        # One command at a time has the standard output of the process.
+        with alone(), own_words_aside(options), no_quiet_exit():
             status = options.run(options)
         sys.stdout.flush()
         return status
@@ -154,7 +156,7 @@ def _key(options: argparse.Namespace) -> jax.Array:
 
 def _prepare(options: argparse.Namespace, entry: catalog.Entry) -> tuple[EM, dict[str, Any]]:
     """The model with its options, and `run`'s keyword arguments, the data among them."""
-    data = catalog.read_csv(options.data, entry.model) if options.data else entry.load()
+    data = read_csv(options.data, entry.model) if options.data else entry.load()
     em = EM(
         entry.model,
         m_step=options.m_step,

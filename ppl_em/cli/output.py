@@ -7,11 +7,14 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
 from ppl_em.util import ModelError, check_place, replace_file
+
+UNFINISHED = 2
+"""Exit status where users' code ended the process; that of unusable input."""
 
 
 @contextlib.contextmanager
@@ -37,6 +40,25 @@ def own_words_aside(options: argparse.Namespace) -> Iterator[None]:
         os.close(kept)
         if options.answer is not None:
             print(options.answer)
+
+
+@contextlib.contextmanager
+def no_quiet_exit() -> Iterator[None]:
+    """Let `os._exit` of users' code say that no fit was finished, with a status of its own."""
+    process, leave = os.getpid(), os._exit
+
+    def loud(status: int) -> NoReturn:
+        if os.getpid() == process:  # not a child that was forked
+            print(f"ppl-em: os._exit({status}) before a fit was finished", file=sys.stderr)
+            sys.stderr.flush()
+            status = status or UNFINISHED
+        leave(status)
+
+    os._exit = loud
+    try:
+        yield
+    finally:
+        os._exit = leave
 
 
 def check_places(options: argparse.Namespace) -> None:

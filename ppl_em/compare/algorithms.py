@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -14,7 +15,14 @@ from ppl_em.e_step import FLAGS, from_flag
 from ppl_em.em import EM
 from ppl_em.m_step import Newton
 from ppl_em.result import EMResult
-from ppl_em.util import ModelError, as_key, check_choice, check_option_names
+from ppl_em.util import (
+    ModelError,
+    as_key,
+    as_list,
+    brief_repr,
+    check_choice,
+    check_option_names,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -224,7 +232,9 @@ def compare_algorithms(
     """
     em = model if isinstance(model, EM) else EM(model)
     check_option_names(em.model, ("model", "algorithms", "tol"))
-    names = list(algorithms)
+    if not (isinstance(tol, Real) and 0 < tol < np.inf):
+        raise ModelError(f"Option `tol`: found {brief_repr(tol)}. Pass a finite number above 0.")
+    names = as_list("algorithms", algorithms)
     if not names:
         raise ModelError("Option `algorithms`: found none. Name some.")
     for name in names:

@@ -13,7 +13,7 @@ from ppl_em.compare.plots import plot_comparison
 from ppl_em.e_step import EStep, from_flag
 from ppl_em.em import EM
 from ppl_em.result import Audit, EMResult
-from ppl_em.util import ModelError, as_key, check_option_names
+from ppl_em.util import ModelError, as_key, as_list, check_option_names
 
 if TYPE_CHECKING:
     import pandas
@@ -211,7 +211,10 @@ def compare_e_steps(
     """
     em = model if isinstance(model, EM) else EM(model)
     check_option_names(em.model, ("model", "e_steps", "audit"))
-    named = dict(e_steps) if isinstance(e_steps, Mapping) else {_name(e): e for e in e_steps}
+    if isinstance(e_steps, Mapping):
+        named = dict(e_steps)
+    else:
+        named = {_name(e_step): e_step for e_step in as_list("e_steps", e_steps)}
     for e_step in named.values():
         from_flag(e_step)
     results: dict[str, EMResult] = {}

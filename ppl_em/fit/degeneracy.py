@@ -9,14 +9,21 @@ from typing import Any, cast
 
 import jax
 import numpy as np
+from numpyro.distributions import constraints
 
 from ppl_em.algorithms import STEEP, why_no_maximum
 from ppl_em.e_step import DeterministicEStep
 from ppl_em.likelihood import rounding_noise
-from ppl_em.result import EMResult, Status
+from ppl_em.params import Params
+from ppl_em.problem import Problem, refused
+from ppl_em.result import CONVERGED, EMResult, Status
+from ppl_em.util import brief
 
 DONE = (Status.CONVERGED, Status.STALLED, Status.DECREASED)
 """How runs end that find nothing more to gain."""
+
+REAL = (constraints.real, constraints.real_vector)
+"""Constraints that keep nothing out."""
 
 DOUBTFUL = (Status.STALLED, Status.DECREASED)
 """Those that rounding may have ended."""
@@ -38,6 +45,29 @@ def judged(result: EMResult, start: jax.Array, x: jax.Array, parts: Any) -> EMRe
     if not reason and result.status is Status.NON_FINITE:
         return replace(result, degeneracy="a step gave a value that is not finite")
     if not reason:
-        return result
+        outside = left_support(problem, problem.constrain(start), result)
+        return replace(result, status=Status.OUTSIDE, degeneracy=outside) if outside else result
     status = Status.INTERRUPTED if result.status is Status.INTERRUPTED else Status.DEGENERATE
     return replace(result, status=status, degeneracy=reason)
+
+
+def left_support(problem: Problem, start: Params, result: EMResult) -> str:
+    """Which parameter a run took out of what the model's distributions accept; empty if none did.
+
+    Only parameters without a constraint can. Latents are where the posterior has them.
+    """
+    free = [s.name for s in problem.space.sites if not s.is_sample and s.constraint in REAL]
+    if result.status not in CONVERGED or not free:
+        return ""
+    (args, kwargs), model = problem.arguments, problem.spec.model
+    params = {**problem.fixed, **result.params}
+    if not refused(model, args, kwargs, params):
+        return ""
+    latents = result.posterior.mean()
+    continuous = {site.name: latents[site.name] for site in problem.spec.latents}
+    values = {**params, **continuous}
+    words = refused(model, args, kwargs, values)
+    for name in free:
+        if words and not refused(model, args, kwargs, {**values, name: start[name]}):
+            return f"{words}, as `{name}` became {brief(params[name])}"
+    return ""

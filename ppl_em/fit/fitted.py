@@ -11,6 +11,7 @@ from ppl_em.algorithms import Certified, Polish, Verdict
 from ppl_em.e_step import DeterministicEStep, EStep, expectation
 from ppl_em.fit.audit import audit
 from ppl_em.likelihood import (
+    AT_AN_END,
     Information,
     constrained_covariance,
     find,
@@ -26,7 +27,7 @@ from ppl_em.likelihood.active_constraints import active_constraints
 from ppl_em.params import AtBounds, flat_bounds, within_reach
 from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Problem, on_request
-from ppl_em.result import Audit, EMResult, Uncertainty, to_datatree
+from ppl_em.result import Audit, EMResult, Status, Uncertainty, to_datatree
 from ppl_em.stats import relative_error
 
 if TYPE_CHECKING:
@@ -38,6 +39,16 @@ FINAL_STEPS = 10
 
 MAX_FINAL_NOISE = 0.05
 """Relative Monte Carlo error of standard errors up to which the last draws alone give them."""
+
+UNFINISHED = (
+    Status.MAX_STEPS,
+    Status.MAX_SECONDS,
+    Status.DECREASED,
+    Status.NON_FINITE,
+    Status.STALLED,
+    Status.INTERRUPTED,
+)
+"""Ends of a run short of a maximum."""
 
 NEARBY = 0.01
 """Gain by the last step, per parameter, up to which the information before it is that after it."""
@@ -56,6 +67,7 @@ class FittedParts:
     at: AtBounds | None = None
     penalised: bool = False
     certified: Certified | None = None
+    status: Status | None = None
 
     @on_request
     def datatree(self, result: EMResult) -> "xarray.DataTree":
@@ -90,6 +102,7 @@ class FittedParts:
         se_mcse = self._se_mcse(information) * np.sqrt(np.diag(covariance))
         method = information.method + (", penalised" if self.penalised else "")
         bounds = flat_bounds(self.problem.space, self.problem.constrain(self.x))
+        reason = _on_the_way(reason, self.status)
         return Uncertainty(covariance, mcse, se_mcse, method, reason, note, active, bounds)
 
     @property
@@ -173,6 +186,17 @@ class FittedParts:
         yield found
         if last is None or last.verdict is not Verdict.SICK:  # proposals are fitted to the chains
             yield sampled_information(self.problem, self.x, draws, components, motion)
+
+
+def _on_the_way(reason: str, status: Status | None) -> str:
+    """The `reason` for no standard errors, where the run has not arrived at a maximum."""
+    if not reason.endswith(AT_AN_END) or status not in (Status.SADDLE, *UNFINISHED):
+        return reason
+    if status is Status.SADDLE:
+        why = ": it is a saddle point, where the log-likelihood rises; start elsewhere"
+    else:
+        why = ", as the run has not arrived at a maximum; go on from `init_params=result.params`"
+    return reason.removesuffix(AT_AN_END) + why
 
 
 def _complaint(information: Information) -> str:

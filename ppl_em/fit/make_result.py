@@ -77,6 +77,7 @@ def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMRes
             outcome.at,
             bool(terms),
             outcome.certified,
+            outcome.status,
         ),
         boundary={} if outcome.at is None else outcome.at.found,
         penalties=terms,

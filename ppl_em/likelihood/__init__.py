@@ -10,7 +10,7 @@ from ppl_em.likelihood.draw_evaluation import (
 )
 from ppl_em.likelihood.identifiability import set_aside
 from ppl_em.likelihood.importance_information import sampled_information
-from ppl_em.likelihood.information import MAX_SE_NOISE, Information, holding, named
+from ppl_em.likelihood.information import AT_AN_END, MAX_SE_NOISE, Information, holding, named
 from ppl_em.likelihood.last_digits import rounding_noise
 from ppl_em.likelihood.louis import Components, ScoreMoments, find, louis_information
 from ppl_em.likelihood.observed import (
@@ -22,6 +22,7 @@ from ppl_em.likelihood.observed import (
 from ppl_em.likelihood.products import Spectrum, spectrum
 
 __all__ = [
+    "AT_AN_END",
     "MAX_SE_NOISE",
     "Components",
     "Information",

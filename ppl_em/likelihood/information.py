@@ -263,11 +263,16 @@ def not_definite(
     return (
         f"the information matrix, scaled to a unit diagonal, is not positive definite (smallest "
         f"eigenvalue {eigenvalue:.2g}), in the direction of "
-        f"{', '.join(named(problem, x, direction, matrix))}: not identified, at a "
-        f"boundary, or running off to infinity, as where outcomes are all alike or a covariate "
-        f"separates them; fix one of them with `fixed`, constrain it, or give it a prior "
-        f"(`map_sites`)"
+        f"{', '.join(named(problem, x, direction, matrix))}{AT_AN_END}"
     )
+
+
+AT_AN_END = (
+    ": not identified, at a boundary, or running off to infinity, as where outcomes are all alike "
+    "or a covariate separates them; fix one of them with `fixed`, constrain it, or give it a prior "
+    "(`map_sites`)"
+)
+"""What a singular information says where a run has arrived."""
 
 
 def named(

@@ -13,13 +13,19 @@ from numpyro.distributions import constraints as supports
 
 from ppl_em.params.space import Params, ParamSpace
 from ppl_em.util import (
+    Allowed,
     Fingerprint,
     ModelError,
     Static,
     brief,
     check_known,
     check_mapping,
+    check_options,
     fingerprint,
+    name_of,
+    numbers,
+    optional,
+    switch,
 )
 
 
@@ -55,6 +61,17 @@ class Constraint:
     lower: ArrayLike | None = field(default=None, kw_only=True)
     upper: ArrayLike | None = field(default=None, kw_only=True)
     barrier: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        words = "a function of the parameters, or the name of one"
+        check_options(
+            self,
+            "Constraint",
+            fn=Allowed(words, lambda fn: isinstance(fn, str) or callable(fn)),
+            lower=optional(numbers()),
+            upper=optional(numbers()),
+            barrier=switch(),
+        )
 
 
 @dataclass(frozen=True)
@@ -128,7 +145,7 @@ def split_option(
 
 
 def _name(constraint: Constraint, taken: Mapping[str, Any]) -> str:
-    name = constraint.fn if isinstance(constraint.fn, str) else constraint.fn.__name__
+    name = constraint.fn if isinstance(constraint.fn, str) else name_of(constraint.fn)
     if name == "<lambda>":
         name = "constraint"
     count = sum(known.split(" ")[0] == name for known in taken)
@@ -157,14 +174,7 @@ def _resolved(name: str, constraint: Constraint, space: ParamSpace, params: Para
         transform = biject_to(own.constraint)
         elementwise = transform.domain.event_dim == transform.codomain.event_dim == 0
         site, fn = fn if elementwise else None, Entry(fn)
-    elif not callable(fn):
-        raise _refused(name, f"found {fn!r}", "Pass a function of the parameters, or a name")
-    try:
-        value = jnp.asarray(fn(params), jnp.result_type(float))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        known = ", ".join(sorted(params))
-        text = f"its function fails on the initial values ({type(error).__name__}: {error})"
-        raise _refused(name, text, f"It gets a dictionary of: {known}") from error
+    value, program = _evaluated(name, fn, params)
     bounds = []
     for given, free in ((constraint.lower, -np.inf), (constraint.upper, np.inf)):
         bound = np.asarray(free if given is None else given, dtype=float)
@@ -184,9 +194,30 @@ def _resolved(name: str, constraint: Constraint, space: ParamSpace, params: Para
     barrier = bool(constraint.barrier)
     if barrier and np.any(lower == upper):
         raise _refused(name, "an equation has no inside for a barrier", "Leave `barrier` out")
-    shape, program = value.shape, fingerprint(fn, params)
+    shape = value.shape
     low, high, first = Static(lower), Static(upper), Static(np.asarray(value, float))
     return Restriction(name, fn, low, high, shape, barrier, site, program, first)
+
+
+def _evaluated(name: str, fn: Callable, params: Params) -> tuple[jax.Array, Fingerprint]:
+    """The value of a constraint's function, and what the function is when traced."""
+    known = f"It gets a dictionary of: {', '.join(sorted(params))}"
+    try:
+        found = jnp.asarray(fn(params))
+        if not jnp.issubdtype(found.dtype, jnp.floating) and found.dtype.kind not in "iu":
+            text = f"its function returns {found.dtype}"
+            raise _refused(name, text, "Return a real number, or an array of such")
+        return found.astype(jnp.result_type(float)), fingerprint(fn, params)
+    except ModelError:
+        raise
+    except jax.errors.JAXTypeError as error:
+        text = "its function needs numbers in Python, and differentiation has none"
+        remedy = "Use `jax.numpy` for `numpy`, `math` and `float`, and `jax.numpy.where` for `if`"
+        raise _refused(name, text, remedy) from error
+    except Exception as error:
+        words = " ".join(str(error).split())
+        text = f"its function fails on the initial values ({type(error).__name__}: {words})"
+        raise _refused(name, text, known) from error
 
 
 def _refused(name: str, fact: str, remedy: str) -> ModelError:

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 from numpyro.distributions import biject_to, constraints
 
-from ppl_em.util import Static, brief, check_shape, content_key, site_error
+from ppl_em.util import Static, brief, brief_repr, check_shape, content_key, site_error
 
 Params = dict[str, Any]
 """Site name to value on the model's own scale; an array, or a pytree for `numpyro.module`."""
@@ -115,6 +115,19 @@ def is_inside(value: Any, constraint: constraints.Constraint) -> bool:
     return all(bool(jnp.all(constraint(jnp.asarray(leaf)))) for leaf in jax.tree.leaves(value))
 
 
+def check_numbers(name: str, what: str, value: Any) -> None:
+    """Raise if what was given for a site is not real numbers."""
+    words = {"c": "complex numbers", "U": "text", "S": "text", "M": "dates", "m": "time spans"}
+    for leaf in jax.tree.leaves(value):
+        if isinstance(leaf, jax.Array):
+            kind = "c" if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else "f"
+        else:
+            kind = np.asarray(leaf).dtype.kind
+        if kind not in "fiub":
+            found = f"{what} is or holds {words.get(kind, 'objects')}, {brief_repr(leaf)}"
+            raise site_error(name, found, "Pass real numbers")
+
+
 def check_value(name: str, option: str, value: Any, prototype: Any) -> Any:
     """Convert a user's value for a site, or raise if its structure or shape is another."""
     found: Any = jax.tree.structure(value)
@@ -122,8 +135,9 @@ def check_value(name: str, option: str, value: Any, prototype: Any) -> Any:
         raise site_error(
             name,
             f"`{option}` has another tree structure than the model's parameter",
-            "Pass a value built like the model's own initial value",
+            "Pass an array, or a value built like the model's own initial value",
         )
+    check_numbers(name, f"its value in `{option}`", value)
     value = as_value(value)
     for leaf, proto in zip(jax.tree.leaves(value), jax.tree.leaves(prototype), strict=True):
         check_shape(name, option, jnp.shape(leaf), jnp.shape(proto))

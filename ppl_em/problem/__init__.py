@@ -4,6 +4,7 @@ from ppl_em.problem.barrier import barrier_weights, firm, has_barrier
 from ppl_em.problem.build import build_problem
 from ppl_em.problem.checks import is_factor
 from ppl_em.problem.derivatives import WIDE, density_and_gradients, look
+from ppl_em.problem.faults import explained
 from ppl_em.problem.feasibility import (
     all_conditions,
     bounds,
@@ -21,6 +22,7 @@ from ppl_em.problem.minibatches import check_batches, draw_rows
 from ppl_em.problem.problem import Latents, Problem
 from ppl_em.problem.sites import LatentSite, site_dims
 from ppl_em.problem.subsampling import AllRows, Indices, Rows
+from ppl_em.problem.trace import accepts, refused
 
 __all__ = [
     "WIDE",
@@ -30,6 +32,7 @@ __all__ = [
     "Latents",
     "Problem",
     "Rows",
+    "accepts",
     "all_conditions",
     "barrier_weights",
     "bounds",
@@ -41,6 +44,7 @@ __all__ = [
     "curvature",
     "density_and_gradients",
     "draw_rows",
+    "explained",
     "firm",
     "has_barrier",
     "is_factor",
@@ -49,6 +53,7 @@ __all__ = [
     "nearest_feasible",
     "needs",
     "on_request",
+    "refused",
     "restrict",
     "site_dims",
     "violated",

@@ -1,5 +1,6 @@
 """The model's arguments: which are traced (data), and which are compile-time constants."""
 
+import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,6 +81,25 @@ def split_arguments(
         sum(possible),
     )
     return candidate(traced)
+
+
+def named_leaves(
+    model: Callable,
+    args: tuple,
+    kwargs: dict[str, Any],
+    is_leaf: Callable[[Any], bool] | None = None,
+) -> list[tuple[str, Any]]:
+    """Every leaf of the arguments of `model`, by the argument's name: `data['group']`, say."""
+    try:
+        own = list(inspect.signature(model).parameters)
+    except (TypeError, ValueError):
+        own = []
+    named = [(own[i] if i < len(own) else str(i + 1), arg) for i, arg in enumerate(args)]
+    return [
+        (f"{name}{jax.tree_util.keystr(path)}", leaf)
+        for name, argument in [*named, *sorted(kwargs.items())]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(argument, is_leaf=is_leaf)
+    ]
 
 
 def _without_one(possible: list[bool], works: Callable[[list[bool]], bool]) -> list[bool] | None:

@@ -3,15 +3,24 @@
 import contextlib
 import dataclasses
 import logging
+import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import biject_to, constraints
+from numpyro.distributions import ImproperUniform, biject_to, constraints
 
-from ppl_em.params import Params, ParamSpace, as_value, check_start, make_site
+from ppl_em.params import (
+    Params,
+    ParamSite,
+    ParamSpace,
+    as_value,
+    check_start,
+    is_inside,
+    make_site,
+)
 from ppl_em.problem.arguments import Arguments, split_arguments
 from ppl_em.problem.checks import (
     Site,
@@ -24,6 +33,7 @@ from ppl_em.problem.checks import (
     param_constraint,
 )
 from ppl_em.problem.derivatives import density_and_gradients
+from ppl_em.problem.faults import explained
 from ppl_em.problem.fingerprint import program_of
 from ppl_em.problem.indices import check_indices
 from ppl_em.problem.masks import check_masked_arrays, check_masked_values, check_masks
@@ -34,7 +44,16 @@ from ppl_em.problem.sites import ProblemSpec, _discrete_site, _latent_site
 from ppl_em.problem.subsampling import Plate, Whole
 from ppl_em.problem.supports import _moving_supports
 from ppl_em.problem.trace import run_model
-from ppl_em.util import Fingerprint, ModelError, check_call, check_mapping, make_room
+from ppl_em.util import (
+    Fingerprint,
+    ModelError,
+    brief,
+    check_call,
+    check_mapping,
+    make_room,
+    name_of,
+    site_error,
+)
 
 logger = logging.getLogger("ppl_em")
 
@@ -78,13 +97,15 @@ def build_problem(
     narrower = check_mapping("constraints", constraints)
     init_params = check_mapping("init_params", init_params)
     check_call(model, args, kwargs)
-    check_masked_arrays(args, kwargs)
+    check_masked_arrays(model, args, kwargs)
+    before = _random_states()
     trace = None
     plates: dict[str, Plate] = {}  # sub-sampled ones, which are made whole
     if not (map_sites or fixed or init_params):
         with contextlib.suppress(ModelError):  # it comes again, after checks that may say more
             trace = run_model(model, rng_key, args, kwargs, {}, validate=True, found=plates)
     raw = trace or run_model(model, rng_key, args, kwargs, {}, found=plates)
+    draws = _random_states() != before
     model = Whole(model, tuple(plates.values())) if plates else model
     check_model(raw, model)
     fixed, init_params = check_options(raw, map_sites, fixed, narrower, init_params)
@@ -117,14 +138,49 @@ def build_problem(
     )
     parts = [_unconstrained_start(continuous[site.name]) for site in sites]
     u = jax.device_put(np.concatenate(parts)) if parts else jnp.zeros((0,))
-    problem = _with_arguments(spec, args, kwargs, fixed, u)
+    with explained(model, args, kwargs, lambda a, k: _with_arguments(spec, a, k, fixed, u)):
+        problem = _with_arguments(spec, args, kwargs, fixed, u)
+        if draws and program_of(problem) != problem.spec.program:
+            raise ModelError(
+                f"Model '{name_of(model)}': it draws from `numpy.random` or `random`, so that its "
+                f"density is another in each run. Draw outside, and pass the numbers as arguments."
+            )
+        return _looked_at(rng_key, problem, values, trace), {**values, **fixed}
+
+
+def _looked_at(rng_key: jax.Array, problem: Problem, values: Params, trace: Trace) -> Problem:
+    """The problem with what its values and its program show."""
     check_indices(problem, values)
     if any("_scan_current_index" in site["infer"] for site in trace.values() if "infer" in site):
         problem = _side_by_side(problem, values)
     problem = probe(rng_key, problem, values)
+    _check_proper(problem, trace)
     check_masks(problem, values, trace)
     check_scales(problem, values, trace)
-    return problem, {**values, **fixed}
+    return problem
+
+
+def _random_states() -> tuple[Any, ...]:
+    """Of the generators that Python and NumPy have one of for all."""
+    _, keys, *rest = np.random.get_state(legacy=True)
+    return random.getstate(), np.asarray(keys).tobytes(), rest
+
+
+def _check_proper(problem: Problem, trace: Trace) -> None:
+    """Raise if a latent that nothing depends on has no prior that integrates to one."""
+    if problem.spec.idle is None:
+        return
+    idle = problem.unravel(jnp.asarray(problem.spec.idle.value))
+    for name, flags in idle.items():
+        law = trace[name]["fn"]
+        while not isinstance(law, ImproperUniform) and hasattr(law, "base_dist"):
+            law = law.base_dist
+        if isinstance(law, ImproperUniform) and bool(jnp.any(flags)):
+            raise site_error(
+                name,
+                "no data depend on it and its prior is improper, so that its integral is infinite",
+                "Remove the site, or give it a proper prior",
+            )
 
 
 def _parameters(
@@ -144,7 +200,7 @@ def _parameters(
     if not sites:
         names = [k for k, s in trace.items() if is_latent(s) and k not in fixed]
         raise ModelError(
-            f"Model '{getattr(model, '__name__', 'model')}': it has no free parameters to "
+            f"Model '{name_of(model)}': it has no free parameters to "
             f"maximise. Make some sites `numpyro.param`, or name sample sites in `map_sites` "
             f"(it has: {', '.join(names) or 'none'})."
         )
@@ -152,7 +208,23 @@ def _parameters(
     check_start(ParamSpace(tuple(own_sites)), values)
     if narrower:
         check_start(space, values)
+        for own, narrow in zip(own_sites, sites, strict=True):
+            _check_narrower(own, narrow, values[own.name])
     return space, values
+
+
+def _check_narrower(own: ParamSite, narrow: ParamSite, value: Any) -> None:
+    """Raise if values that the option `constraints` allows are outside of the model's own."""
+    x = narrow.unconstrain(value)
+    for step in (-3.0, -1.0, 1.0, 3.0) if narrow.support != own.support else ():
+        moved = narrow.constrain(jax.tree.map(lambda leaf, by=step: leaf + by, x))
+        if not is_inside(moved, own.constraint):
+            raise site_error(
+                own.name,
+                f"`constraints` gives it {narrow.constraint}, but its own is {own.constraint} and "
+                f"{brief(moved)} is outside",
+                "Pass a narrower constraint",
+            )
 
 
 def _unconstrained_start(site: Site) -> np.ndarray:

@@ -4,21 +4,19 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import Unit, constraints
+from numpyro.distributions import Unit, biject_to, constraints
 
 from ppl_em.discrete import MAX_VALUES, is_delta, mask_of, num_values
 from ppl_em.params import (
     Params,
-    ParamSpace,
-    as_value,
-    check_start,
+    check_numbers,
     check_value,
     is_inside,
-    make_site,
 )
-from ppl_em.util import ModelError, brief, check_known, check_shape, site_error
+from ppl_em.util import ModelError, brief, brief_repr, check_known, check_shape, name_of, site_error
 
 Site = dict[str, Any]
 Trace = dict[str, Site]
@@ -45,32 +43,16 @@ def param_constraint(site: Site) -> constraints.Constraint:
     return constraints.real if constraint is None else constraint
 
 
-def unusable(model: Callable, so_far: Trace, error: Exception) -> ModelError | None:
-    """What to tell the user of an `error` that NumPyro raised in the model, after some sites.
-
-    None for errors that are not about sites: those are the model's own.
-    """
-    name = getattr(model, "__name__", type(model).__name__)
-    if "unique names" in str(error):
-        return ModelError(f"Model '{name}': {error}. Rename one of the two sites.")
-    if "got invalid" not in str(error):
-        return None
-    values = {k: as_value(s["value"]) for k, s in so_far.items() if s["type"] == "param"}
-    sites = [make_site(k, v, param_constraint(so_far[k]), False) for k, v in values.items()]
-    try:
-        check_start(ParamSpace(tuple(sites)), values)
-    except ModelError as reason:
-        return reason
-    where = f"after site '{next(reversed(so_far))}'" if so_far else "at its first site"
-    return ModelError(
-        f"Model '{name}': {str(error).rstrip('.')}, in the statement {where}. Check the initial "
-        f"values of its parameters, or start elsewhere with `init_params`."
-    )
-
-
 def check_model(trace: Trace, model: Callable) -> None:
     """Raise if the model, whatever the options, is not one that EM can fit."""
     for name, site in trace.items():
+        if not isinstance(name, str) or not name:
+            raise ModelError(
+                f"Model '{name_of(model)}': the name of one of its sites is {brief_repr(name)}. "
+                f"Pass a text."
+            )
+        if site["type"] == "param":
+            check_param(name, site)
         if site["type"] == "mutable":
             raise site_error(
                 name,
@@ -95,23 +77,58 @@ def check_model(trace: Trace, model: Callable) -> None:
     if any(_is_discrete(site) for site in trace.values()):
         _check_plates(trace)
     if not any(s["type"] == "sample" and s["is_observed"] for s in trace.values()):
-        name = getattr(model, "__name__", "model")
         raise ModelError(
-            f"Model '{name}': nothing is observed, so there is no likelihood. Pass the data "
-            f"(`obs=` sites that received None count as latent)."
+            f"Model '{name_of(model)}': nothing is observed, so there is no likelihood. Pass the "
+            f"data (`obs=` sites that received None count as latent)."
         )
+
+
+def check_param(name: str, site: Site) -> None:
+    """Raise if a parameter has no initial value, or a constraint that cannot be kept."""
+    leaves = jax.tree.leaves(site["value"])
+    if not leaves and site["value"] is None:
+        raise site_error(
+            name, "the parameter has no initial value", "Give `numpyro.param` one, 0.0 say"
+        )
+    check_numbers(name, "the initial value", site["value"])
+    _check_support(name, "its constraint", param_constraint(site), site["value"])
+
+
+def _check_support(name: str, whose: str, constraint: Any, value: Any) -> None:
+    """Raise if values of a site cannot be moved in a constraint as unconstrained numbers are."""
+    if not isinstance(constraint, constraints.Constraint):
+        raise site_error(
+            name,
+            f"{whose} is a {type(constraint).__name__}",
+            "Pass one of `numpyro.distributions.constraints`",
+        )
+    dims = min((np.ndim(leaf) for leaf in jax.tree.leaves(value)), default=0)
+    try:
+        biject_to(constraint)
+        fits = not constraint.is_discrete and constraint.event_dim <= dims
+    except NotImplementedError:
+        fits = False
+    if not fits:
+        raise site_error(
+            name,
+            f"{whose} is {constraint}, which is not for real values of shape {_shape(value)}",
+            "Pass one of `numpyro.distributions.constraints` that is continuous and of this shape",
+        )
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return np.shape(jax.tree.leaves(value)[0]) if jax.tree.leaves(value) else ()
 
 
 def _check_plates(trace: Trace) -> None:
     """Raise if an axis is in no plate: enumeration could not tell it from a discrete site."""
     sites = [site for site in trace.values() if site["type"] == "sample"]
-    if any("_scan_current_index" in site["infer"] for site in sites):
-        return
-    for site in sites:
+    scanned = [site for site in sites if "_scan_current_index" in site["infer"]]
+    for site in scanned or sites:
         declared = {frame.dim for frame in site["cond_indep_stack"]}
-        value_shape = np.shape(site["value"])
-        own_shape = value_shape[: len(value_shape) - site["fn"].event_dim]
-        shape = np.broadcast_shapes(site["fn"].batch_shape, own_shape)
+        value_shape, steps = np.shape(site["value"]), 1 if scanned else 0  # axes of the scan's own
+        own_shape = value_shape[steps : len(value_shape) - site["fn"].event_dim]
+        shape = np.broadcast_shapes(site["fn"].batch_shape[steps:], own_shape)
         free = [dim for dim in range(-len(shape), 0) if shape[dim] > 1 and dim not in declared]
         if free:
             raise site_error(
@@ -135,6 +152,9 @@ def check_options(
     """
     param_names = [k for k, s in trace.items() if s["type"] == "param"]
     latent_names = [k for k, s in trace.items() if is_latent(s)]
+    _refuse_elements("fixed", fixed, trace)
+    _refuse_elements("init_params", init_params, trace)
+    _refuse_elements("constraints", narrower, trace)
     check_known("map_sites", map_sites, latent_names, "latent sample site")
     check_known("fixed", fixed, param_names + latent_names, "parameter or latent sample site")
     check_known("constraints", narrower, [*param_names, *map_sites], "parameter")
@@ -151,12 +171,7 @@ def check_options(
                 name, "both `fixed` and `map_sites` name it", "Keep it in one of the two"
             )
     for name, constraint in narrower.items():
-        if not isinstance(constraint, constraints.Constraint):
-            raise site_error(
-                name,
-                f"`constraints` gives it a {type(constraint).__name__}",
-                "Pass one of `numpyro.distributions.constraints`",
-            )
+        _check_support(name, "what `constraints` gives it", constraint, trace[name]["value"])
     for name in init_params:
         if name in fixed:
             raise site_error(
@@ -166,6 +181,7 @@ def check_options(
         for name, value in values.items():
             prototype = trace[name]["value"]
             if name in latent_names and trace[name]["fn"].support.is_discrete:
+                check_numbers(name, f"its value in `{option}`", value)
                 check_shape(name, option, np.shape(value), np.shape(prototype))
                 values[name] = jnp.asarray(value)
             else:
@@ -182,11 +198,35 @@ def check_options(
     return fixed, init_params
 
 
-def check_observations(trace: Trace) -> None:
-    """Raise if observed values are NaN where they are not masked."""
-    for name, site in trace.items():
-        if site["type"] != "sample" or not site["is_observed"] or site["value"] is None:
+def _refuse_elements(option: str, values: dict[Any, Any], trace: Trace) -> None:
+    """Raise if an option names an element of a parameter, `beta[1]`."""
+    for name, value in values.items():
+        base, bracket, index = str(name).partition("[")
+        site = trace.get(base, {"type": "none"})
+        if not bracket or name in trace or site["type"] != "param" or not _shape(site["value"]):
             continue
+        remedy = f"Pass an array for the whole of '{base}'"
+        if option != "init_params":
+            bound = brief(value) if option == "fixed" else "..."
+            remedy = f"Pass `constraints=[ppl_em.Constraint(lambda p: p['{base}'][{index}, "
+            remedy += f"lower={bound}, upper={bound})]`"
+        fact = f"`{option}` names it, but only whole parameters have names"
+        raise site_error(str(name), fact, remedy)
+
+
+def check_observations(trace: Trace) -> None:
+    """Raise if observed values are no numbers, or NaN where they are not masked."""
+    observed = [s for s in trace.values() if s["type"] == "sample" and s["is_observed"]]
+    if observed and all(np.size(site["value"]) == 0 and not is_factor(site) for site in observed):
+        raise site_error(observed[0]["name"], "it has no data: all outcomes are empty", "Pass some")
+    for site in observed:
+        name = site["name"]
+        if site["value"] is None:
+            continue
+        if isinstance(site["value"], dict | set):
+            kind = type(site["value"]).__name__
+            raise site_error(name, f"its `obs` is a {kind}", "Pass an array")
+        check_numbers(name, "its `obs`", site["value"])
         _check_outcome_shape(site)
         missing = np.isnan(np.asarray(site["value"], dtype=float))
         mask = mask_of(site["fn"])

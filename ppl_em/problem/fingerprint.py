@@ -10,13 +10,15 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
+from numpyro import handlers
 from numpyro.infer.util import compute_log_probs
 
 from ppl_em.discrete import marginalization
 from ppl_em.params import Params
 from ppl_em.problem import minibatches
+from ppl_em.problem.checks import is_latent
 from ppl_em.problem.problem import Latents, Problem
-from ppl_em.util import Fingerprint, ModelError, alone, fingerprint
+from ppl_em.util import Fingerprint, ModelError, alone, fingerprint, site_error
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,7 +39,43 @@ def program_of(problem: Problem) -> Fingerprint:
         return grad(own, params, latents, notes), _of_batch(own, params, latents)
 
     shapes = jax.eval_shape(_at_start, problem)
-    return fingerprint(traced, *shapes, problem.leaves, problem.fixed, notes=notes)
+    try:
+        return fingerprint(traced, *shapes, problem.leaves, problem.fixed, notes=notes)
+    except AssertionError as error:  # NumPyro's, where a site is to be drawn without a key
+        _check_sites(problem, handlers.trace(handlers.seed(problem.at({}), 0)))
+        raise error
+
+
+def _check_sites(problem: Problem, tracer: handlers.trace) -> None:
+    """Raise if the latents of a further run are not those of the first."""
+    args, kwargs = problem.arguments
+    known = {site.name for site in problem.spec.latents} | {*problem.space.names, *problem.fixed}
+    known |= {site.name for site in problem.spec.discrete}
+    for name, site in tracer.get_trace(*args, **kwargs).items():
+        if is_latent(site) and name not in known:
+            raise _unsteady(name)
+
+
+def _check_plates(site: dict[str, Any]) -> None:
+    """Raise if a value of the first run is not of the size of the site's plates in this one."""
+    shape = jnp.shape(site["value"])
+    own = shape[: len(shape) - site["fn"].event_dim]
+    for frame in site["cond_indep_stack"]:
+        if frame.dim is not None and -frame.dim <= len(own) and own[frame.dim] != frame.size:
+            raise site_error(
+                site["name"],
+                f"its plate '{frame.name}' has {own[frame.dim]} elements in one run of the model, "
+                f"and {frame.size} in another",
+                "Give the plate the same size in each run",
+            )
+
+
+def _unsteady(name: str) -> ModelError:
+    return site_error(
+        name,
+        "it is in some runs of the model and not in others",
+        "Give the model the same sites in each run, whatever it counts or draws by itself",
+    )
 
 
 def check_unchanged(problem: Problem) -> None:
@@ -103,6 +141,11 @@ def _evaluated(
     args, kwargs = problem.arguments
     values = {**params, **problem.fixed, **latents}
     terms, sites = compute_log_probs(problem.spec.model, args, kwargs, values, sum_log_prob=False)
+    gone = {*(site.name for site in problem.spec.latents), *problem.spec.observed} - {*sites}
+    if gone:
+        raise _unsteady(min(gone))
+    for latent in problem.spec.latents:
+        _check_plates(sites[latent.name])
     notes += [_words(site) for site in sites.values()]
     total = sum((jnp.sum(term) for term in terms.values()), start=jnp.zeros(()))
     named = [site["value"] for site in sites.values() if site["type"] == "deterministic"]

@@ -58,6 +58,8 @@ def _fact(problem: Problem, site: Any, table: np.ndarray, place: tuple[int, ...]
     if site is None or not site.get("is_observed"):
         return fact
     data = np.asarray(site["value"])
+    if not data.size:  # a factor
+        return fact
     rows = [i for i, size in zip(place, table.shape, strict=True) if size > 1]
     if len(rows) != len(place) or data.shape[: len(rows)] != table.shape:
         return f"{fact}; its values go from {brief(data.min())} to {brief(data.max())}"

@@ -5,7 +5,7 @@ start at 1 would merge two groups without a word. What indices are made of, by o
 numbers, is computed here from the program that the model traces to, without running that.
 """
 
-import inspect
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,8 +16,11 @@ from jax.lax import GatherScatterMode
 from numpyro.infer.util import compute_log_probs
 
 from ppl_em.params import Params
+from ppl_em.problem.arguments import named_leaves
 from ppl_em.problem.problem import Latents, Problem
 from ppl_em.util import Fingerprint, ModelError
+
+logger = logging.getLogger("ppl_em")
 
 MAX_KNOWN = 64
 """Programs that are remembered."""
@@ -82,14 +85,13 @@ def check_indices(problem: Problem, params: Params) -> None:
 
     The program is traced once for all fits that share it; the data are looked at in each.
     """
-    closed = _known.get(problem.spec.program)
-    if closed is None:
-        closed = _traced(problem, params)
+    known = _known.get(problem.spec.program)
+    if known is None:
+        known = _traced(problem, params)
         while len(_known) >= MAX_KNOWN:
             _known.pop(next(iter(_known)))
-        _known[problem.spec.program] = closed
-    if closed is None:
-        return
+        _known[problem.spec.program] = known
+    closed, terms = known
     latents = {site.name: () for site in problem.spec.latents}
     free = {name: params[name] for name in problem.space.names}
     inputs: list[_Value] = []
@@ -97,13 +99,49 @@ def check_indices(problem: Problem, params: Params) -> None:
         for name in sorted(values):
             count = len(jax.tree.leaves(values[name])) or 1
             inputs += [_Value(None, (f"site '{name}'",))] * count
-    named = zip(problem.leaves, _leaf_names(problem), strict=True)
+    named = zip(problem.leaves, leaf_names(problem), strict=True)
     inputs += [_Value(np.asarray(leaf), (f"argument '{name}'",)) for leaf, name in named]
-    _follow(closed.jaxpr, closed.consts, inputs)
+    used: set[tuple[str, ...]] = set()
+    found = _follow(closed.jaxpr, closed.consts, inputs, used)
+    _warn_of_negative(problem, used)
+    if not problem.spec.discrete:
+        _warn_of_untouched(problem, {n: v.names for n, v in zip(terms, found, strict=True)})
 
 
-def _traced(problem: Problem, params: Params) -> Any:
-    """The program of the model's terms; None if it cannot be traced without values."""
+def _warn_of_negative(problem: Problem, used: set[tuple[str, ...]]) -> None:
+    """Say so of ids that an argument has, some of them negative: those count from the end."""
+    for name, leaf in zip(leaf_names(problem), problem.leaves, strict=True):
+        if (f"argument '{name}'",) in used and leaf.dtype.kind == "i":
+            ids = np.ravel(np.asarray(leaf))
+            if ids.size and ids.min() < 0 <= ids.max():
+                logger.warning(
+                    "Argument '%s': it has negative ids, %d the first at position %d, which count "
+                    "from the end. If they stand for what is missing, leave these rows out.",
+                    *(name, ids[ids < 0][0], int(np.argmax(ids < 0))),
+                )
+
+
+def _warn_of_untouched(problem: Problem, names: dict[str, tuple[str, ...]]) -> None:
+    """Say so of latents that no data depend on; `names` are what each site's density is made of.
+
+    Values imputed by `obs_mask` are such by design.
+    """
+    seen = [*problem.spec.observed]
+    for site in seen:
+        inner = [name.split("'")[1] for name in names.get(site, ()) if name.startswith("site")]
+        seen += [name for name in inner if name not in seen]
+    for latent in problem.spec.latents:
+        imputed = latent.name.replace("_unobserved", "_observed") in problem.spec.observed
+        if latent.name not in seen and not imputed:
+            logger.warning(
+                "Site '%s': no data depend on this latent. Its integral is 1: remove it, or check "
+                "that the model uses it.",
+                latent.name,
+            )
+
+
+def _traced(problem: Problem, params: Params) -> tuple[Any, list[str]]:
+    """The program of the model's terms, and their names in the order of its results."""
     free = {name: params[name] for name in problem.space.names}
     latents = {
         site.name: jax.ShapeDtypeStruct(site.shape, problem.start.dtype)
@@ -118,11 +156,17 @@ def _traced(problem: Problem, params: Params) -> Any:
         values = {**params, **problem.fixed, **latents}
         return compute_log_probs(own.spec.model, args, kwargs, values, sum_log_prob=False)[0]
 
-    return jax.make_jaxpr(terms)(free, latents, problem.leaves)
+    closed, found = jax.make_jaxpr(terms, return_shape=True)(free, latents, problem.leaves)
+    return closed, sorted(found)
 
 
-def _follow(jaxpr: Any, consts: Any, inputs: list[_Value]) -> list[_Value]:
-    """What is known of the results of a program, whose lookups are checked on the way."""
+def _follow(
+    jaxpr: Any, consts: Any, inputs: list[_Value], used: set[tuple[str, ...]]
+) -> list[_Value]:
+    """What is known of the results of a program, whose lookups are checked on the way.
+
+    `used` collects what indices are made of.
+    """
     env: dict[Any, _Value] = dict(zip(jaxpr.invars, inputs, strict=True))
     env.update((v, _Value(np.asarray(c))) for v, c in zip(jaxpr.constvars, consts, strict=True))
 
@@ -136,12 +180,12 @@ def _follow(jaxpr: Any, consts: Any, inputs: list[_Value]) -> list[_Value]:
         names = tuple(dict.fromkeys(n for one in found for n in one.names))
         inner = equation.params.get("jaxpr") if name in ("jit", "pjit") else None
         if inner is not None:
-            env.update(
-                zip(equation.outvars, _follow(inner.jaxpr, inner.consts, found), strict=True)
-            )
+            results = _follow(inner.jaxpr, inner.consts, found, used)
+            env.update(zip(equation.outvars, results, strict=True))
             continue
         if name == "gather":
             _check(equation, *found)
+            used.add(found[1].names)
         known = None
         whole = all(_is_whole(atom.aval) for atom in equation.outvars)
         if whole and name == "iota":
@@ -184,19 +228,10 @@ def _check(equation: Any, looked_up: _Value, indices: _Value) -> None:
         )
 
 
-def _leaf_names(problem: Problem) -> list[str]:
+def leaf_names(problem: Problem) -> list[str]:
     """For every traced leaf of the data, the argument that it is or belongs to."""
     described = problem.spec.arguments
     count = len(described.constants)
     args, kwargs = jax.tree.unflatten(described.treedef, list(range(count)))
-    try:
-        own = list(inspect.signature(problem.spec.model).parameters)
-    except (TypeError, ValueError):
-        own = []
-    names = [""] * count
-    given = [(own[i] if i < len(own) else str(i), arg) for i, arg in enumerate(args)]
-    for name, argument in [*given, *kwargs.items()]:
-        for i in jax.tree.leaves(argument):
-            names[i] = name
-    traced = [constant is None for constant in described.constants]
-    return [name for name, one in zip(names, traced, strict=True) if one]
+    names = {i: name for name, i in named_leaves(problem.spec.model, args, kwargs)}
+    return [names[i] for i, constant in enumerate(described.constants) if constant is None]

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from ppl_em.discrete import mask_of, reached
 from ppl_em.params import Params
+from ppl_em.problem.arguments import named_leaves
 from ppl_em.problem.checks import Site, Trace
 from ppl_em.problem.problem import Problem
 from ppl_em.util import ModelError, site_error
@@ -16,18 +16,16 @@ AROUND = (0.0, 0.5, 1.0)
 """Distances from the start, unconstrained, at which dependence is looked for."""
 
 
-def check_masked_arrays(args: tuple, kwargs: dict[str, Any]) -> None:
+def check_masked_arrays(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
     """Raise if an argument is a NumPy masked array that masks something: JAX would not see it."""
-    named = [*((f"Argument {i + 1}", a) for i, a in enumerate(args)), *kwargs.items()]
-    for name, tree in named:
-        for leaf in jax.tree.leaves(tree):
-            if _hides(leaf):
-                raise ModelError(
-                    f"{name if name.startswith('Argument ') else f'Argument `{name}`'}: it is a "
-                    f"NumPy masked array of which {_hides(leaf)} entries are masked, and JAX does "
-                    f"not see such masks. Pass `a.filled(0)` and `~numpy.ma.getmaskarray(a)`, and "
-                    f"put the observed site in `numpyro.handlers.mask(mask=...)` with the latter."
-                )
+    for name, leaf in named_leaves(model, args, kwargs):
+        if _hides(leaf):
+            raise ModelError(
+                f"Argument '{name}': it is a NumPy masked array of which {_hides(leaf)} entries "
+                f"are masked, and JAX does not see such masks. Pass `a.filled(0)` and "
+                f"`~numpy.ma.getmaskarray(a)`, and put the observed site in "
+                f"`numpyro.handlers.mask(mask=...)` with the latter."
+            )
 
 
 def check_masked_values(trace: Trace) -> None:

@@ -7,12 +7,15 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.distributions.distribution import validation_enabled
 
 from ppl_em.params import Params
 from ppl_em.problem.derivatives import WIDE, Look, density_and_gradients, log_joint_at, look
 from ppl_em.problem.impossible import impossible
+from ppl_em.problem.indices import leaf_names
 from ppl_em.problem.jumps import is_misled, possible_steps
 from ppl_em.problem.problem import Problem
+from ppl_em.problem.repairs import without_gaps
 from ppl_em.util import ModelError, Static, generator, site_error
 
 logger = logging.getLogger("ppl_em")
@@ -155,9 +158,16 @@ def _refuse_unused(problem: Problem, unused: np.ndarray) -> None:
 def _not_finite(problem: Problem, values: Params, u: jax.Array) -> ModelError:
     params = {**values, **problem.fixed}
     latents = problem.constrain_latents(params, u)
+    gaps = _gaps(problem, problem.unconstrain(values), u)
+    if gaps is not None:
+        return gaps
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NumPyro's own words for the error below
-        found = impossible(problem, params, latents)
+        try:
+            found = impossible(problem, params, latents)
+        except ValueError:  # a law whose own parameters are not valid
+            with validation_enabled(False):
+                found = impossible(problem, params, latents)
     if found:
         remedy = "Check that the data lie in its support, or start elsewhere with `init_params`"
         return site_error(found[0], found[1], remedy)
@@ -167,3 +177,16 @@ def _not_finite(problem: Problem, values: Params, u: jax.Array) -> ModelError:
         "the gradient of the log-joint is not finite at the initial values",
         "Start elsewhere with `init_params`, away from the edges of the supports",
     )
+
+
+def _gaps(problem: Problem, x: jax.Array, u: jax.Array) -> ModelError | None:
+    """What to say of NaN or infinite values in an argument, if the log-joint is finite without."""
+    first, leaves = "", list(problem.leaves)
+    for i, (name, leaf) in enumerate(zip(leaf_names(problem), leaves, strict=True)):
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not bool(jnp.all(jnp.isfinite(leaf))):
+            fact, remedy, leaves[i], _ = without_gaps(np.asarray(leaf))
+            first = first or f"Argument '{name}': {fact}, so the log-joint is not finite. {remedy}."
+    whole = dataclasses.replace(problem, leaves=tuple(leaves))
+    if first and bool(jnp.isfinite(_density_at(whole, x, u))):
+        return ModelError(first)
+    return None

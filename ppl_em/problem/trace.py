@@ -7,10 +7,36 @@ import jax
 from numpyro import handlers
 from numpyro.distributions.distribution import validation_enabled
 
-from ppl_em.params import Params
-from ppl_em.problem.checks import Trace, unusable
+from ppl_em.params import Params, check_numbers
+from ppl_em.problem.checks import Trace
+from ppl_em.problem.faults import failed, guilty, unusable
 from ppl_em.problem.initial_values import init_near_mean
 from ppl_em.problem.subsampling import AllRows, Plate, check_rows, whole_error
+from ppl_em.util import ModelError
+
+
+def accepts(model: Callable, kwargs: dict) -> bool:
+    """Whether a model runs on arguments, and observes numbers."""
+    program = handlers.seed(handlers.substitute(model, substitute_fn=init_near_mean(())), 0)
+    with contextlib.suppress(Exception), validation_enabled(False):
+        trace = handlers.trace(program).get_trace(**kwargs)
+        for name, site in trace.items():
+            if site["type"] == "sample" and site["is_observed"]:
+                check_numbers(name, "its `obs`", site["value"])
+        return True
+    return False
+
+
+def refused(model: Callable, args: tuple, kwargs: dict, values: Params) -> str:
+    """What a distribution of the model says of values that it does not accept; empty if nothing."""
+    program = handlers.substitute(model, substitute_fn=init_near_mean(()))
+    program = handlers.seed(handlers.substitute(program, data=values), 0)
+    try:
+        with validation_enabled(True):
+            handlers.trace(program).get_trace(*args, **kwargs)
+    except ValueError as error:
+        return str(error).rstrip(".") if "got invalid" in str(error) else ""
+    return ""
 
 
 def run_model(
@@ -54,7 +80,9 @@ def run_model(
     with contextlib.nullcontext() if validate else validation_enabled(False):
         try:
             trace = tracer.get_trace(*args, **kwargs)
-        except (ValueError, TypeError, AssertionError) as error:
+        except ModelError:
+            raise
+        except Exception as error:
 
             def works(*names: str) -> bool:
                 with contextlib.suppress(Exception):
@@ -62,16 +90,17 @@ def run_model(
                     return True
                 return False
 
-            guilty = [plate for plate in plates.values() if not works(plate.name)]
-            guilty = guilty or [*plates.values()]
-            if guilty and works():
-                raise whole_error(guilty[0], str(error).split("\n")[0].rstrip(".")) from error
-            if isinstance(error, TypeError):
-                raise
-            reason = unusable(model, tracer.trace, error)
-            if reason is None:
-                raise
-            raise reason from error
+            refused = [plate for plate in plates.values() if not works(plate.name)]
+            refused = refused or [*plates.values()]
+            if refused and works():
+                raise whole_error(refused[0], str(error).split("\n")[0].rstrip(".")) from error
+
+            def again(args: tuple, kwargs: dict) -> None:
+                run(AllRows(model)).get_trace(*args, **kwargs)
+
+            reason = guilty(model, args, kwargs, error, again)
+            reason = reason or unusable(model, tracer.trace, error)
+            raise (reason or failed(model, args, kwargs, error)) from error
     for site in trace.values():
         if plates and site["type"] == "sample":
             check_rows(site, plates.values())

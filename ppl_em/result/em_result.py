@@ -16,7 +16,7 @@ from ppl_em.result.netcdf import write_tree
 from ppl_em.result.status import CONVERGED, Status
 from ppl_em.result.text import doubt, in_words
 from ppl_em.result.uncertainty import Uncertainty, interval
-from ppl_em.util import printable
+from ppl_em.util import check_option, check_place, number, printable
 
 if TYPE_CHECKING:
     import pandas
@@ -183,6 +183,7 @@ class EMResult:
 
     def table(self, level: float = 0.95) -> dict[str, np.ndarray]:
         """The columns of `summary`, without pandas; NaN where there is no standard error."""
+        check_option("level", level, number(below=1.0, above=True))
         estimate = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(self.params)])
         se = np.sqrt(np.diag(self.uncertainty.covariance))
         mcse = self.uncertainty.mcse
@@ -252,6 +253,7 @@ class EMResult:
 
         >>> result.save("fit.nc")
         """
+        check_place("path", path)
         write_tree(self.to_datatree(), path)
 
     def __str__(self) -> str:

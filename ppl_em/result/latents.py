@@ -11,7 +11,7 @@ from ppl_em.discrete import marginalization
 from ppl_em.params import Params
 from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Latents, Problem, on_request
-from ppl_em.util import ModelError
+from ppl_em.util import ModelError, as_key, check_option, whole
 
 MEAN_SAMPLES = 2000
 """Draws behind means and probabilities that have no closed form."""
@@ -46,7 +46,8 @@ class LatentPosterior:
         dict
             Site name to array of shape (n, *site_shape), continuous and discrete sites.
         """
-        key_continuous, key_discrete = jax.random.split(rng_key)
+        check_option("num_samples", num_samples, whole())
+        key_continuous, key_discrete = jax.random.split(as_key(rng_key))
         draws = self.inner.sample(self.problem, self.params, key_continuous, num_samples)
         return self.with_discrete(key_discrete, draws, num_samples)
 

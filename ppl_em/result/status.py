@@ -29,7 +29,7 @@ class Status(Enum):
     )
     DECREASED = (
         "Stopped: a step lowered the objective beyond rounding. The last good parameters are "
-        "returned; try another E-step, or float64 (`numpyro.enable_x64()`)."
+        "returned; try another E-step."
     )
     NON_FINITE = (
         "Stopped: a step gave a value that is not finite. The last good parameters are returned; "
@@ -37,8 +37,7 @@ class Status(Enum):
     )
     STALLED = (
         "Stopped short of a maximum: no step raises the objective, although its gradient promises "
-        "a gain. Try another `m_step`, float64 (`numpyro.enable_x64()`), or another start with "
-        "`init_params`."
+        "a gain. Try another `m_step`, or another start with `init_params`."
     )
     SADDLE = (
         "Stopped at a saddle point: the log-likelihood rises in the direction that "
@@ -63,6 +62,10 @@ class Status(Enum):
         "Stopped at a degenerate optimum: the likelihood has no bound there, which "
         "`result.degeneracy` details. Keep scales away from 0 with `constraints`, a prior on them "
         "(`map_sites`) or a penalty (`numpyro.factor`), or try other starts with `num_restarts`."
+    )
+    OUTSIDE = (
+        "Stopped outside of what the model's distributions accept, which `result.degeneracy` "
+        "details. Declare the constraint in `numpyro.param`, or pass it with `constraints`."
     )
     INTERRUPTED = "Interrupted by the user. The last good parameters are returned."
 

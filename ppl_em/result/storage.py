@@ -19,7 +19,7 @@ from ppl_em.result.netcdf import read_tree, unreadable
 from ppl_em.result.restarts import Optimum, Restarts
 from ppl_em.result.status import Status
 from ppl_em.result.uncertainty import Uncertainty
-from ppl_em.util import ModelError
+from ppl_em.util import ModelError, as_key, check_option, whole
 
 if TYPE_CHECKING:
     import xarray
@@ -127,6 +127,8 @@ class StoredPosterior:
 
     def sample(self, rng_key: jax.Array, num_samples: int) -> Arrays:
         """Resample the stored draws; each site has shape (num_samples, *site_shape)."""
+        check_option("num_samples", num_samples, whole())
+        rng_key = as_key(rng_key)
         draws = self._flat()
         count = len(next(iter(draws.values()))) if draws else 0
         picked = np.asarray(jax.random.choice(rng_key, count, (num_samples,)))

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import jax
+import numpy as np
+
 from ppl_em.result.status import Status
 from ppl_em.stats import MAX_KHAT
 from ppl_em.util import ModelError, printable
@@ -32,6 +35,9 @@ def remarks(result: Any) -> list[str]:
         *(f"{where.sentence(label)}." for label, where in result.boundary.items()),
         result.degeneracy,
     ]
+    single = any(np.asarray(leaf).dtype == np.float32 for leaf in jax.tree.leaves(result.params))
+    if single and result.status in (Status.DECREASED, Status.STALLED):
+        lines.append("This run was in float32: call `numpyro.enable_x64()` before it.")
     likelihood = result.log_likelihood
     if likelihood.kind == "lower_bound":
         far = (likelihood.pareto_khat or 0.0) > MAX_KHAT

@@ -6,7 +6,9 @@ from ppl_em.util.digest import Fingerprint, fingerprint
 from ppl_em.util.disk_cache import enable_cache
 from ppl_em.util.errors import (
     ModelError,
+    as_list,
     brief,
+    brief_repr,
     check_call,
     check_choice,
     check_configuration,
@@ -14,16 +16,20 @@ from ppl_em.util.errors import (
     check_mapping,
     check_option_names,
     check_shape,
+    name_of,
     site_error,
 )
 from ppl_em.util.faulty_versions import warn_of_faulty_jaxlib
 from ppl_em.util.files import check_place, replace_file
 from ppl_em.util.keys import as_key, generator
 from ppl_em.util.options import (
+    Allowed,
+    check_option,
     check_options,
     instance,
     mapping,
     number,
+    numbers,
     optimizer,
     optional,
     switch,
@@ -41,18 +47,22 @@ from ppl_em.util.static import Static, content_key
 from ppl_em.util.text import in_line, printable
 
 __all__ = [
+    "Allowed",
     "Fingerprint",
     "ModelError",
     "Static",
     "Step",
     "alone",
     "as_key",
+    "as_list",
     "brief",
+    "brief_repr",
     "check_call",
     "check_choice",
     "check_configuration",
     "check_known",
     "check_mapping",
+    "check_option",
     "check_option_names",
     "check_options",
     "check_place",
@@ -69,7 +79,9 @@ __all__ = [
     "inverse_lower",
     "make_room",
     "mapping",
+    "name_of",
     "number",
+    "numbers",
     "optimizer",
     "optional",
     "printable",

@@ -32,6 +32,11 @@ def site_error(name: str, fact: str, remedy: str) -> ModelError:
     return ModelError(f"Site '{name}': {fact}. {remedy}.")
 
 
+def name_of(model: Any) -> str:
+    """What a model is called in messages."""
+    return getattr(model, "__name__", type(model).__name__)
+
+
 def brief_repr(value: Any, most: int = 60) -> str:
     """What was given, in one line of a message."""
     text = " ".join(repr(value).split())
@@ -48,6 +53,11 @@ def check_known(option: str, names: Iterable[str], valid: Iterable[str], what: s
     """
     known = sorted(valid)
     for name in names:
+        if not isinstance(name, str):
+            raise ModelError(
+                f"Option `{option}`: found {brief_repr(name)} among the names of sites. Valid "
+                f"names: {', '.join(known) or 'none'}."
+            )
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean '{close[0]}'? " if close else ""
@@ -76,6 +86,13 @@ def check_mapping(option: str, value: Any) -> dict[str, Any]:
             f"value."
         )
     return dict(value or {})
+
+
+def as_list(option: str, values: Any) -> list[Any]:
+    """The values of an option that takes several, or raise if it is one text or no list."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ModelError(f"Option `{option}`: found {brief_repr(values)}. Pass a list.")
+    return list(values)
 
 
 def check_configuration(option: str, value: Any, valid: Iterable[str]) -> None:
@@ -122,17 +139,23 @@ def check_call(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
         signature = inspect.signature(model)
     except (TypeError, ValueError):
         return
+    if inspect.isgeneratorfunction(model) or inspect.iscoroutinefunction(model):
+        raise ModelError(
+            f"Model '{name_of(model)}': it has `yield` or `async` in it, so that calling it runs "
+            f"nothing. Write it as a plain function."
+        )
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
-        name = getattr(model, "__name__", type(model).__name__)
         raise ModelError(
-            f"Model '{name}': {error}. Its arguments are {signature}; pass them to `run` "
+            f"Model '{name_of(model)}': {error}. Its arguments are {signature}; pass them to `run` "
             f"after the random key."
         ) from None
 
 
 def brief(value: Any) -> str:
     """A value in a few characters, for messages."""
-    text = np.array2string(np.asarray(jax.tree.leaves(value)[0]), precision=4, threshold=6)
-    return " ".join(text.split())
+    array = np.asarray(jax.tree.leaves(value)[0])
+    if array.ndim == 0 and array.dtype.kind == "f":
+        return f"{array:.4g}"
+    return " ".join(np.array2string(array, precision=4, threshold=6).split())

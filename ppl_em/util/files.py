@@ -46,16 +46,16 @@ def check_place(option: str, path: Any) -> None:
     ModelError
         Naming the option, the path and the reason.
     """
-    target = _target(path)
     try:
+        target = _target(path)
         if os.path.isdir(target):
             raise IsADirectoryError("it is a folder")
         if not _is_special(target):
             handle, beside = _beside(target)
             os.close(handle)
             os.unlink(beside)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, TypeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ModelError(
             f"Option `{option}`: '{path}' cannot be written ({reason}). Pass a file in a folder "
             f"that exists and can be written to."

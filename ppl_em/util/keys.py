@@ -10,13 +10,23 @@ from ppl_em.util.errors import ModelError
 def as_key(rng_key: jax.Array) -> jax.Array:
     """A new-style key from one of either style, or raise if it is none."""
     if not isinstance(rng_key, jax.Array | np.ndarray):
-        raise ModelError(
-            f"Argument `rng_key`: found {type(rng_key).__name__}. The random key comes first: "
-            f"`run(jax.random.key(0), *args)`."
-        )
-    if jnp.issubdtype(jnp.asarray(rng_key).dtype, jax.dtypes.prng_key):
-        return rng_key
-    return jax.random.wrap_key_data(jnp.asarray(rng_key))
+        raise _no_key(type(rng_key).__name__)
+    if not jnp.issubdtype(jnp.asarray(rng_key).dtype, jax.dtypes.prng_key):
+        words = f"{rng_key.dtype} of shape {rng_key.shape}"
+        try:
+            rng_key = jax.random.wrap_key_data(jnp.asarray(rng_key))
+        except (TypeError, ValueError):
+            raise _no_key(words) from None
+    if rng_key.ndim:
+        raise ModelError(f"Argument `rng_key`: found keys of shape {rng_key.shape}. Pass one.")
+    return rng_key
+
+
+def _no_key(found: str) -> ModelError:
+    return ModelError(
+        f"Argument `rng_key`: found {found}. The random key comes first: "
+        f"`run(jax.random.key(0), *args)`."
+    )
 
 
 def generator(rng_key: jax.Array) -> np.random.Generator:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ppl_em.util.errors import ModelError, brief_repr
 
 
@@ -40,10 +42,14 @@ def check_options(of: Any, name: str = "", /, **options: Allowed) -> None:
     ppl_em.util.errors.ModelError: Option `NUTS(num_chains=...)`: found 0. Pass a whole number, ...
     """
     for option, allowed in options.items():
-        value = getattr(of, option)
-        if not allowed.holds(value):
-            where = f"{name}({option}=...)" if name else option
-            raise ModelError(f"Option `{where}`: found {brief_repr(value)}. Pass {allowed.words}.")
+        where = f"{name}({option}=...)" if name else option
+        check_option(where, getattr(of, option), allowed)
+
+
+def check_option(option: str, value: Any, allowed: Allowed) -> None:
+    """Raise if the `value` of an option is not as allowed."""
+    if not allowed.holds(value):
+        raise ModelError(f"Option `{option}`: found {brief_repr(value)}. Pass {allowed.words}.")
 
 
 def whole(low: int = 1, high: int | None = None) -> Allowed:
@@ -67,6 +73,19 @@ def number(low: float = 0.0, below: float = math.inf, *, above: bool = False) ->
     start = f"above {low:g}" if above else f"{low:g} or more"
     end = "" if below == math.inf else f" and below {below:g}"
     return Allowed(f"a finite number, {start}{end}", holds)
+
+
+def numbers() -> Allowed:
+    """A real number or an array of such, none of them NaN."""
+
+    def holds(value: Any) -> bool:
+        try:
+            array = np.asarray(value)
+            return array.dtype.kind in "fiu" and not bool(np.any(np.isnan(array)))
+        except (TypeError, ValueError):
+            return False
+
+    return Allowed("a number or an array of numbers, none of them NaN", holds)
 
 
 def switch() -> Allowed:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ppl_em.cli import catalog
+from ppl_em.cli.columns import read_csv
 from ppl_em.util import ModelError
 
 
@@ -32,17 +33,17 @@ def test_columns_go_to_arguments_and_the_rest_is_named(tmp_path, caplog):
     path = tmp_path / "air.csv"
     path.write_text("Ozone,Solar.R,Wind,Temp,Day\n41,NA,7.4,67,1\n,118,8,72,2\n")
     with caplog.at_level(logging.WARNING, logger="ppl_em"):
-        columns = catalog.read_csv(str(path), catalog.find("airquality").model)
+        columns = read_csv(str(path), catalog.find("airquality").model)
     assert list(columns) == ["Ozone", "Solar_R", "Wind", "Temp"]
     np.testing.assert_array_equal(columns["Solar_R"], [np.nan, 118])
     assert "Day" in caplog.text and "Solar" not in caplog.text
-    every = catalog.read_csv(str(path), catalog.find("airquality:every_column").model)
+    every = read_csv(str(path), catalog.find("airquality:every_column").model)
     assert list(every) == ["Ozone", "Solar.R", "Wind", "Temp", "Day"]
 
 
 def test_texts_of_students_are_the_same_as_numbers():
     entry = catalog.find("zero_inflated")
-    columns = catalog.read_csv(str(entry.module.DATA), entry.model)
+    columns = read_csv(str(entry.module.DATA), entry.model)
     assert columns["fem"].dtype.kind == "U"
     for name in ("fem", "mar"):
         coded = entry.module._indicator(name, columns[name])

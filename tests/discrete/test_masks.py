@@ -183,7 +183,7 @@ def test_beside_continuous_latents():
 
 def test_masked_arrays_are_refused_unless_nothing_is_masked():
     y = np.ma.array(Y[:, 0], mask=~SEEN)
-    with pytest.raises(ModelError, match="Argument 1: it is a NumPy masked array of which 1 "):
+    with pytest.raises(ModelError, match="Argument 'y': it is a NumPy masked array of which 1 "):
         EM(rows).run(jax.random.key(0), y, SEEN)
     whole = np.ma.array(Y[:, 0], mask=False)
     np.testing.assert_allclose(log_joint(rows, whole, SEEN), by_row(Y[SEEN, 0]).sum())

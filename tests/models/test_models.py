@@ -12,7 +12,7 @@ import pytest
 from numpyro import handlers
 from numpyro.infer.util import log_density
 
-from ppl_em.cli import catalog
+from ppl_em.cli.columns import read_csv
 
 TESTS = Path(__file__).resolve().parents[1]
 NAMES = [
@@ -78,7 +78,7 @@ def test_load_gives_the_arguments_of_the_model(module):
 
 def test_load_gives_the_columns_of_the_csv(module, name):
     path = TESTS.parent / "models" / "data" / f"{name}.csv"
-    columns = catalog.read_csv(str(path), module.model)
+    columns = read_csv(str(path), module.model)
     data = module.load()
     assert set(data) == set(columns)
     for column, values in columns.items():

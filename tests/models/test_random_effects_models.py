@@ -17,6 +17,7 @@ from numpyro.infer.util import log_density
 from scipy import special, stats
 
 from ppl_em.cli import catalog
+from ppl_em.cli.columns import read_csv
 
 
 class Effects(NamedTuple):
@@ -243,7 +244,7 @@ def seeded_log_density(entry, data):
 @pytest.mark.parametrize(("model", "column"), TEXTS.items())
 def test_texts_are_the_same_as_numbers(model, column):
     entry = catalog.find(model)
-    columns = catalog.read_csv(str(entry.module.DATA), entry.model)
+    columns = read_csv(str(entry.module.DATA), entry.model)
     assert columns[column].dtype.kind == "U"
     assert seeded_log_density(entry, columns) == seeded_log_density(entry, entry.load())
 

@@ -210,7 +210,7 @@ REFUSED = {
     "site": ("`constraints` names it, but .*Valid names: mu, sigma, tau", {"fn": "sgma"}, "auto"),
     "fails": ("Constraint 'c': its function fails.*KeyError", {"fn": lambda p: p["no"]}, "auto"),
     "inside": ("no inside for a barrier", {"lower": 6.0, "barrier": True}, "auto"),
-    "what": ("Constraint 'c': found 3", {"fn": 3}, "auto"),
+    "what": (r"Option `Constraint\(fn=...\)`: found 3", {"fn": 3}, "auto"),
 }
 
 

@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 import pytest
 
 import ppl_em
-from ppl_em.cli import catalog
+from ppl_em.cli.columns import read_csv
 from ppl_em.util import ModelError, in_line, printable
 
 ESCAPES = "\x1b[2J\x1b]0;pwned\x07\x9b31m\r\u202e\x00\x7f"
@@ -63,8 +63,8 @@ def test_what_errors_say(options):
 def test_columns_of_a_file(tmp_path, caplog):
     path = tmp_path / "data.csv"
     path.write_text("y,more\x1b[2J\n1,2\n")
-    catalog.read_csv(str(path), model)
+    read_csv(str(path), model)
     assert r"more\x1b[2J" in caplog.text and clean(caplog.text)
     path.write_text("x\x1b[2J\n1\n")
     with pytest.raises(ModelError, match=r"x\\x1b\[2J"):
-        catalog.read_csv(str(path), model)
+        read_csv(str(path), model)
