@@ -45,6 +45,15 @@ OTHER_END = 3 * DECADE
 BEYOND = 40.0
 """Unconstrained value from which a coordinate is brought back: more than 17 decades."""
 
+OUT = 6 * DECADE
+"""The same where the log-likelihood has lost its digits: gamma functions do so far out."""
+
+FEW = 10
+"""Times that by which a log-likelihood may be too high by chance."""
+
+ROUGH = 1e-7
+"""Rounding, in nats, from which it has."""
+
 MAX_ASKED = 100
 """Parameters up to which each is asked whether it is near an end: an E-step or two for each."""
 
@@ -160,7 +169,8 @@ def near_ends(run: Run) -> np.ndarray:
         return towards
     ground = Landscape(problem, run.e_step)
     value, state = ground.look(history.x, history.e_state)
-    history.x = x = _within_digits(ground, history.x, state, value, limits)
+    known = limits if history.at is None else np.where(history.at.held[:, None], np.nan, limits)
+    history.x = x = _within_digits(ground, history.x, state, value, known)
     for place, column in itertools.product(range(x.size), (0, 1)):
         side, bound = 2 * column - 1, limits[place, column]
         if np.isnan(bound) or (np.isfinite(limits[place]).all() and side * float(x[place]) < 1):
@@ -182,6 +192,16 @@ def _within_digits(
 
     An M-step may go so far that nothing near there tells how the log-likelihood got to its end.
     """
+    for place in np.flatnonzero(np.abs(np.asarray(x)) > OUT).tolist():
+        side = float(jnp.sign(x[place]))
+        if np.isnan(limits[place, int(side > 0)]):
+            continue
+        step = np.where(np.arange(x.size) == place, side * DECADE, 0.0)
+        rough = ground.roughness(Settled(x, state, value, 0.0), step)
+        nearer = x.at[place].set(side * OUT)
+        if rough > ROUGH and ground.look(nearer, state)[0] >= value - MEANT - FEW * rough:
+            x = nearer
+            value = ground.look(x, state)[0]
     for place in np.flatnonzero(np.abs(np.asarray(x)) > BEYOND).tolist():
         if np.isnan(limits[place, int(x[place] > 0)]):
             continue

@@ -21,6 +21,7 @@ from ppl_em.problem.minibatches import check_batches, draw_rows
 from ppl_em.problem.problem import Latents, Problem
 from ppl_em.problem.sites import LatentSite, site_dims
 from ppl_em.problem.subsampling import AllRows, Indices, Rows
+from ppl_em.problem.trace import run_model
 
 __all__ = [
     "WIDE",
@@ -50,6 +51,7 @@ __all__ = [
     "needs",
     "on_request",
     "restrict",
+    "run_model",
     "site_dims",
     "violated",
 ]
