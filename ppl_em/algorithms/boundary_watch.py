@@ -18,6 +18,7 @@ from ppl_em.algorithms.boundary_profile import (
     Landscape,
     Settled,
 )
+from ppl_em.algorithms.digits import within_digits
 from ppl_em.algorithms.history import Run
 from ppl_em.algorithms.stopping import Step, Stopping
 from ppl_em.params import ends, is_share
@@ -44,15 +45,6 @@ OTHER_END = 3 * DECADE
 
 BEYOND = 40.0
 """Unconstrained value from which a coordinate is brought back: more than 17 decades."""
-
-OUT = 6 * DECADE
-"""The same where the log-likelihood has lost its digits: gamma functions do so far out."""
-
-FEW = 10
-"""Times that by which a log-likelihood may be too high by chance."""
-
-ROUGH = 1e-7
-"""Rounding, in nats, from which it has."""
 
 MAX_ASKED = 100
 """Parameters up to which each is asked whether it is near an end: an E-step or two for each."""
@@ -164,13 +156,17 @@ def near_ends(run: Run) -> np.ndarray:
     problem, history = run.problem, run.history
     watch = Watch(problem, run.e_step, run.limits.stopping)
     limits = watch.ends
+    if len(limits):
+        within_digits(run)
     towards = np.zeros(history.x.size, int)
     if not 0 < len(limits) <= MAX_ASKED or np.all(np.isnan(limits)):
         return towards
     ground = Landscape(problem, run.e_step)
     value, state = ground.look(history.x, history.e_state)
-    known = limits if history.at is None else np.where(history.at.held[:, None], np.nan, limits)
-    history.x = x = _within_digits(ground, history.x, state, value, known)
+    if history.at is not None:
+        known = history.at.held | history.at.on_rays
+        limits = np.where(known[:, None], np.nan, limits)
+    history.x = x = _nearer(ground, history.x, state, value, limits)
     for place, column in itertools.product(range(x.size), (0, 1)):
         side, bound = 2 * column - 1, limits[place, column]
         if np.isnan(bound) or (np.isfinite(limits[place]).all() and side * float(x[place]) < 1):
@@ -185,23 +181,13 @@ def near_ends(run: Run) -> np.ndarray:
     return watch.near(x, towards)
 
 
-def _within_digits(
+def _nearer(
     ground: Landscape, x: jax.Array, state: Any, value: float, limits: np.ndarray
 ) -> jax.Array:
     """`x` (p,), with coordinates no further out towards an end than makes a difference.
 
     An M-step may go so far that nothing near there tells how the log-likelihood got to its end.
     """
-    for place in np.flatnonzero(np.abs(np.asarray(x)) > OUT).tolist():
-        side = float(jnp.sign(x[place]))
-        if np.isnan(limits[place, int(side > 0)]):
-            continue
-        step = np.where(np.arange(x.size) == place, side * DECADE, 0.0)
-        rough = ground.roughness(Settled(x, state, value, 0.0), step)
-        nearer = x.at[place].set(side * OUT)
-        if rough > ROUGH and ground.look(nearer, state)[0] >= value - MEANT - FEW * rough:
-            x = nearer
-            value = ground.look(x, state)[0]
     for place in np.flatnonzero(np.abs(np.asarray(x)) > BEYOND).tolist():
         if np.isnan(limits[place, int(x[place] > 0)]):
             continue
