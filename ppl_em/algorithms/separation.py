@@ -22,6 +22,7 @@ from scipy import linalg
 
 from ppl_em.algorithms.ascent import Point, ascend
 from ppl_em.algorithms.boundary_profile import DECADE, SETTLED, Inside, Landscape, Settled
+from ppl_em.algorithms.boundary_watch import SLOW
 from ppl_em.algorithms.history import Run
 from ppl_em.algorithms.stopping import Step
 from ppl_em.algorithms.suspicion import way_back
@@ -55,6 +56,10 @@ UNIT = (0.5, 2.0)
 """Decades by which a step of one may change what is left, where a tail is exponential."""
 
 
+TIMES = (30, 60, 120, 240, 480)
+"""Steps after which a run is looked at that has not ended."""
+
+
 class Ray(NamedTuple):
     """A limit: where it is reached, directions (p, r) of recession, and their normals (p, r)."""
 
@@ -63,6 +68,11 @@ class Ray(NamedTuple):
     directions: np.ndarray
     normals: np.ndarray
     fall: float
+
+
+def is_time(steps: list[Step]) -> bool:
+    """Whether to look now, long before a run ends: at times, as it takes the information."""
+    return len(steps) in TIMES and abs(steps[-1].change) < SLOW
 
 
 def to_limit(run: Run) -> bool:

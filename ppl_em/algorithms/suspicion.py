@@ -11,7 +11,7 @@ from ppl_em.algorithms.boundary_profile import Landscape
 from ppl_em.algorithms.boundary_watch import Watch
 from ppl_em.algorithms.history import Run
 from ppl_em.likelihood import marginal_information
-from ppl_em.params import ends, has_end
+from ppl_em.params import ends
 
 MAX_PARAMS = 300
 """Parameters up to which this is asked: it takes the information, which the end needs anyway."""
@@ -74,7 +74,7 @@ def _unnoticed(run: Run, matrix: np.ndarray, away: np.ndarray) -> np.ndarray:
     problem, at = run.problem, run.history.at
     limits = ends(problem.space)
     outwards = np.where(away > 0, limits[:, 0], limits[:, 1])
-    may_go = ~has_end(problem.space) | np.isinf(outwards)
+    may_go = np.isnan(outwards) | np.isinf(outwards)
     if at is not None:
         may_go &= ~at.held
     alone = 0.5 * np.abs(np.diag(matrix)) * away**2 <= PREDICTED
