@@ -66,10 +66,14 @@ MAX_NEWTON = 20
 
 @dataclass(frozen=True)
 class Landscape:
-    """The log-likelihood as a landscape."""
+    """The log-likelihood as a landscape; `gaps` (p,) are coordinates that are logarithms of gaps.
+
+    Cut points that go to infinity together do so on a line, and so do their gaps.
+    """
 
     problem: Problem
     e_step: DeterministicEStep
+    gaps: np.ndarray | None = None
 
     def look(self, x: jax.Array, state: Any) -> tuple[float, Any]:
         """Its value at `x` (p,), and the state of an E-step there.
@@ -80,6 +84,13 @@ class Landscape:
         for _ in range(2):
             _, state, info = expectation(self.e_step, self.problem, x, state)
         return float(info.objective), state
+
+    def go(self, x: jax.Array, step: np.ndarray) -> jax.Array:
+        """Where `step` (p,) leads from `x` (p,): in gaps as such."""
+        moved = x + jnp.asarray(step, x.dtype)
+        if self.gaps is None:
+            return moved
+        return jnp.where(self.gaps, jnp.log(jnp.exp(x) + jnp.asarray(step, x.dtype)), moved)
 
     def floor(self, value: float) -> float:
         """Differences that mean nothing."""
@@ -96,7 +107,7 @@ class Landscape:
         """
         best, here, last = None, Settled(x, state, value, np.inf), 0.0
         for _ in range(MAX_DECADES):
-            new, following = self.look(here.x + jnp.asarray(step, x.dtype), here.state)
+            new, following = self.look(self.go(here.x, step), here.state)
             if not new >= value - MAX_LOSS:
                 break
             # A change that is much smaller than the one before is luck.
@@ -109,13 +120,13 @@ class Landscape:
                 return here._replace(noise=change)
             if CAREFUL * rough > change:
                 break
-            here, last = Settled(here.x + jnp.asarray(step, x.dtype), following, new, 0.0), change
+            here, last = Settled(self.go(here.x, step), following, new, 0.0), change
         enough = max(IN_ROUNDING, ROUGHEST * abs(value))
         return best if best is not None and best.noise <= enough else None
 
     def roughness(self, there: "Settled", step: np.ndarray) -> float:
         """What rounding makes of the log-likelihood: its changes where there should be none."""
-        tiny = (there.x + jnp.asarray(part * step, there.x.dtype) for part in TINY)
+        tiny = (self.go(there.x, part * step) for part in TINY)
         return max(abs(self.look(x, there.state)[0] - there.value) for x in tiny)
 
     def rest(self, there: "Settled", step: np.ndarray, power: int) -> float:
@@ -128,8 +139,7 @@ class Landscape:
             return 0.0
         values = [there.value]
         for count in range(1, RICHARDSON):
-            back = there.x - jnp.asarray(count * step, there.x.dtype)
-            values.append(self.look(back, there.state)[0])
+            values.append(self.look(self.go(there.x, -count * step), there.state)[0])
         found = np.array(values)
         for order in (1, 2):
             found = found[:-1] + (found[:-1] - found[1:]) / (10.0 ** (order * power) - 1)

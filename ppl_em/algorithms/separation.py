@@ -30,8 +30,11 @@ from ppl_em.likelihood import marginal_information
 from ppl_em.params import AtBounds, Boundary, ends, flat_labels
 from ppl_em.problem import Problem
 
-INSIDE = (0.05, 0.5)
-"""Log-likelihood that is lost, in nats, where the search for a ray begins: least and most."""
+INSIDE = ((0.05, 0.5), (0.5, 5.0), (5.0, 50.0))
+"""Log-likelihood that is lost, in nats, where the search for a ray begins: least and most.
+
+Further inside if a single row decides, so that the information there says nothing of the others.
+"""
 
 MAX_BISECTIONS = 60
 """Steps on the way to such a place."""
@@ -81,7 +84,7 @@ def to_limit(run: Run) -> bool:
     back = way_back(run)
     if back is None:
         return False
-    ground, before = Landscape(problem, run.e_step), history.at
+    ground, before = Landscape(problem, run.e_step, _gaps(problem)), history.at
     held = np.zeros(history.x.size, bool) if before is None else before.held
     value, state = ground.look(history.x, history.e_state)
     found = _ray(ground, Settled(history.x, state, value, 0.0), back, held)
@@ -116,9 +119,16 @@ def _at(problem: Problem, before: AtBounds | None, found: Ray, rest: float) -> A
 
 def _ray(ground: Landscape, end: Settled, back: np.ndarray, held: np.ndarray) -> Ray | None:
     """The limit that a run at `end` is on its way to; `back` (p,) leads to where it was not."""
-    inside = _inside(ground, end, back)
-    if inside is None:
-        return None
+    origin, gaps = end.x + jnp.asarray(back, end.x.dtype), _gaps(ground.problem)
+    at, before = np.asarray(end.x, float), np.asarray(origin, float)
+    back = np.where(gaps, np.exp(before) - np.exp(at), back)
+    starts = (_inside(ground, end, back, *losses) for losses in INSIDE)
+    rays = (_ray_from(ground, start, held) for start in starts if start is not None)
+    return next((ray for ray in rays if ray is not None), None)
+
+
+def _ray_from(ground: Landscape, inside: Settled, held: np.ndarray) -> Ray | None:
+    """The limit that Newton steps from a place `inside` lead to."""
     terrain = Inside(ground, held, 0.0)
     first = Point(inside.x, inside.state, inside.value, terrain.model_at(inside.x, inside.state))
     path = [first]
@@ -141,6 +151,7 @@ def _ray(ground: Landscape, end: Settled, back: np.ndarray, held: np.ndarray) ->
     way = _clean(lost @ (lost.T @ (metric @ step)), metric)
     if not way.any() or not _may_go(ground, way):
         return None
+    way = np.where(_gaps(ground.problem), np.exp(np.asarray(last.x, float)) * way, way)
     way = _by_decades(ground, last, way)
     settled = ground.descend(last.x, last.state, last.value, DECADE * way)
     if settled is None:
@@ -169,24 +180,26 @@ def _at_its_best(
         return None
     x, state, value, _ = path[-1]
     settled = ground.descend(x, state, value, DECADE * way)
-    if settled is None or not settled.value - before > INSIDE[0] / 2:
+    if settled is None or not settled.value - before > INSIDE[0][0] / 2:
         return None
     return Ray(settled, way, lost, normals, float(settled.value - before))
 
 
-def _inside(ground: Landscape, end: Settled, back: np.ndarray) -> Settled | None:
-    """A place on the way `back` (p,) where a little is lost."""
+def _inside(
+    ground: Landscape, end: Settled, back: np.ndarray, least: float, most: float
+) -> Settled | None:
+    """A place on the way `back` (p,) where a little is lost, in nats."""
     low, high = 0.0, 1.0
     for _ in range(MAX_BISECTIONS):
         part = (low + high) / 2 if high < 1 else high
-        x = end.x + jnp.asarray(part * back, end.x.dtype)
+        x = ground.go(end.x, part * back)
         value, state = ground.look(x, end.state)
         loss = end.value - value
-        if INSIDE[0] <= loss <= INSIDE[1]:
+        if least <= loss <= most:
             return Settled(x, state, value, 0.0)
         if high == 1 and part == 1:
             high = 1 - 1e-9
-        elif loss < INSIDE[0]:
+        elif loss < least:
             low = part
         else:
             high = part
@@ -219,7 +232,7 @@ def _vanishing(
 
 def _by_decades(ground: Landscape, there: Point, way: np.ndarray) -> np.ndarray:
     """`way` (p,) in the unit in which what is left to gain falls by a factor of e."""
-    steps = (there.x - jnp.asarray(count * DECADE * way, there.x.dtype) for count in (1, 2))
+    steps = (ground.go(there.x, -count * DECADE * way) for count in (1, 2))
     near, far = (ground.look(x, there.state)[0] for x in steps)
     ratio = (near - far) / max(there.value - near, np.finfo(float).tiny)
     believed = np.isfinite(ratio) and UNIT[0] < np.log(max(ratio, 1.0)) / DECADE < UNIT[1]
@@ -230,6 +243,12 @@ def _clean(direction: np.ndarray, metric: np.ndarray) -> np.ndarray:
     """`direction` (p,) without what rounding makes of coordinates that are not on it."""
     share = np.abs(direction) * np.sqrt(np.abs(np.diag(metric)))
     return np.where(share > SHARE * np.max(share, initial=0.0), direction, 0.0)
+
+
+def _gaps(problem: Problem) -> np.ndarray:
+    """Coordinates (p,) that are logarithms of what has an edge at 0 and no other end."""
+    limits = ends(problem.space)
+    return (limits[:, 0] == -1) & np.isnan(limits[:, 1])
 
 
 def _may_go(ground: Landscape, way: np.ndarray) -> bool:
