@@ -144,7 +144,7 @@ class Landscape:
         for order in (1, 2):
             found = found[:-1] + (found[:-1] - found[1:]) / (10.0 ** (order * power) - 1)
         errors = np.abs(np.diff(found))
-        errors = np.maximum(errors[:-1], errors[1:])
+        errors = np.maximum(errors[:-1], errors[1:] / 1000.0**power)  # less than that is luck
         best = int(np.argmin(np.where(np.isfinite(errors), errors, np.inf)))
         return float(found[best + 1] - there.value) if errors[best] < there.noise else 0.0
 
