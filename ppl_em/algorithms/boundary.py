@@ -217,7 +217,9 @@ def _arrive(
     value, state = ground.look(x, state)
     if not np.isfinite(value):
         return None
-    path, converged = ground.maximize(x, state, value, held)
+    outwards = np.where(held, sides * DECADE, 0.0)
+    rough = ground.roughness(Settled(x, state, value, 0.0), outwards)
+    path, converged = ground.maximize(x, state, value, held, rough)
     x, state, value, _ = path[-1]
     if not converged:
         moves = np.asarray(x - path[max(len(path) - 3, 0)].x)
@@ -225,16 +227,25 @@ def _arrive(
         runs &= ~np.isnan(np.where(sides < 0, limits[:, 0], limits[:, 1]))
         runs &= ~is_share(ground.problem.space)
         return _Otherwise(held | runs, runs, sides) if runs.any() else None
-    settled = ground.descend(x, state, value, np.where(held, sides * DECADE, 0.0), level=True)
+    settled = ground.descend(x, state, value, outwards)
     if settled is None:
         return None
     found = _falls(ground, settled, held, sides, limits)
     if isinstance(found, _Otherwise):
         return found
+    rest = 0.0
+    for place, where in zip(_in_turn(held, limits), found.values(), strict=True):
+        alone = np.where(np.arange(len(held)) == place, outwards, 0.0)
+        rest += ground.rest(settled, alone, where.power)
     logger.info("At a boundary, after %d Newton steps in the others", len(path) - 1)
     bounds = np.where(held, np.where(sides < 0, limits[:, 0], limits[:, 1]), np.nan)
-    at = AtBounds(ground.problem.space, bounds, found, settled.x)
+    at = AtBounds(ground.problem.space, bounds, found, settled.x, rest=rest)
     return Jump(settled.x, settled.state, settled.value, settled.noise, at)
+
+
+def _in_turn(held: np.ndarray, limits: np.ndarray) -> list[int]:
+    """Coordinates that are `held` (p,), those that may be idle where others are at a bound last."""
+    return sorted(np.flatnonzero(held).tolist(), key=lambda place: _two_sided(limits)[place])
 
 
 def _falls(
@@ -250,8 +261,8 @@ def _falls(
     both = np.flatnonzero(_two_sided(limits) & ~held).tolist()
     idle = [place for place in both if ground.is_idle(x, state, value, place)]
     found = {}
-    # What may be idle comes last: where another is not at its bound, it has some influence.
-    for place in sorted(np.flatnonzero(held).tolist(), key=lambda i: _two_sided(limits)[i]):
+    # Where another is not at its bound, what may be idle has some influence.
+    for place in _in_turn(held, limits):
         named = place_of(space, x, place, int(sides[place]))
         slope = ground.slope(x, state, value, named)
         if slope is None:

@@ -33,11 +33,20 @@ No smaller: a latent with a standard deviation of tau has scores with rounding e
 IN_ROUNDING = 1e-4
 """The same where it does not shrink any more, which is rounding: at a correlation of 1, say."""
 
-PLATEAU = 2
-"""Decades in a row over which it does not change by more: no maximum is as flat by chance."""
+ROUGHEST = 1e-9
+"""The same as a share of the log-likelihood, if it is large."""
 
-MAX_RISE = 10.0
-"""Growth of the change over a decade, from the smallest, that ends the search for a smaller one."""
+TINY = (1e-7, -1e-7, 2e-7)
+"""Parts of a decade over which only rounding changes the log-likelihood."""
+
+CAREFUL = 10.0
+"""Weight of rounding next to what is still to gain: that is known better by extrapolation."""
+
+QUICKEST = 1e4
+"""Largest factor by which changes shrink from decade to decade."""
+
+RICHARDSON = 8
+"""Decades back from a bound from which it is extrapolated to."""
 
 MEANT = 1e-3
 """Log-likelihood that means something: a bound is looked at if less is lost on the way."""
@@ -57,10 +66,14 @@ MAX_NEWTON = 20
 
 @dataclass(frozen=True)
 class Landscape:
-    """The log-likelihood as a landscape."""
+    """The log-likelihood as a landscape; `gaps` (p,) are coordinates that are logarithms of gaps.
+
+    Cut points that go to infinity together do so on a line, and so do their gaps.
+    """
 
     problem: Problem
     e_step: DeterministicEStep
+    gaps: np.ndarray | None = None
 
     def look(self, x: jax.Array, state: Any) -> tuple[float, Any]:
         """Its value at `x` (p,), and the state of an E-step there.
@@ -72,45 +85,84 @@ class Landscape:
             _, state, info = expectation(self.e_step, self.problem, x, state)
         return float(info.objective), state
 
+    def go(self, x: jax.Array, step: np.ndarray) -> jax.Array:
+        """Where `step` (p,) leads from `x` (p,): in gaps as such."""
+        moved = x + jnp.asarray(step, x.dtype)
+        if self.gaps is None:
+            return moved
+        return jnp.where(self.gaps, jnp.log(jnp.exp(x) + jnp.asarray(step, x.dtype)), moved)
+
     def floor(self, value: float) -> float:
         """Differences that mean nothing."""
         dtype = self.problem.start.dtype
         return max(self.e_step.noise or 0.0, 10 * rounding(value, dtype))
 
     def descend(
-        self, x: jax.Array, state: Any, value: float, step: np.ndarray, level: bool = False
+        self, x: jax.Array, state: Any, value: float, step: np.ndarray
     ) -> "Settled | None":
         """Follow `step` (p,), a decade towards bounds, until nothing changes; None if it falls.
 
-        Where rounding keeps it from that, the decade with the smallest change counts: gamma
-        functions lose their digits far out. `level` says that `x` (p,) is on such a plateau.
+        Where rounding keeps it from that, it ends where changes and rounding are smallest: gamma
+        functions lose their digits far out.
         """
-        best, here = None, Settled(x, state, value, np.inf)
-        small = PLATEAU - 1 if level else 0
+        best, here, last = None, Settled(x, state, value, np.inf), 0.0
         for _ in range(MAX_DECADES):
-            x = here.x + jnp.asarray(step, here.x.dtype)
-            new, state = self.look(x, here.state)
-            change = abs(new - here.value)
-            if small and best is not None and change > MAX_RISE * best.noise:
-                return best if small >= PLATEAU else None
+            new, following = self.look(self.go(here.x, step), here.state)
             if not new >= value - MAX_LOSS:
-                return None
-            grows = best is not None and here.noise > 2 * best.noise
-            if change <= max(SETTLED, self.floor(new)) and not grows:
+                break
+            # A change that is much smaller than the one before is luck.
+            change = max(abs(new - here.value), last / QUICKEST)
+            rough, enough = self.roughness(here, step), max(SETTLED, self.floor(new))
+            left = max(change, CAREFUL * rough)
+            if best is None or left < best.noise:
+                best = here._replace(noise=left)
+            if max(change, rough) <= enough:
                 return here._replace(noise=change)
-            # A small change among large ones is luck: the decade before counts as well.
-            noise = change if np.isinf(here.noise) else max(change, here.noise)
-            if best is None or noise < best.noise:
-                best = here._replace(noise=noise)
-            small = small + 1 if change <= IN_ROUNDING else 0
-            here = Settled(x, state, new, change)
-        return best if small >= PLATEAU else None
+            if CAREFUL * rough > change:
+                break
+            here, last = Settled(self.go(here.x, step), following, new, 0.0), change
+        enough = max(IN_ROUNDING, ROUGHEST * abs(value))
+        return best if best is not None and best.noise <= enough else None
+
+    def roughness(self, there: "Settled", step: np.ndarray) -> float:
+        """What rounding makes of the log-likelihood: its changes where there should be none."""
+        tiny = (self.go(there.x, part * step) for part in TINY)
+        return max(abs(self.look(x, there.state)[0] - there.value) for x in tiny)
+
+    def rest(self, there: "Settled", step: np.ndarray, power: int) -> float:
+        """What is still to gain from `there` to the bound itself, by extrapolation.
+
+        The log-likelihood is a series in powers of a distance that `step` (p,) divides by ten.
+        Richardson's extrapolation takes its first two terms out, from where rounding is small.
+        """
+        if there.noise <= max(SETTLED, self.floor(there.value)):
+            return 0.0
+        values = [there.value]
+        for count in range(1, RICHARDSON):
+            values.append(self.look(self.go(there.x, -count * step), there.state)[0])
+        found = np.array(values)
+        for order in (1, 2):
+            found = found[:-1] + (found[:-1] - found[1:]) / (10.0 ** (order * power) - 1)
+        errors = np.abs(np.diff(found))
+        errors = np.maximum(errors[:-1], errors[1:] / 1000.0**power)  # less than that is luck
+        best = int(np.argmin(np.where(np.isfinite(errors), errors, np.inf)))
+        return float(found[best + 1] - there.value) if errors[best] < there.noise else 0.0
 
     def maximize(
-        self, x: jax.Array, state: Any, value: float, held: np.ndarray
+        self,
+        x: jax.Array,
+        state: Any,
+        value: float,
+        held: np.ndarray,
+        noise: float = 0.0,
+        across: np.ndarray | None = None,
     ) -> tuple[list[Point], bool]:
-        """Newton steps with coordinates `held` (p,) as they are, and whether they converged."""
-        terrain = _Inside(self, held)
+        """Newton steps with coordinates `held` (p,) as they are, and whether they converged.
+
+        `noise` is what rounding makes of the log-likelihood there; nothing moves `across` (p, r)
+        either.
+        """
+        terrain = Inside(self, held, noise, across)
         path = [Point(x, state, value, terrain.model_at(x, state))]
         for here in islice(ascend(terrain, path[0]), MAX_NEWTON):
             last = path[-1].model
@@ -166,17 +218,19 @@ class Settled(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Inside:
+class Inside:
     """The landscape with coordinates `held` (p,) in place."""
 
     ground: Landscape
     held: np.ndarray
+    noise: float = 0.0
+    across: np.ndarray | None = None
 
     def at(self, x: jax.Array, state: Any) -> tuple[float, Any]:
         return self.ground.look(x, state)
 
     def floor(self, value: float) -> float:
-        return self.ground.floor(value)
+        return max(self.ground.floor(value), self.noise)
 
     def move(self, here: Point, step: np.ndarray) -> jax.Array:
         return here.x + jnp.asarray(step, here.x.dtype)
@@ -198,8 +252,11 @@ class _Inside:
             matrix=np.where(free, here.matrix, 0.0),
         )
         still = self.held | self._no_response(x, state, here)
-        if still.any() and np.all(np.isfinite(here.matrix)):
-            here = holding(problem, x, here, np.eye(len(still))[:, still])
+        normals = np.eye(len(still))[:, still]
+        if self.across is not None:
+            normals = np.concatenate([normals, self.across], axis=1)
+        if normals.size and np.all(np.isfinite(here.matrix)):
+            here = holding(problem, x, here, normals)
         step, promised = here.uphill(MAX_LENGTH)
         return Model(step, promised) if np.isfinite(promised) else None
 

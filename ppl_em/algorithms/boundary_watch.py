@@ -18,6 +18,7 @@ from ppl_em.algorithms.boundary_profile import (
     Landscape,
     Settled,
 )
+from ppl_em.algorithms.digits import within_digits
 from ppl_em.algorithms.history import Run
 from ppl_em.algorithms.stopping import Step, Stopping
 from ppl_em.params import ends, is_share
@@ -155,12 +156,17 @@ def near_ends(run: Run) -> np.ndarray:
     problem, history = run.problem, run.history
     watch = Watch(problem, run.e_step, run.limits.stopping)
     limits = watch.ends
+    if len(limits):
+        within_digits(run)
     towards = np.zeros(history.x.size, int)
     if not 0 < len(limits) <= MAX_ASKED or np.all(np.isnan(limits)):
         return towards
     ground = Landscape(problem, run.e_step)
     value, state = ground.look(history.x, history.e_state)
-    history.x = x = _within_digits(ground, history.x, state, value, limits)
+    if history.at is not None:
+        known = history.at.held | history.at.on_rays
+        limits = np.where(known[:, None], np.nan, limits)
+    history.x = x = _nearer(ground, history.x, state, value, limits)
     for place, column in itertools.product(range(x.size), (0, 1)):
         side, bound = 2 * column - 1, limits[place, column]
         if np.isnan(bound) or (np.isfinite(limits[place]).all() and side * float(x[place]) < 1):
@@ -175,7 +181,7 @@ def near_ends(run: Run) -> np.ndarray:
     return watch.near(x, towards)
 
 
-def _within_digits(
+def _nearer(
     ground: Landscape, x: jax.Array, state: Any, value: float, limits: np.ndarray
 ) -> jax.Array:
     """`x` (p,), with coordinates no further out towards an end than makes a difference.

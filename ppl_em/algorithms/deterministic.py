@@ -16,6 +16,7 @@ from ppl_em.algorithms.direct import Ascent, switch_reason
 from ppl_em.algorithms.history import History, Limits, Run
 from ppl_em.algorithms.maximization import Maximized, maximization
 from ppl_em.algorithms.newton import is_due, take_newton_steps
+from ppl_em.algorithms.separation import is_time, to_limit
 from ppl_em.algorithms.stopping import (
     Step,
     has_converged,
@@ -119,6 +120,8 @@ class Deterministic:
                 return Status.BOUNDARY, compile_seconds
             if done:
                 return Status.CONVERGED, compile_seconds
+            if is_time(history.steps) and not towards.any() and to_limit(self.of):
+                return Status.BOUNDARY, compile_seconds
             ended = self._finish() if count >= next_try else None
             if ended in (*CONVERGED, Status.MAX_STEPS, Status.MAX_SECONDS):
                 return ended, compile_seconds

@@ -18,6 +18,7 @@ from ppl_em.algorithms.boundary import to_boundary
 from ppl_em.algorithms.boundary_watch import Watch
 from ppl_em.algorithms.history import History, Limits, Run
 from ppl_em.algorithms.newton import take_newton_steps
+from ppl_em.algorithms.separation import is_time, to_limit
 from ppl_em.algorithms.stopping import Step, rounding
 from ppl_em.e_step import DeterministicEStep
 from ppl_em.likelihood import is_large, marginal_information, value_and_score
@@ -49,6 +50,10 @@ FINE = 1e-10
 
 class _Late(Exception):
     """Raised inside a search when the time is over."""
+
+
+class _AtLimit(Exception):
+    """Raised inside a search that has been found to run to infinity."""
 
 
 class _Drifting(Exception):
@@ -105,6 +110,8 @@ class Ascent:
             except _Drifting:
                 if self._at_bound(self.watch.far_towards(self.first, self.history.x)):
                     return Status.BOUNDARY
+            except _AtLimit:
+                return Status.BOUNDARY
             except _Late:
                 return Status.MAX_SECONDS
         if ended is not None:
@@ -178,6 +185,8 @@ class Ascent:
         towards = self.watch.far_towards(self.first, self.history.x)
         if towards.any() and self.watch.is_due(self.history.steps, False):
             raise _Drifting
+        if is_time(self.history.steps) and not towards.any() and to_limit(self.run):
+            raise _AtLimit
 
     def _record(self, x: np.ndarray, value: float) -> None:
         history = self.history

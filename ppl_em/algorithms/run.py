@@ -15,6 +15,7 @@ from ppl_em.algorithms.confirmation import Polish
 from ppl_em.algorithms.deterministic import Deterministic
 from ppl_em.algorithms.direct import climb_directly
 from ppl_em.algorithms.history import History, Limits, Plan, Run
+from ppl_em.algorithms.limit_laws import with_laws
 from ppl_em.algorithms.monte_carlo import monte_carlo
 from ppl_em.algorithms.sampler import Sampler
 from ppl_em.algorithms.separation import to_limit
@@ -109,7 +110,7 @@ def run_loop(
         last_polish,
         limits.begin,
         compile_seconds,
-        history.at,
+        with_laws(problem, history.at),
         m_step,
         history.certified,
     )

@@ -52,6 +52,9 @@ def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMRes
             full = cast(DeterministicEStep, e_step).in_full(problem, problem.constrain(x), state)
             value = float(info.objective if full is None else full)
             log_likelihood = LogLikelihood(value, e_step.kind)
+        if outcome.at is not None:
+            value = log_likelihood.value + outcome.at.rest
+            log_likelihood = log_likelihood._replace(value=value)
     _warn_of_float32(e_step, log_likelihood.value, x.dtype)
     params = problem.constrain(x)
     reported = params if outcome.at is None else outcome.at.exactly(params)

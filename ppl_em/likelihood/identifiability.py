@@ -93,9 +93,13 @@ def set_aside(
                 "chi-squared with one degree of freedom"
             )
         notes.append(note)
-    idle = ~known & without_influence(problem, x, information, look)
-    off = ~known & ~idle & at_boundary(problem, x, information)
+    rays = np.zeros(size, bool) if at is None else at.on_rays
+    idle = ~(known | rays) & without_influence(problem, x, information, look)
+    off = ~(known | rays | idle) & at_boundary(problem, x, information)
     held = known | idle | off
+    if at is not None and at.across is not None:
+        without = np.union1d(without, np.flatnonzero(_moved_by(problem, x, at))).astype(int)
+        information = holding(problem, x, information, at.across)
     if held.any() and not held.all():
         for some, text in ((off, OFF), (idle, IDLE if at is None else "cannot be told there")):
             places = np.flatnonzero(moved_only_by(problem, x, some)) if some.any() else ()
@@ -123,6 +127,12 @@ def set_aside(
     information = holding(problem, x, information, directions / scale[:, None] ** 2)
     information = replace(information, flat=directions)
     return information, np.union1d(without, flat).astype(int), "; ".join(notes)
+
+
+def _moved_by(problem: Problem, x: jax.Array, at: AtBounds) -> np.ndarray:
+    """Flattened parameters that move as `x` (p,) goes along the rays to infinity, (P,)."""
+    jacobian = np.asarray(flat_and_jacobian(problem, x)[1])
+    return np.any(jacobian[:, at.on_rays] != 0, axis=1)
 
 
 def _flat_note(names: list[str], count: int) -> str:

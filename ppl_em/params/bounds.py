@@ -33,33 +33,38 @@ class Boundary(NamedTuple):
         value.
     power
         1 if the log-likelihood has a slope at the bound, as in a probability or a variance; 2 if
-        it has none, as in a standard deviation, on whose square it depends. 0 for a free parameter
-        that separates outcomes: `score` is then the change on the way back from infinity.
+        it has none, as in a standard deviation, on whose square it depends. 0 for parameters that
+        go to infinity together, or without a scale of their own, as where outcomes are separated:
+        `score` is then the change on the way back from infinity.
+    limit
+        What the model is there, if its law is known: "the Poisson limit of `y`".
     """
 
     bound: float
     score: float
     power: int
+    limit: str = ""
 
     def sentence(self, label: str) -> str:
         """In words, with the parameter's name."""
+        away = f"`{label}` goes to {'' if self.bound > 0 else 'minus '}infinity"
+        law = f": {self.limit}" if self.limit else ""
         if self.power == 0:
+            why = law or ": it separates outcomes, as where all of a group are successes"
             return (
-                f"`{label}` goes to {'' if self.bound > 0 else 'minus '}infinity, where the "
-                f"log-likelihood has its limit: it separates outcomes, as where all of a group are "
-                f"successes (its value here is as good as infinite)"
+                f"{away}, where the log-likelihood has its limit{why} (its value here is as good "
+                f"as infinite)"
             )
         if np.isinf(self.bound):
             unit = f"1 / |{label}|" + ("" if self.power == 1 else f"**{self.power}")
             return (
-                f"`{label}` goes to {'' if self.bound > 0 else 'minus '}infinity, and the model to "
-                f"its limit there (the log-likelihood changes by {self.score:.4g} per unit of "
-                f"{unit} from it)"
+                f"{away}{law or ', and the model to its limit there'} (the log-likelihood changes "
+                f"by {self.score:.4g} per unit of {unit} from it)"
             )
         distance = label if self.bound == 0 else f"({label} - {self.bound:.6g})"
         unit = f"|{distance}|" if self.power == 1 else f"{distance}**{self.power}"
         return (
-            f"`{label}` is at its boundary {self.bound:.6g} (the log-likelihood changes by "
+            f"`{label}` is at its boundary {self.bound:.6g}{law} (the log-likelihood changes by "
             f"{self.score:.4g} per unit of {unit} from there)"
         )
 
@@ -69,13 +74,31 @@ class AtBounds:
     """The parameters of a fit that are at a bound.
 
     `bounds` (p,) are NaN but for the coordinates of x that are at one; `found` says which by name.
-    `x` (p,) is the place, as near as computations can be.
+    `x` (p,) is the place, as near as computations can be, and `rest` what the log-likelihood still
+    gains from there to the bounds themselves. `rays` (p, r) are directions in which it is at its
+    limit at infinity, `across` (p, r) normals that keep it from moving along them.
     """
 
     space: ParamSpace
     bounds: np.ndarray
     found: dict[str, Boundary]
     x: jax.Array | None = None
+    rest: float = 0.0
+    rays: np.ndarray | None = None
+    across: np.ndarray | None = None
+
+    @property
+    def normals(self) -> np.ndarray:
+        """What keeps x where it is, towards all bounds and along all rays, (p, k)."""
+        alone = np.eye(len(self.bounds))[:, self.held]
+        return alone if self.across is None else np.concatenate([alone, self.across], axis=1)
+
+    @property
+    def on_rays(self) -> np.ndarray:
+        """Which coordinates of x move along a ray, (p,)."""
+        if self.rays is None:
+            return np.zeros(len(self.bounds), bool)
+        return np.any(self.rays != 0, axis=1)
 
     @property
     def held(self) -> np.ndarray:

@@ -22,7 +22,7 @@ from ppl_em.problem.minibatches import check_batches, draw_rows
 from ppl_em.problem.problem import Latents, Problem
 from ppl_em.problem.sites import LatentSite, site_dims
 from ppl_em.problem.subsampling import AllRows, Indices, Rows
-from ppl_em.problem.trace import accepts, refused
+from ppl_em.problem.trace import accepts, refused, run_model
 
 __all__ = [
     "WIDE",
@@ -55,6 +55,7 @@ __all__ = [
     "on_request",
     "refused",
     "restrict",
+    "run_model",
     "site_dims",
     "violated",
 ]

@@ -66,7 +66,10 @@ def checked_header(attributes: Any) -> dict[str, Any]:
     for name in ("seconds", "penalties"):
         _require(all(map(_is_number, header.get(name, {}).values())), f"`{name}` has no numbers")
     _require({"total", "compile"} <= header["seconds"].keys(), "`seconds` is not complete")
-    _require(_are_numbers(header.get("boundary", {}).values()), "`boundary` has no numbers")
+    ends = header.get("boundary", {}).values()
+    _require(all(isinstance(end, list) for end in ends), "`boundary` has no rows")
+    _require(_are_numbers([end[:3] for end in ends]), "`boundary` has no numbers")
+    _require(all(isinstance(word, str) for end in ends for word in end[3:]), "`boundary`")
     for name in ("names", "history"):
         _require(all(isinstance(v, str) for v in header.get(name, {}).values()), f"`{name}`")
     return header
