@@ -1,6 +1,7 @@
 """Run a model once, on the host: its sites, or why it cannot be used."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -10,7 +11,29 @@ from numpyro.distributions.distribution import validation_enabled
 from ppl_em.params import Params
 from ppl_em.problem.checks import Trace, unusable
 from ppl_em.problem.initial_values import init_near_mean
+from ppl_em.problem.prepared import Prepared
 from ppl_em.problem.subsampling import AllRows, Plate, check_rows, whole_error
+
+
+def first_run(
+    model: Prepared,
+    rng_key: jax.Array,
+    args: tuple,
+    kwargs: dict,
+    found: dict[str, Plate],
+    validate: bool = False,
+) -> tuple[Prepared, Trace]:
+    """All sites of a model as it starts, and the model, from now on with steps that may differ.
+
+    Arguments as in `run_model`.
+    """
+    try:
+        return model, run_model(model, rng_key, args, kwargs, {}, validate=validate, found=found)
+    except TypeError as error:
+        if "carry" not in str(error):
+            raise
+        model = dataclasses.replace(model, any_start=True)
+    return model, run_model(model, rng_key, args, kwargs, {}, validate=validate, found=found)
 
 
 def run_model(
