@@ -13,6 +13,8 @@ from numpyro.primitives import Messenger
 from ppl_em.discrete import scans
 from ppl_em.discrete.axes import Named, log_prob, named, scaled, stripped
 from ppl_em.discrete.elimination import LOG_ZERO, PREVIOUS, Variable
+from ppl_em.discrete.rows import rows_of
+from ppl_em.discrete.safe_laws import impossible
 from ppl_em.discrete.scans import Scan, Values
 from ppl_em.discrete.supports import is_delta, mask_of, support_of
 from ppl_em.util import ModelError, site_error
@@ -57,6 +59,7 @@ class Tabulate(Messenger):
         self.step_rows: dict[str, jax.Array] = {}
         self.dims: dict[int, str] = {}
         self.values: Values = {}
+        self.laid: dict[tuple[str, int], tuple[jax.Array, jax.Array]] = {}
         self.variables: dict[str, Variable] = {}
         self.weighted: set[str] = set()
         self.plates: dict[str, int] = {}
@@ -97,7 +100,11 @@ class Tabulate(Messenger):
                 self.weighted.add(name)
         values = self.step.supports.get(name, self.values[name])
         dim = self._dim(PREVIOUS + name if self.step.before else name)
-        return values.reshape((len(values), *(1,) * (-dim - 1), *values.shape[1:]))
+        laid = self.laid.get((name, dim))
+        if laid is None or laid[0] is not values:  # the same array again shows that it is the same
+            shape = (len(values), *(1,) * (-dim - 1), *values.shape[1:])
+            self.laid[name, dim] = laid = values, values.reshape(shape)
+        return laid[1]
 
     def _dim(self, name: str) -> int:
         for dim, owner in self.dims.items():
@@ -107,29 +114,9 @@ class Tabulate(Messenger):
         self.dims[dim] = name
         return dim
 
-    def rows_of(self, site: dict[str, Any]) -> dict[str, tuple[str, jax.Array]]:
-        """An observed site's entry of `rows`, if it has one."""
-        fn, value = stripped(site["fn"]), jnp.asarray(site["value"])
-        if not site["is_observed"] or site["scale"] is not None or site["intermediates"]:
-            return {}
-        if mask_of(fn) is not True or value.ndim < fn.event_dim:
-            return {}
-        batch = value.shape[: value.ndim - fn.event_dim]
-        long = [dim for dim in range(-len(batch), 0) if batch[dim] > 1]
-        frames = {f.dim: f.name for f in site["cond_indep_stack"]}
-        if self.step.time and not long:
-            return {site["name"]: (self.step.time, value.reshape(fn.event_shape))}
-        if self.step.time or len(long) != 1 or long[0] not in frames:
-            return {}
-        own = fn.batch_shape
-        if len(own) >= -long[0] and own[long[0]] > 1:
-            return {}
-        rows = value.reshape((batch[long[0]], *fn.event_shape))
-        return {site["name"]: (frames[long[0]], rows)}
-
     def _at_points(self, site: dict[str, Any], points: jax.Array) -> dict[str, Any]:
         """The site with its rows of data replaced by `points`, on an axis of their own."""
-        axis = self.step.time or next(iter(self.rows_of(site).values()))[0]
+        axis = self.step.time or next(iter(rows_of(site, self.step.time).values()))[0]
         dim = self._dim(BASIS + axis)
         value = points.reshape((len(points), *(1,) * (-dim - 1), *points.shape[1:]))
         return {**site, "fn": stripped(site["fn"]), "value": value}
@@ -146,6 +133,9 @@ class Tabulate(Messenger):
         if mask is not True:
             table = jnp.where(mask, table, -jnp.log(self.variables[site["name"]].size))
         array, names = self._named(site, table)
+        if any(name.removeprefix(PREVIOUS) in self.variables for name in names):
+            table = jnp.where(impossible(stripped(site["fn"]), site["value"]), -jnp.inf, table)
+            array, names = self._named(site, table)
         if scaled(site) and not self._touches_weighted(names):
             array, names = self._named(site, site["scale"] * table)
         return jnp.maximum(array, LOG_ZERO), names
@@ -244,7 +234,7 @@ class Tabulate(Messenger):
             for name, site in sites.items():
                 tables[name], names[name] = self.table(site, name)
                 facts[name], fact_names[name] = self.facts(site)
-                rows |= {key: row for key, (_, row) in self.rows_of(site).items()}
+                rows |= {key: row for key, (_, row) in rows_of(site, self.step.time).items()}
             return tables, new, output, rows, facts
 
         given = (scan.inputs, series, jnp.arange(scan.length))

@@ -10,6 +10,7 @@ from numpyro import handlers
 
 from ppl_em.discrete.elimination import Table, Variable, Weights
 from ppl_em.discrete.enum_messenger import Chain, Tabulate
+from ppl_em.discrete.rows import rows_of
 
 
 @dataclass(frozen=True)
@@ -127,5 +128,5 @@ def run(
         if site["type"] == "sample":
             program.record(name, *program.table(site, name))
             program.note(name, *program.facts(site))
-            program.rows |= program.rows_of(site)
+            program.rows |= rows_of(site, "")
     return program

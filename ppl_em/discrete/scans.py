@@ -157,8 +157,12 @@ def carries(step: CarryStep, scan: Scan, series: Values, supports: Values) -> Ca
             "before. Only chains of order 1 are summed out: let one state stand for two steps."
         )
     constant = {j for j in range(count) if not any(i < count + others for i in needs[j])}
-    earlier = jax.tree.map(lambda leaf: leaf[:-1], every)
-    handed = _Handed(step, scan, earlier, supports, leaves, structure, constant)
+    alone = not _fits(scan.init, leaves, structure)
+    if alone and constant:  # what step 1 hands on may be another constant
+        again = jax.tree.leaves(step(jax.tree.unflatten(structure, leaves), *once, supports))
+        constant = {j for j in constant if again[j] is leaves[j]}
+    earlier = jax.tree.map(lambda leaf: leaf[int(alone) : -1], every)
+    handed = _Handed(step, scan, earlier, supports, leaves, structure, constant, alone)
     left = set(range(count)) - constant
     while left:
         ready = sorted(j for j in left if all(i >= count or i in handed.after for i in needs[j]))
@@ -171,6 +175,15 @@ def carries(step: CarryStep, scan: Scan, series: Values, supports: Values) -> Ca
         left -= set(ready)
     varies = [j not in constant for j in range(count)]
     return Carries([handed.after[j] for j in range(count)], varies, structure)
+
+
+def _fits(init: Any, leaves: list[jax.Array], structure: Any) -> bool:
+    """Whether a scan begins with a carry as steps hand it on, but for axes of discrete sites."""
+    if jax.tree.structure(init) != structure:
+        return False
+    pairs = zip(jax.tree.leaves(init), leaves, strict=True)
+    shapes = [(jnp.shape(first), jnp.shape(leaf)) for first, leaf in pairs]
+    return all(len(a) <= len(b) and jnp.broadcast_shapes(a, b) == b for a, b in shapes)
 
 
 def varying_rows(entering: Carries, now: tuple) -> jax.Array | None:
@@ -210,9 +223,10 @@ class _Handed:
         leaves: list[jax.Array],
         structure: Any,
         constant: set[int],
+        alone: bool,
     ):
-        self.step, self.init, self.supports = step, scan.init, supports
-        self.length = scan.length - 1
+        self.step, self.init, self.supports, self.alone = step, scan.init, supports, alone
+        self.length = scan.length - 1 - int(alone)
         self.inputs = (jnp.arange(self.length), inputs)
         self.leaves, self.structure, self.constant = leaves, structure, constant
         self.after = {i: leaves[i] for i in constant}
@@ -225,7 +239,7 @@ class _Handed:
 
         before = {i: self._before(i) for i in used}
         for j, value in zip(wanted, jax.vmap(at)(before, self.inputs), strict=True):
-            self.after[j] = value
+            self.after[j] = self._with_first(j, value)
 
     def in_order(self, wanted: list[int], used: set[int]) -> None:
         """Follow leaves that depend on themselves."""
@@ -239,7 +253,11 @@ class _Handed:
         start = [self._start(j) for j in wanted]
         before = {i: self._before(i) for i in used}
         values = jax.lax.scan(body, start, (before, self.inputs))[1]
-        self.after |= dict(zip(wanted, values, strict=True))
+        self.after |= {j: self._with_first(j, v) for j, v in zip(wanted, values, strict=True)}
+
+    def _with_first(self, i: int, value: jax.Array) -> jax.Array:
+        """Leaf `i` for all steps but the last: ahead of `value` that of the first, if run alone."""
+        return jnp.concatenate([self.leaves[i][None], value]) if self.alone else value
 
     def _run(
         self, before: dict[int, jax.Array], inputs: tuple, wanted: list[int]
@@ -250,17 +268,14 @@ class _Handed:
         return [jnp.asarray(flat[j], self.leaves[j].dtype) for j in wanted]
 
     def _start(self, i: int) -> jax.Array:
-        initial = jax.tree.leaves(self.init)
-        if len(initial) != len(self.leaves):
-            raise ModelError(
-                "Model: the carry of its `scan` changes its structure. Keep it the same."
-            )
-        leaf = self.leaves[i]
-        return jnp.broadcast_to(jnp.asarray(initial[i], leaf.dtype), leaf.shape)
+        if self.alone:
+            return self.leaves[i]
+        leaf, initial = self.leaves[i], jax.tree.leaves(self.init)[i]
+        return jnp.broadcast_to(jnp.asarray(initial, leaf.dtype), leaf.shape)
 
     def _before(self, i: int) -> jax.Array:
         """Leaf `i` of the carry that enters each step but the last, stacked."""
         after = self.after[i]
         if i in self.constant:
-            after = jnp.broadcast_to(after, (self.length, *after.shape))
-        return jnp.concatenate([self._start(i)[None], after[:-1]])
+            after = jnp.broadcast_to(after, (self.length + int(self.alone), *after.shape))
+        return after[:-1] if self.alone else jnp.concatenate([self._start(i)[None], after[:-1]])

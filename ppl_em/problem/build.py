@@ -37,13 +37,14 @@ from ppl_em.problem.faults import explained
 from ppl_em.problem.fingerprint import program_of
 from ppl_em.problem.indices import check_indices
 from ppl_em.problem.masks import check_masked_arrays, check_masked_values, check_masks
+from ppl_em.problem.prepared import Prepared
 from ppl_em.problem.probe import probe
 from ppl_em.problem.problem import Problem
 from ppl_em.problem.scales import check_scales
 from ppl_em.problem.sites import ProblemSpec, _discrete_site, _latent_site
 from ppl_em.problem.subsampling import Plate, Whole
 from ppl_em.problem.supports import _moving_supports
-from ppl_em.problem.trace import run_model
+from ppl_em.problem.trace import first_run, run_model
 from ppl_em.util import (
     Fingerprint,
     ModelError,
@@ -99,14 +100,14 @@ def build_problem(
     check_call(model, args, kwargs)
     check_masked_arrays(model, args, kwargs)
     before = _random_states()
-    trace = None
+    trace, own = None, Prepared(model, rng_key)
     plates: dict[str, Plate] = {}  # sub-sampled ones, which are made whole
     if not (map_sites or fixed or init_params):
         with contextlib.suppress(ModelError):  # it comes again, after checks that may say more
-            trace = run_model(model, rng_key, args, kwargs, {}, validate=True, found=plates)
-    raw = trace or run_model(model, rng_key, args, kwargs, {}, found=plates)
+            own, trace = first_run(own, rng_key, args, kwargs, plates, validate=True)
+    own, raw = (own, trace) if trace else first_run(own, rng_key, args, kwargs, plates)
     draws = _random_states() != before
-    model = Whole(model, tuple(plates.values())) if plates else model
+    model = Whole(own, tuple(plates.values())) if plates else own
     check_model(raw, model)
     fixed, init_params = check_options(raw, map_sites, fixed, narrower, init_params)
     start = {**init_params, **fixed}

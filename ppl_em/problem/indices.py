@@ -100,7 +100,7 @@ def check_indices(problem: Problem, params: Params) -> None:
             count = len(jax.tree.leaves(values[name])) or 1
             inputs += [_Value(None, (f"site '{name}'",))] * count
     named = zip(problem.leaves, leaf_names(problem), strict=True)
-    inputs += [_Value(np.asarray(leaf), (f"argument '{name}'",)) for leaf, name in named]
+    inputs += [_Value(_array(leaf), (f"argument '{name}'",)) for leaf, name in named]
     used: set[tuple[str, ...]] = set()
     found = _follow(closed.jaxpr, closed.consts, inputs, used)
     _warn_of_negative(problem, used)
@@ -168,11 +168,11 @@ def _follow(
     `used` collects what indices are made of.
     """
     env: dict[Any, _Value] = dict(zip(jaxpr.invars, inputs, strict=True))
-    env.update((v, _Value(np.asarray(c))) for v, c in zip(jaxpr.constvars, consts, strict=True))
+    env.update((v, _Value(_array(c))) for v, c in zip(jaxpr.constvars, consts, strict=True))
 
     def value(atom: Any) -> _Value:
         if hasattr(atom, "val"):
-            return _Value(np.asarray(atom.val))
+            return _Value(_array(atom.val))
         return env.get(atom, _Value(None))
 
     for equation in jaxpr.eqns:
@@ -194,6 +194,12 @@ def _follow(
             known = OPERATIONS[name](*(one.array for one in found), **equation.params)
         env.update((out, _Value(known, names)) for out in equation.outvars)
     return [value(atom) for atom in jaxpr.outvars]
+
+
+def _array(value: Any) -> np.ndarray | None:
+    """An array of NumPy; None for random keys."""
+    is_key = jax.dtypes.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key)
+    return None if is_key else np.asarray(value)
 
 
 def _is_whole(aval: Any) -> bool:

@@ -1,6 +1,7 @@
 """Run a model once, on the host: its sites, or why it cannot be used."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -11,6 +12,7 @@ from ppl_em.params import Params, check_numbers
 from ppl_em.problem.checks import Trace
 from ppl_em.problem.faults import failed, guilty, unusable
 from ppl_em.problem.initial_values import init_near_mean
+from ppl_em.problem.prepared import Prepared
 from ppl_em.problem.subsampling import AllRows, Plate, check_rows, whole_error
 from ppl_em.util import ModelError
 
@@ -37,6 +39,27 @@ def refused(model: Callable, args: tuple, kwargs: dict, values: Params) -> str:
     except ValueError as error:
         return str(error).rstrip(".") if "got invalid" in str(error) else ""
     return ""
+
+
+def first_run(
+    model: Prepared,
+    rng_key: jax.Array,
+    args: tuple,
+    kwargs: dict,
+    found: dict[str, Plate],
+    validate: bool = False,
+) -> tuple[Prepared, Trace]:
+    """All sites of a model as it starts, and the model, from now on with steps that may differ.
+
+    Arguments as in `run_model`.
+    """
+    try:
+        return model, run_model(model, rng_key, args, kwargs, {}, validate=validate, found=found)
+    except TypeError as error:
+        if "carry" not in str(error):
+            raise
+        model = dataclasses.replace(model, any_start=True)
+    return model, run_model(model, rng_key, args, kwargs, {}, validate=validate, found=found)
 
 
 def run_model(

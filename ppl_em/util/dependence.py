@@ -75,7 +75,14 @@ STEPS = frozenset(
 """Operations whose result jumps, or whose derivative is not that of their value; others that make
 whole numbers of real ones are steps as well."""
 
-SMOOTH = ("/jax/_src/scipy/", "/jax/_src/nn/", "/jax/_src/ops/", "/jax/_src/lax/special", "linalg")
+SMOOTH = (
+    "/jax/_src/scipy/",
+    "/jax/_src/nn/",
+    "/jax/_src/ops/",
+    "/jax/_src/lax/special",
+    "linalg",
+    "/discrete/safe_laws",
+)
 """Where such operations are parts of functions that do not jump, by parts of file names."""
 
 CONTINUOUS = ("binary_cross_entropy_with_logits", "true_zero")
