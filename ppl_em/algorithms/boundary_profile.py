@@ -97,9 +97,7 @@ class Landscape:
         dtype = self.problem.start.dtype
         return max(self.e_step.noise or 0.0, 10 * rounding(value, dtype))
 
-    def descend(
-        self, x: jax.Array, state: Any, value: float, step: np.ndarray
-    ) -> "Settled | None":
+    def descend(self, x: jax.Array, state: Any, value: float, step: np.ndarray) -> "Settled | None":
         """Follow `step` (p,), a decade towards bounds, until nothing changes; None if it falls.
 
         Where rounding keeps it from that, it ends where changes and rounding are smallest: gamma

@@ -25,8 +25,9 @@ from ppl_em.algorithms.stopping import (
     is_stationary,
     rounding,
 )
-from ppl_em.algorithms.trust_region import Region, can_climb, is_early
+from ppl_em.algorithms.trust_region import Region, is_early, may_leave
 from ppl_em.e_step import DeterministicEStep, expectation
+from ppl_em.likelihood import is_large
 from ppl_em.m_step import MStep
 from ppl_em.problem import Problem, nearest_feasible
 from ppl_em.result import CONVERGED, Status
@@ -248,10 +249,11 @@ class Deterministic:
     def _finish(self) -> Status | None:
         """Leave EM for the log-likelihood itself, if it is time; how that ended."""
         plan, history = self.limits.plan, self.history
-        if plan.finish is None or (plan.finish == "auto" and plan.acceleration is not None):
+        auto = plan.finish == "auto"
+        if plan.finish is None or (auto and (plan.acceleration or not may_leave(self.of))):
             return None
         near = is_due(history.steps, self.e_step, self.problem, self.limits.stopping)
-        near &= plan.finish == "auto"
+        near &= auto
         if near and take_newton_steps(self.of):
             return Status.CONVERGED
         gap = max(self.limits.stopping.gap_for(False), rounding(history.objective, history.x.dtype))
@@ -259,9 +261,9 @@ class Deterministic:
         reason = switch_reason(plan.finish, steps, self.problem.space.size, gap)
         if near and self.e_step.noise is not None:
             reason = reason or "the maximum is not near"
-        if not reason or (plan.finish == "auto" and is_early(self.of)):
+        if not reason or (auto and is_early(self.of)):
             return Status.STALLED if near else None
-        if plan.finish == "auto" and can_climb(self.of):
+        if auto and not is_large(self.problem):
             history.decide(f"{reason}: on by Newton steps")
             status = Region(self.of).climb()
         else:

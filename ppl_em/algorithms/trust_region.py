@@ -18,7 +18,7 @@ from ppl_em.algorithms.history import Run
 from ppl_em.algorithms.newton import NEAR, take_newton_steps
 from ppl_em.algorithms.stopping import Step, rounding
 from ppl_em.e_step import expectation
-from ppl_em.likelihood import Information, hold, is_large, marginal_information, moved
+from ppl_em.likelihood import Information, hold, marginal_information, moved
 from ppl_em.params import has_end
 from ppl_em.result import Status
 
@@ -38,10 +38,10 @@ CHANGE = 4.0
 """Factor by which it does."""
 
 
-def can_climb(run: Run) -> bool:
-    """Whether the log-likelihood has an information that can be afforded at every step."""
-    rough = run.problem.spec.rough or run.limits.stopping.gap_for(False) <= 0
-    return run.e_step.is_function and not rough and not is_large(run.problem)
+def may_leave(run: Run) -> bool:
+    """Whether EM may be left at all: there are gradients, and not every step was asked for."""
+    has_gradients = run.e_step.is_function and not run.problem.spec.rough
+    return has_gradients and run.limits.stopping.gap_for(False) > 0
 
 
 def is_early(run: Run) -> bool:

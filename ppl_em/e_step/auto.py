@@ -44,25 +44,25 @@ class Auto(Choice):
 
     def choose(self, rng_key: jax.Array, problem: Problem, params: Params) -> tuple[EStep, str]:
         """Try each in turn; what the stronger ones say against themselves is the reason."""
-        reasons: list[str] = []
-        for stronger in (Exact(), Quadrature()):
-            try:
-                found = stronger.resolve(rng_key, problem, params)
-            except NotExactError as reason:
-                reasons.append(f"not exact: {_fact(reason)}")
-            except ModelError as reason:
-                if stronger.flag == Exact.flag:
-                    raise
-                reasons.append(f"no quadrature: {_fact(reason)}")
-            else:
-                return found, self._said(stronger.flag, reasons)
-        return NUTS().resolve(rng_key, problem, params), self._said(NUTS.flag, reasons)
-
-    @staticmethod
-    def _said(flag: str, reasons: list[str]) -> str:
-        text = f"e_step='auto' chose '{flag}'" + (f" ({'; '.join(reasons)})" if reasons else "")
+        found, why = _first(rng_key, problem, params)
+        text = f"e_step='auto' chose '{found.flag}'" + (f" ({why})" if why else "")
         logger.info("%s", text)
-        return text
+        return found, text
+
+
+def _first(rng_key: jax.Array, problem: Problem, params: Params) -> tuple[EStep, str]:
+    """The first that applies, and why those before it do not."""
+    try:
+        return Exact().resolve(rng_key, problem, params), ""
+    except NotExactError as reason:
+        why = f"not exact: {_fact(reason)}"
+    try:
+        found = Quadrature().resolve(rng_key, problem, params)
+        found.init(rng_key, problem, params)
+        return found, why
+    except ModelError as reason:
+        why += f"; no quadrature: {_fact(reason)}"
+    return NUTS().resolve(rng_key, problem, params), why
 
 
 def _fact(reason: ModelError) -> str:

@@ -36,11 +36,15 @@ from ppl_em.problem.derivatives import density_and_gradients
 from ppl_em.problem.faults import explained
 from ppl_em.problem.fingerprint import program_of
 from ppl_em.problem.indices import check_indices
-from ppl_em.problem.masks import check_masked_arrays, check_masked_values, check_masks
+from ppl_em.problem.masks import (
+    check_masked_arrays,
+    check_masked_values,
+    check_masks,
+    check_scales,
+)
 from ppl_em.problem.prepared import Prepared
 from ppl_em.problem.probe import probe
 from ppl_em.problem.problem import Problem
-from ppl_em.problem.scales import check_scales
 from ppl_em.problem.sites import ProblemSpec, _discrete_site, _latent_site
 from ppl_em.problem.subsampling import Plate, Whole
 from ppl_em.problem.supports import _moving_supports
