@@ -55,8 +55,8 @@ def first_run(
     """
     try:
         return model, run_model(model, rng_key, args, kwargs, {}, validate=validate, found=found)
-    except TypeError as error:
-        if "carry" not in str(error):
+    except (TypeError, ModelError) as error:
+        if "scan body function carry" not in str(error):
             raise
         model = dataclasses.replace(model, any_start=True)
     return model, run_model(model, rng_key, args, kwargs, {}, validate=validate, found=found)
