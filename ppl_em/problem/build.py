@@ -23,9 +23,9 @@ from ppl_em.problem.checks import (
     is_latent,
     param_constraint,
 )
-from ppl_em.problem.derivatives import density_and_gradients
+from ppl_em.problem.derivatives import density_and_gradients, with_derivatives
 from ppl_em.problem.fingerprint import program_of
-from ppl_em.problem.indices import check_indices
+from ppl_em.problem.indices import check_indices, traced_terms
 from ppl_em.problem.masks import check_masked_arrays, check_masked_values, check_masks
 from ppl_em.problem.prepared import Prepared
 from ppl_em.problem.probe import probe
@@ -119,7 +119,9 @@ def build_problem(
     parts = [_unconstrained_start(continuous[site.name]) for site in sites]
     u = jax.device_put(np.concatenate(parts)) if parts else jnp.zeros((0,))
     problem = _with_arguments(spec, args, kwargs, fixed, u)
-    check_indices(problem, values)
+    program = traced_terms(problem, values)
+    check_indices(problem, values, program)
+    problem = with_derivatives(problem, values, program)
     if any("_scan_current_index" in site["infer"] for site in trace.values() if "infer" in site):
         problem = _side_by_side(problem, values)
     problem = probe(rng_key, problem, values)

@@ -77,19 +77,11 @@ OPERATIONS: dict[str, Callable] = {
 """Operations on whole numbers that indices are made by, in NumPy."""
 
 
-def check_indices(problem: Problem, params: Params) -> None:
+def check_indices(problem: Problem, params: Params, closed: Any) -> None:
     """Raise if data of `problem` index what they look up out of its range.
 
-    The program is traced once for all fits that share it; the data are looked at in each.
+    `closed` is the program of the model's terms, see `traced_terms`.
     """
-    closed = _known.get(problem.spec.program)
-    if closed is None:
-        closed = _traced(problem, params)
-        while len(_known) >= MAX_KNOWN:
-            _known.pop(next(iter(_known)))
-        _known[problem.spec.program] = closed
-    if closed is None:
-        return
     latents = {site.name: () for site in problem.spec.latents}
     free = {name: params[name] for name in problem.space.names}
     inputs: list[_Value] = []
@@ -102,8 +94,18 @@ def check_indices(problem: Problem, params: Params) -> None:
     _follow(closed.jaxpr, closed.consts, inputs)
 
 
+def traced_terms(problem: Problem, params: Params) -> Any:
+    """The program of the model's terms, traced once for all fits that share it."""
+    closed = _known.get(problem.spec.program)
+    if closed is None:
+        closed = _traced(problem, params)
+        while len(_known) >= MAX_KNOWN:
+            _known.pop(next(iter(_known)))
+        _known[problem.spec.program] = closed
+    return closed
+
+
 def _traced(problem: Problem, params: Params) -> Any:
-    """The program of the model's terms; None if it cannot be traced without values."""
     free = {name: params[name] for name in problem.space.names}
     latents = {
         site.name: jax.ShapeDtypeStruct(site.shape, problem.start.dtype)

@@ -1,7 +1,8 @@
 """What every room uses: messages, hashable constants, keys."""
 
 from ppl_em.util.batching import in_batches
-from ppl_em.util.dependence import Step, find_steps, sources
+from ppl_em.util.by_reverse import way_of_derivatives, with_all_derivatives
+from ppl_em.util.dependence import Step, find_steps, has_operation, sources
 from ppl_em.util.digest import Fingerprint, fingerprint
 from ppl_em.util.errors import (
     ModelError,
@@ -61,6 +62,7 @@ __all__ = [
     "find_steps",
     "fingerprint",
     "generator",
+    "has_operation",
     "in_batches",
     "in_line",
     "instance",
@@ -79,5 +81,7 @@ __all__ = [
     "sources",
     "switch",
     "warn_of_faulty_jaxlib",
+    "way_of_derivatives",
     "whole",
+    "with_all_derivatives",
 ]
