@@ -16,7 +16,7 @@ import numpy as np
 from ppl_em.params import Params
 from ppl_em.problem.problem import Problem
 from ppl_em.problem.terms import terms
-from ppl_em.util import has_operation, way_of_derivatives
+from ppl_em.util import depth_of, has_operation
 
 logger = logging.getLogger("ppl_em")
 
@@ -63,9 +63,10 @@ def with_derivatives(problem: Problem, values: Params, program: Any) -> Problem:
     if not has_operation(program.jaxpr, "custom_vjp"):
         return problem
     x = problem.unconstrain(values)
-    way = way_of_derivatives(lambda at, own: log_joint_at(own, *at), (x, problem.start), problem)
-    logger.info("the model has rules for gradients only: second derivatives are %s", way)
-    return problem.with_spec(derivatives=way)
+    depth = depth_of(lambda at, own: log_joint_at(own, *at), (x, problem.start), problem)
+    how = "differences of gradients" if depth == 1 else "gradients of gradients"
+    logger.info("the model has rules for gradients only: second derivatives are %s", how)
+    return problem.with_spec(gradients=depth)
 
 
 def look(

@@ -225,8 +225,8 @@ class Problem:
 
     def smooth(self, function: Callable, inputs: Any, data: Any) -> Any:
         """`function` of both, with all derivatives in `inputs` where it has only gradients."""
-        if self.spec.derivatives is not None:
-            function = with_all_derivatives(function, self.spec.derivatives)
+        if self.spec.gradients is not None:
+            function = with_all_derivatives(function, self.spec.gradients)
         return function(inputs, data)
 
     def observed_rows(self, params: Params) -> dict[str, tuple[str, jax.Array]]:

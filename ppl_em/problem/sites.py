@@ -62,7 +62,7 @@ class ProblemSpec:
     `factors` are the observed `numpyro.factor` sites; `term_slopes` says whether a
     look at the log-joint tells the slopes of its terms too, see `derivatives.look`; `jumps` are
     operations through which the log-joint changes with a latent and its gradient does not;
-    `derivatives` is how all but the first are had where the model has only gradients.
+    `gradients` is how often they can be taken of a model that has no other derivatives.
     """
 
     model: Callable = field(compare=False)
@@ -80,7 +80,7 @@ class ProblemSpec:
     term_slopes: bool = False
     program: Fingerprint | None = None
     jumps: tuple[Step, ...] = ()
-    derivatives: str | None = None
+    gradients: int | None = None
 
     @property
     def has_moving_supports(self) -> bool:

@@ -1,7 +1,7 @@
 """What every room uses: messages, hashable constants, keys."""
 
 from ppl_em.util.batching import in_batches
-from ppl_em.util.by_reverse import way_of_derivatives, with_all_derivatives
+from ppl_em.util.by_reverse import depth_of, with_all_derivatives
 from ppl_em.util.dependence import Step, find_steps, has_operation, sources
 from ppl_em.util.digest import Fingerprint, fingerprint
 from ppl_em.util.errors import (
@@ -59,6 +59,7 @@ __all__ = [
     "check_shape",
     "cholesky",
     "content_key",
+    "depth_of",
     "find_steps",
     "fingerprint",
     "generator",
@@ -81,7 +82,6 @@ __all__ = [
     "sources",
     "switch",
     "warn_of_faulty_jaxlib",
-    "way_of_derivatives",
     "whole",
     "with_all_derivatives",
 ]

@@ -1,15 +1,20 @@
 """Functions that only have reverse-mode derivatives, made to have all of them.
 
 `jax.experimental.ode.odeint`, or a user's `jax.custom_vjp`, has a rule for gradients and none for
-`jax.jvp`, on which Hessians are built. Here every derivative of a scalar function f is a gradient:
+`jax.jvp`, on which Hessians are built. For a function F from q (n,) to (m,) there are two families,
 
-    D_k(q; t_1, ..., t_k) = grad_q <D_(k-1)(q; t_1, ..., t_(k-1)), t_k>,    D_0 = grad f.
+    A_k(q, c; t_1, ..., t_k) = grad_q of the k-th derivative of <F, c> along t_1, ..., t_k,   (n,)
+    B_k(q; t_1, ..., t_k) = the k-th derivative of F along t_1, ..., t_k,                     (m,)
 
-It is linear in every t, and symmetric in all of them and in what multiplies it, so its transpose
-in t_i is D_k itself with t_i replaced: one primitive that JAX can differentiate either way for
-ever. Where a gradient has no gradient (a `pure_callback`), D_k is a difference of D_(k-1). A
-function F of many values is seen through f(p, w) = <F(p), w>: J t is the part in w of
-D_1(f; (p, 0); (t, 0)).
+linear in c and in every t, symmetric in the t. The derivative of either in q along t is the next of
+its family. The transposes: of B_k in t_i, to c, it is A_(k-1) without t_i; of A_k in t_i, to w, A_k
+with w for t_i; of A_k in c, to w, B_(k+1) with w as one more t. So this is one primitive, which JAX
+can differentiate either way for ever. It is evaluated by gradients only,
+
+    A_0 = grad <F, c>,   A_k = grad <A_(k-1), t_k>,   B_k = grad_c <A_(k-1), t_k>,
+
+as deep as these have gradients themselves. That is twice for `odeint` and once for a rule that is a
+`pure_callback`; from there on, by differences in q.
 """
 
 from collections.abc import Callable
@@ -22,15 +27,16 @@ from jax.extend.core import Primitive
 from jax.flatten_util import ravel_pytree
 from jax.interpreters import ad, batching, mlir
 
-BY_GRADIENTS, BY_DIFFERENCES = "gradients of gradients", "differences of gradients"
+DEEPEST = 3
+"""Gradients of gradients of gradients: of what is found by Newton's method, a gradient is that."""
 
 Function = Callable[..., jax.Array]
-"""A scalar function of a vector q (n,), then of arrays that it is not differentiated in."""
+"""Of a vector q (n,), then of arrays that it is not differentiated in; values (m,)."""
 
 _derivative = Primitive("derivative_by_reverse_mode")
 
 
-def with_all_derivatives(function: Callable, by: str) -> Callable:
+def with_all_derivatives(function: Callable, depth: int) -> Callable:
     """`function` of two pytrees, with derivatives of all kinds and orders in the first.
 
     Parameters
@@ -38,8 +44,8 @@ def with_all_derivatives(function: Callable, by: str) -> Callable:
     function
         Takes a pytree of real arrays and one of any arrays, and closes over none that is traced.
         It returns a pytree of real arrays.
-    by
-        `BY_GRADIENTS`, or `BY_DIFFERENCES` for functions whose gradients have none.
+    depth
+        How often a gradient can be taken of it, see `depth_of`.
     """
 
     def called(inputs: Any, data: Any) -> Any:
@@ -55,14 +61,9 @@ def with_all_derivatives(function: Callable, by: str) -> Callable:
             return function(jax.tree.unflatten(form, [next(parts[r]) for r in is_real]), data)
 
         out, rebuild = _raveled(plain, q, *leaves)
-        scalar = out.shape == ()
 
         def values(q: jax.Array, *leaves: Any) -> jax.Array:
-            found = plain(q, *leaves)
-            return jnp.asarray(found) if scalar else ravel_pytree(found)[0]
-
-        def weighted(both: jax.Array, *leaves: Any) -> jax.Array:
-            return jnp.vdot(values(both[: q.size], *leaves), both[q.size :])
+            return ravel_pytree(plain(q, *leaves))[0].astype(q.dtype)
 
         @jax.custom_jvp
         def smooth(q: jax.Array, *leaves: Any) -> jax.Array:
@@ -71,113 +72,154 @@ def with_all_derivatives(function: Callable, by: str) -> Callable:
         @smooth.defjvp
         def smooth_jvp(primals: tuple, tangents: tuple) -> tuple:
             (q, *leaves), t = primals, tangents[0]
-            if scalar:
-                gradient = _bind(values, by, q, (), leaves)
-                return smooth(q, *leaves), jnp.vdot(gradient, t)
-            zeros = jnp.zeros(out.size, q.dtype)
-            both, along = jnp.concatenate([q, zeros]), jnp.concatenate([t, zeros])
-            push = _bind(weighted, by, both, (along,), leaves)[q.size :]
-            return smooth(q, *leaves), push.astype(out.dtype)
+            if out.size == 1:  # a gradient does more for the same
+                gradient = _bind(values, 1, depth, q, (jnp.ones(1, q.dtype),), (), leaves)
+                return smooth(q, *leaves), jnp.vdot(gradient, t)[None]
+            return smooth(q, *leaves), _bind(values, out.size, depth, q, (), (t,), leaves)
 
-        return rebuild(smooth(q, *leaves))
+        return rebuild(smooth(q, *leaves).astype(out.dtype))
 
     return called
 
 
-def way_of_derivatives(function: Callable, inputs: Any, data: Any) -> str:
-    """How the second derivatives of a scalar function are had: by gradients, if they have any."""
+def depth_of(function: Callable, inputs: Any, data: Any) -> int:
+    """How often gradients can be taken of a scalar function of two pytrees, in the first."""
     q, unravel = ravel_pytree(inputs)
 
-    def gradient(q: jax.Array) -> jax.Array:
-        return jax.grad(lambda q: function(unravel(q), data))(q)
+    def values(q: jax.Array) -> jax.Array:
+        return jnp.ravel(function(unravel(q), data))
 
-    try:
-        jax.eval_shape(jax.grad(lambda q: jnp.sum(gradient(q))), q)
-    except Exception:  # whatever a rule of the user's raises
-        return BY_DIFFERENCES
-    return BY_GRADIENTS
+    for depth in range(2, DEEPEST + 1):
+        try:
+            jax.eval_shape(
+                lambda q, k=depth: _gradients(values, q, jnp.ones(1), (q,) * (k - 1), k), q
+            )
+        except Exception:  # whatever a rule raises that cannot be differentiated
+            return depth - 1
+    return DEEPEST
 
 
 def _raveled(function: Callable, *args: Any) -> tuple[Any, Callable]:
-    """Shape of the raveled results of a function, and a function that gives them their form."""
+    """Shape of the raveled results of a function, and what gives them back their form."""
     shapes: Any = jax.eval_shape(function, *args)
-    if getattr(shapes, "shape", None) == ():
-        return shapes, lambda value: value
     _, rebuild = ravel_pytree(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes))
     return jax.eval_shape(lambda tree: ravel_pytree(tree)[0], shapes), rebuild
 
 
-def _bind(function: Function, by: str, q: jax.Array, ts: tuple, leaves: Any) -> jax.Array:
-    return _derivative.bind(q, *ts, *leaves, function=function, by=by, order=len(ts), levels=())
+def _bind(
+    function: Function, size: int, depth: int, q: jax.Array, c: tuple, ts: tuple, leaves: Any
+) -> jax.Array:
+    """A_k if there is a c, else B_k, of a function of `size` values."""
+    order, pulled = len(ts), bool(c)
+    params = {"function": function, "size": size, "depth": depth, "levels": ()}
+    return _derivative.bind(q, *c, *ts, *leaves, pulled=pulled, order=order, **params)
+
+
+def _split(args: Any, pulled: bool, order: int) -> tuple[Any, tuple, tuple, tuple]:
+    """q, c if there is one, the ts, the leaves."""
+    ends = 1 + int(pulled), 1 + int(pulled) + order
+    return args[0], (*args[1 : ends[0]],), (*args[ends[0] : ends[1]],), (*args[ends[1] :],)
 
 
 def _evaluate(
-    q: jax.Array, *rest: Any, function: Function, by: str, order: int, levels: tuple
+    *args: Any, function: Function, size: int, depth: int, pulled: bool, order: int, levels: tuple
 ) -> jax.Array:
-    """D_k, under as many `vmap` as there are `levels`: each says which leaves are mapped."""
+    """One of the families, under as many `vmap` as there are `levels`: of which leaves each is."""
 
-    power = 1 / (2 + order)  # rounding errors as large as those of the differences
+    def plain(*args: Any) -> jax.Array:
+        q, c, ts, leaves = _split(args, pulled, order)
 
-    def plain(q: jax.Array, *rest: Any) -> jax.Array:
-        return _along(partial(_of_first, function, rest[order:]), q, rest[:order], by, power)
+        def own(q: jax.Array) -> jax.Array:
+            return function(q, *leaves)
+
+        if pulled:
+            return _gradients(own, q, c[0], ts, depth)
+        if len(ts) > depth - 1:
+            return _differences(own, q, ts)
+
+        def along(c: jax.Array) -> jax.Array:
+            return jnp.vdot(_gradients(own, q, c, ts[:-1], depth), ts[-1])
+
+        return jax.grad(along)(jnp.zeros(size, q.dtype))
 
     for axes in levels:
-        plain = jax.vmap(plain, in_axes=(0,) * (1 + order) + axes)
-    return plain(q, *rest)
+        plain = jax.vmap(plain, in_axes=(0,) * (1 + int(pulled) + order) + axes)
+    return plain(*args)
 
 
-def _of_first(function: Function, leaves: tuple, q: jax.Array) -> jax.Array:
-    return function(q, *leaves)
+def _gradients(function: Callable, q: jax.Array, c: jax.Array, ts: tuple, depth: int) -> jax.Array:
+    """A_k, by so many gradients at most."""
+    if len(ts) >= depth:
+        lower = partial(_gradients, function, c=c, ts=ts[: depth - 1], depth=depth)
+        return _differences(lower, q, ts[depth - 1 :])
+
+    def along(q: jax.Array) -> jax.Array:
+        if not ts:
+            return jnp.vdot(function(q), c)
+        return jnp.vdot(_gradients(function, q, c, ts[:-1], depth), ts[-1])
+
+    return jax.grad(along)(q)
 
 
-def _along(function: Callable, q: jax.Array, ts: tuple, by: str, power: float) -> jax.Array:
-    """The gradient of `function` at `q` (n,), derived along each of `ts`.
+def _differences(function: Callable, q: jax.Array, ts: tuple) -> jax.Array:
+    """The derivative along `ts`, over lengths at which rounding is as large as what is left out."""
+    power = 1 / (2 + len(ts))
 
-    Differences are over the rounding unit to this power of what a coordinate is.
-    """
-    if not ts:
-        return jax.grad(function)(q)
-    *others, t = ts
+    def along(q: jax.Array, ts: tuple) -> jax.Array:
+        if not ts:
+            return function(q)
+        *others, t = ts
+        longest = jnp.max(jnp.abs(t) / (1 + jnp.abs(q)))
+        width = jnp.finfo(q.dtype).eps ** power / jnp.where(longest > 0, longest, 1.0)
+        ends = jnp.array([1.0, -1.0], q.dtype) * width
+        ahead, behind = jax.lax.map(lambda s: along(q + s * t, tuple(others)), ends)
+        return (ahead - behind) / (2 * width)
 
-    def lower(q: jax.Array) -> jax.Array:
-        return _along(function, q, tuple(others), by, power)
-
-    if by == BY_GRADIENTS:
-        return jax.grad(lambda q: jnp.vdot(lower(q), t))(q)
-    longest = jnp.max(jnp.abs(t) / (1 + jnp.abs(q)))
-    width = jnp.finfo(q.dtype).eps ** power / jnp.where(longest > 0, longest, 1.0)
-    return (lower(q + width * t) - lower(q - width * t)) / (2 * width)
+    return along(q, ts)
 
 
-def _jvp(primals: tuple, tangents: tuple, *, order: int, **params: Any) -> tuple:
-    q, ts, leaves = primals[0], primals[1 : 1 + order], primals[1 + order :]
-    if any(not isinstance(t, ad.Zero) for t in tangents[1 + order :]):
+def _jvp(primals: tuple, tangents: tuple, *, pulled: bool, order: int, **params: Any) -> tuple:
+    q, c, ts, leaves = _split(primals, pulled, order)
+    dq, dc, dts, held = _split(tangents, pulled, order)
+    if any(not isinstance(t, ad.Zero) for t in held):
         raise NotImplementedError("a derivative in what a function was said to hold fixed")
-    result = _derivative.bind(*primals, order=order, **params)
-    parts = []
-    if not isinstance(tangents[0], ad.Zero):
-        more = _derivative.bind(q, *ts, tangents[0], *leaves, order=order + 1, **params)
-        parts.append(more)
-    for i, t in enumerate(tangents[1 : 1 + order]):
+
+    def found(c: tuple, ts: tuple) -> jax.Array:
+        return _derivative.bind(q, *c, *ts, *leaves, pulled=pulled, order=len(ts), **params)
+
+    result = found(c, ts)
+    parts = [] if isinstance(dq, ad.Zero) else [found(c, (*ts, dq))]
+    parts += [found((t,), ts) for t in dc if not isinstance(t, ad.Zero)]
+    for i, t in enumerate(dts):
         if not isinstance(t, ad.Zero):
-            other = (*ts[:i], t, *ts[i + 1 :])
-            parts.append(_derivative.bind(q, *other, *leaves, order=order, **params))
+            parts.append(found(c, (*ts[:i], t, *ts[i + 1 :])))
     return result, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(result)
 
 
-def _transpose(cotangent: Any, q: Any, *rest: Any, order: int, **params: Any) -> list:
-    places = [i for i, t in enumerate(rest[:order]) if ad.is_undefined_primal(t)]
-    found: list[Any] = [None] * (1 + len(rest))
+def _transpose(cotangent: Any, *args: Any, pulled: bool, order: int, **params: Any) -> list:
+    found: list[Any] = [None] * len(args)
     if isinstance(cotangent, ad.Zero):
         return found
-    (place,) = places  # it is linear in each, not in several at once
-    other = (*rest[:place], cotangent, *rest[place + 1 :])
-    found[1 + place] = _derivative.bind(q, *other, order=order, **params)
+    q, c, ts, leaves = _split(args, pulled, order)
+    (place,) = (i for i, arg in enumerate((q, *c, *ts)) if ad.is_undefined_primal(arg))
+    i = place - 1 - int(pulled)  # the place among the ts
+    if i < 0:  # c
+        operands: tuple = q, *ts, cotangent
+        pulled, order = False, order + 1
+    elif pulled:
+        operands = q, *c, *ts[:i], cotangent, *ts[i + 1 :]
+    else:
+        operands = q, cotangent, *ts[:i], *ts[i + 1 :]
+        pulled, order = True, order - 1
+    found[place] = _derivative.bind(*operands, *leaves, pulled=pulled, order=order, **params)
     return found
 
 
-def _batch(args: tuple, dims: tuple, *, order: int, levels: tuple, **params: Any) -> tuple:
+def _batch(
+    args: tuple, dims: tuple, *, pulled: bool, order: int, levels: tuple, **params: Any
+) -> tuple:
     size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
+    count = 1 + int(pulled) + order
 
     def moved(array: Any, dim: int | None, always: bool) -> Any:
         if dim is None:
@@ -185,13 +227,18 @@ def _batch(args: tuple, dims: tuple, *, order: int, levels: tuple, **params: Any
         return jnp.moveaxis(array, dim, 0)
 
     pairs = enumerate(zip(args, dims, strict=True))
-    laid = [moved(array, dim, i <= order) for i, (array, dim) in pairs]
-    axes = tuple(None if dim is None else 0 for dim in dims[1 + order :])
-    return _derivative.bind(*laid, order=order, levels=(*levels, axes), **params), 0
+    laid = [moved(array, dim, i < count) for i, (array, dim) in pairs]
+    levels = (*levels, tuple(None if dim is None else 0 for dim in dims[count:]))
+    params = {**params, "pulled": pulled, "order": order, "levels": levels}
+    return _derivative.bind(*laid, **params), 0
+
+
+def _shape(q: Any, *_: Any, size: int, pulled: bool, **params: Any) -> Any:
+    return q if pulled else q.update(shape=(*q.shape[:-1], size))
 
 
 _derivative.def_impl(_evaluate)
-_derivative.def_abstract_eval(lambda q, *_, **__: q)
+_derivative.def_abstract_eval(_shape)
 ad.primitive_jvps[_derivative] = _jvp
 ad.primitive_transposes[_derivative] = _transpose
 batching.primitive_batchers[_derivative] = _batch

@@ -90,6 +90,8 @@ SMOOTH = (
     "/jax/_src/ops/",
     "/jax/_src/lax/special",
     "linalg",
+    "/jax/experimental/ode",
+    "/diffrax/",
     "/discrete/safe_laws",
 )
 """Where such operations are parts of functions that do not jump, by parts of file names."""
