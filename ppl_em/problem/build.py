@@ -21,6 +21,7 @@ from ppl_em.problem.checks import (
     check_options,
     is_factor,
     is_latent,
+    no_gradient,
     param_constraint,
 )
 from ppl_em.problem.derivatives import density_and_gradients, with_derivatives
@@ -176,7 +177,13 @@ def _with_arguments(
 
     arguments, leaves = split_arguments(args, kwargs, traceable)
     problem = candidate(arguments, leaves)
-    program = programs.get(arguments) or program_of(problem)
+    try:
+        program = programs.get(arguments) or program_of(problem)
+    except Exception as error:
+        reason = no_gradient(spec.model, error)
+        if reason is None:
+            raise
+        raise reason from error
     make_room(program)
     return problem.with_spec(program=program)
 

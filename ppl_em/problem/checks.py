@@ -68,6 +68,26 @@ def unusable(model: Callable, so_far: Trace, error: Exception) -> ModelError | N
     )
 
 
+NO_GRADIENT = (
+    "do not support JVP",
+    "Reverse-mode differentiation does not work",
+    "not implemented",
+)
+"""What JAX says of operations without a gradient."""
+
+
+def no_gradient(model: Callable, error: Exception) -> ModelError | None:
+    """What to tell the user if JAX has no gradient of the model; None if that is not the error."""
+    words = str(error).split("\n")[0]
+    if not any(part in words for part in NO_GRADIENT):
+        return None
+    return ModelError(
+        f"Model '{getattr(model, '__name__', type(model).__name__)}': its log-density has no "
+        f"gradient: {words.rstrip('.')}. Give the function a rule with `jax.custom_vjp`, or make "
+        f"its loops `jax.lax.scan`."
+    )
+
+
 def check_model(trace: Trace, model: Callable) -> None:
     """Raise if the model, whatever the options, is not one that EM can fit."""
     for name, site in trace.items():
