@@ -32,10 +32,10 @@ from ppl_em.problem.checks import (
     is_latent,
     param_constraint,
 )
-from ppl_em.problem.derivatives import density_and_gradients
-from ppl_em.problem.faults import explained
+from ppl_em.problem.derivatives import density_and_gradients, with_derivatives
+from ppl_em.problem.faults import explained, no_gradient
 from ppl_em.problem.fingerprint import program_of
-from ppl_em.problem.indices import check_indices
+from ppl_em.problem.indices import check_indices, traced_terms
 from ppl_em.problem.masks import (
     check_masked_arrays,
     check_masked_values,
@@ -155,7 +155,9 @@ def build_problem(
 
 def _looked_at(rng_key: jax.Array, problem: Problem, values: Params, trace: Trace) -> Problem:
     """The problem with what its values and its program show."""
-    check_indices(problem, values)
+    program, terms = traced_terms(problem, values)
+    check_indices(problem, values, program, terms)
+    problem = with_derivatives(problem, values, program)
     if any("_scan_current_index" in site["infer"] for site in trace.values() if "infer" in site):
         problem = _side_by_side(problem, values)
     problem = probe(rng_key, problem, values)
@@ -250,7 +252,13 @@ def _with_arguments(
 
     arguments, leaves = split_arguments(args, kwargs, traceable)
     problem = candidate(arguments, leaves)
-    program = programs.get(arguments) or program_of(problem)
+    try:
+        program = programs.get(arguments) or program_of(problem)
+    except Exception as error:
+        reason = no_gradient(spec.model, error)
+        if reason is None:
+            raise
+        raise reason from error
     make_room(program)
     return problem.with_spec(program=program)
 

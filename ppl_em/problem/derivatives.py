@@ -4,16 +4,21 @@ One compiled program serves the checks of a model, the search for zeros in its H
 independent terms; compiling one is cheaper than compiling three that differ little.
 """
 
+import logging
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl_em.params import Params
 from ppl_em.problem.problem import Problem
 from ppl_em.problem.terms import terms
+from ppl_em.util import depth_of, has_operation
+
+logger = logging.getLogger("ppl_em")
 
 AT_ONCE = 4
 """Points that are looked at side by side; more would be idle when one or two are asked for."""
@@ -48,6 +53,20 @@ def log_joint_at(problem: Problem, x: jax.Array, u: jax.Array) -> jax.Array:
     """The log-joint at `x` (p,) and `u` (D,), without Jacobian; a scalar."""
     params = problem.constrain(x)
     return problem.log_joint(params, problem.constrain_latents(params, u))
+
+
+def with_derivatives(problem: Problem, values: Params, program: Any) -> Problem:
+    """The problem, with a way to its second derivatives if the model has rules for gradients only.
+
+    `program` is that of the model's terms, with all of its operations.
+    """
+    if not has_operation(program.jaxpr, "custom_vjp"):
+        return problem
+    x = problem.unconstrain(values)
+    depth = depth_of(lambda at, own: log_joint_at(own, *at), (x, problem.start), problem)
+    how = "differences of gradients" if depth == 1 else "gradients of gradients"
+    logger.info("the model has rules for gradients only: second derivatives are %s", how)
+    return problem.with_spec(gradients=depth)
 
 
 def look(

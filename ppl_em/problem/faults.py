@@ -191,3 +191,23 @@ def _kind(leaf: Any) -> str:
         return f"{leaf.dtype} {tuple(leaf.shape)}"
     size = f" of {len(leaf)}" if hasattr(leaf, "__len__") else ""
     return f"{type(leaf).__name__}{size}"
+
+
+NO_GRADIENT = (
+    "do not support JVP",
+    "Reverse-mode differentiation does not work",
+    "not implemented",
+)
+"""What JAX says of operations without a gradient."""
+
+
+def no_gradient(model: Callable, error: Exception) -> ModelError | None:
+    """What to tell the user if JAX has no gradient of the model; None if that is not the error."""
+    words = str(error).split("\n")[0]
+    if not any(part in words for part in NO_GRADIENT):
+        return None
+    return ModelError(
+        f"Model '{getattr(model, '__name__', type(model).__name__)}': its log-density has no "
+        f"gradient: {words.rstrip('.')}. Give the function a rule with `jax.custom_vjp`, or make "
+        f"its loops `jax.lax.scan`."
+    )

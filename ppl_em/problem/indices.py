@@ -80,18 +80,11 @@ OPERATIONS: dict[str, Callable] = {
 """Operations on whole numbers that indices are made by, in NumPy."""
 
 
-def check_indices(problem: Problem, params: Params) -> None:
+def check_indices(problem: Problem, params: Params, closed: Any, terms: list[str]) -> None:
     """Raise if data of `problem` index what they look up out of its range.
 
-    The program is traced once for all fits that share it; the data are looked at in each.
+    `closed` is the program of the model's `terms`, see `traced_terms`.
     """
-    known = _known.get(problem.spec.program)
-    if known is None:
-        known = _traced(problem, params)
-        while len(_known) >= MAX_KNOWN:
-            _known.pop(next(iter(_known)))
-        _known[problem.spec.program] = known
-    closed, terms = known
     latents = {site.name: () for site in problem.spec.latents}
     free = {name: params[name] for name in problem.space.names}
     inputs: list[_Value] = []
@@ -138,6 +131,17 @@ def _warn_of_untouched(problem: Problem, names: dict[str, tuple[str, ...]]) -> N
                 "that the model uses it.",
                 latent.name,
             )
+
+
+def traced_terms(problem: Problem, params: Params) -> tuple[Any, list[str]]:
+    """The program of the model's terms with their names, traced once for all fits that share it."""
+    known = _known.get(problem.spec.program)
+    if known is None:
+        known = _traced(problem, params)
+        while len(_known) >= MAX_KNOWN:
+            _known.pop(next(iter(_known)))
+        _known[problem.spec.program] = known
+    return known
 
 
 def _traced(problem: Problem, params: Params) -> tuple[Any, list[str]]:

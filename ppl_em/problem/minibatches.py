@@ -124,18 +124,22 @@ def _estimate(
     unconstrained: dict[str, jax.Array],
     indices: Indices,
 ) -> jax.Array:
-    spec, plates = problem.spec, plates_of(problem)
-    model = spec.model.model if isinstance(spec.model, Whole) else spec.model
-    values = {**params, **problem.fixed, **latents}
-    discrete = bool(spec.discrete)
-    args, kwargs = arguments(problem)
-    program = Rows(model, plates, indices, values, unconstrained, unscaled=discrete)
-    if not discrete:
-        return log_density(program, args, kwargs, {})[0] + program.log_jacobian
-    tables = factors.log_factors(program, spec.first_available_dim, args, kwargs, {})
-    _check_inside(tables.layout, plates)
-    scales = {plate.name: plate.scale for plate in plates}
-    return jnp.sum(marginalization.log_terms(tables, scales)) + program.log_jacobian
+    def density(inputs: tuple, data: tuple[Problem, Indices]) -> jax.Array:
+        (params, latents, unconstrained), (own, indices) = inputs, data
+        spec, plates = own.spec, plates_of(own)
+        model = spec.model.model if isinstance(spec.model, Whole) else spec.model
+        values = {**params, **own.fixed, **latents}
+        discrete = bool(spec.discrete)
+        args, kwargs = arguments(own)
+        program = Rows(model, plates, indices, values, unconstrained, unscaled=discrete)
+        if not discrete:
+            return log_density(program, args, kwargs, {})[0] + program.log_jacobian
+        tables = factors.log_factors(program, spec.first_available_dim, args, kwargs, {})
+        _check_inside(tables.layout, plates)
+        scales = {plate.name: plate.scale for plate in plates}
+        return jnp.sum(marginalization.log_terms(tables, scales)) + program.log_jacobian
+
+    return problem.smooth(density, (params, latents, unconstrained), (problem, indices))
 
 
 def _check_inside(layout: factors.Layout, plates: tuple[Plate, ...]) -> None:

@@ -14,10 +14,10 @@ from numpyro.distributions import biject_to
 from numpyro.distributions.util import sum_rightmost
 from numpyro.infer.util import constrain_fn, log_density, potential_energy
 
-from ppl_em.discrete import LogFactors, factors, marginalization
+from ppl_em.discrete import LogFactors, Table, factors, marginalization
 from ppl_em.params import Params, ParamSpace
 from ppl_em.problem.sites import ProblemSpec
-from ppl_em.util import ModelError
+from ppl_em.util import ModelError, with_all_derivatives
 
 Latents = dict[str, jax.Array]
 """Continuous latent sites, name to value on the constrained scale."""
@@ -137,12 +137,17 @@ class Problem:
         return latents, jacobians
 
     def _with_moving_supports(self, params: Params, values: Latents) -> jax.Array:
-        args, kwargs = self.arguments
-        if not self.spec.discrete:
-            return jnp.asarray(-potential_energy(self.at(params), args, kwargs, values))
-        model = handlers.substitute(self.at(params), substitute_fn=partial(_at, values))
-        dim = self.spec.first_available_dim
-        return marginalization.log_normalizer(factors.log_factors(model, dim, args, kwargs, {}))
+        def density(inputs: tuple, own: Problem) -> jax.Array:
+            (params, values), (args, kwargs) = inputs, own.arguments
+            program = own.at(params)
+            if not own.spec.discrete:
+                return jnp.asarray(-potential_energy(program, args, kwargs, values))
+            model = handlers.substitute(program, substitute_fn=partial(_at, values))
+            dim = own.spec.first_available_dim
+            tables = factors.log_factors(model, dim, args, kwargs, {})
+            return marginalization.log_normalizer(tables)
+
+        return self.smooth(density, (params, values), self)
 
     def density(self, params: Params) -> Callable[[jax.Array], jax.Array]:
         """`log_joint_unconstrained` at `params`, as a function of `u` (D,) alone."""
@@ -203,17 +208,26 @@ class Problem:
     ) -> LogFactors:
         """The log-joint as tables over discrete sites; `points` as in `factors.log_factors`."""
         self._check(params, latents)
-        args, kwargs = self.arguments
-        values = {**params, **self.fixed, **latents}
-        return factors.log_factors(
-            self.spec.model,
-            self.spec.first_available_dim,
-            args,
-            kwargs,
-            values,
-            bool(self.spec.discrete),
-            points,
-        )
+        kept: list[LogFactors] = []
+
+        def arrays(inputs: tuple, data: tuple) -> tuple:
+            (params, latents), (own, points) = inputs, data
+            args, kwargs = own.arguments
+            values = {**params, **own.fixed, **latents}
+            dim, discrete = own.spec.first_available_dim, bool(own.spec.discrete)
+            found = factors.log_factors(own.spec.model, dim, args, kwargs, values, discrete, points)
+            kept.append(found)
+            return found.tables, {name: table.array for name, table in found.weights.items()}
+
+        tables, weights = self.smooth(arrays, (params, latents), (self, points))
+        named = {name: Table(weights[name], t.names) for name, t in kept[-1].weights.items()}
+        return LogFactors(tables, kept[-1].layout, named)
+
+    def smooth(self, function: Callable, inputs: Any, data: Any) -> Any:
+        """`function` of both, with all derivatives in `inputs` where it has only gradients."""
+        if self.spec.gradients is not None:
+            function = with_all_derivatives(function, self.spec.gradients)
+        return function(inputs, data)
 
     def observed_rows(self, params: Params) -> dict[str, tuple[str, jax.Array]]:
         """Rows of data that one distribution has, see `factors.observed_rows`."""
@@ -262,9 +276,13 @@ def _total(parts: list[jax.Array]) -> jax.Array:
 def _log_joint(problem: Problem, params: Params, latents: Latents) -> jax.Array:
     if problem.spec.discrete or problem.spec.scans:
         return marginalization.log_normalizer(problem.log_factors(params, latents))
-    args, kwargs = problem.arguments
-    values = {**params, **problem.fixed, **latents}
-    return jnp.asarray(log_density(problem.spec.model, args, kwargs, values)[0])
+
+    def density(inputs: tuple, own: Problem) -> jax.Array:
+        args, kwargs = own.arguments
+        values = {**inputs[0], **own.fixed, **inputs[1]}
+        return jnp.asarray(log_density(own.spec.model, args, kwargs, values)[0])
+
+    return problem.smooth(density, (params, latents), problem)
 
 
 def _at(values: Latents, site: dict[str, Any]) -> jax.Array | None:

@@ -61,7 +61,8 @@ class ProblemSpec:
     responds without a gradient; `restrictions` are constraints on functions of the parameters;
     `factors` are the observed `numpyro.factor` sites; `term_slopes` says whether a
     look at the log-joint tells the slopes of its terms too, see `derivatives.look`; `jumps` are
-    operations through which the log-joint changes with a latent and its gradient does not.
+    operations through which the log-joint changes with a latent and its gradient does not;
+    `gradients` is how often they can be taken of a model that has no other derivatives.
     """
 
     model: Callable = field(compare=False)
@@ -79,6 +80,7 @@ class ProblemSpec:
     term_slopes: bool = False
     program: Fingerprint | None = None
     jumps: tuple[Step, ...] = ()
+    gradients: int | None = None
 
     @property
     def has_moving_supports(self) -> bool:

@@ -10,7 +10,7 @@ from numpyro.infer.util import compute_log_probs
 
 from ppl_em.discrete import marginalization
 from ppl_em.params import Params
-from ppl_em.problem.problem import Problem
+from ppl_em.problem.problem import Latents, Problem
 
 
 def terms(problem: Problem, params: Params, u: jax.Array) -> jax.Array:
@@ -24,9 +24,16 @@ def terms(problem: Problem, params: Params, u: jax.Array) -> jax.Array:
     if problem.spec.discrete:
         parts.append(marginalization.log_terms(problem.log_factors(params, latents)))
     else:
-        args, kwargs = problem.arguments
-        log_probs, _ = compute_log_probs(
-            problem.spec.model, args, kwargs, {**params, **latents}, sum_log_prob=False
-        )
-        parts += log_probs.values()
+        parts += problem.smooth(_log_probs, (params, latents), problem).values()
     return jnp.concatenate([jnp.ravel(jnp.asarray(part, u.dtype)) for part in parts])
+
+
+def _log_probs(inputs: tuple[Params, Latents], problem: Problem) -> dict[str, jax.Array]:
+    """The log-density of every element of each site."""
+    args, kwargs = problem.arguments
+    values = {**inputs[0], **inputs[1]}
+    model = problem.spec.model
+    found: dict[str, jax.Array] = compute_log_probs(
+        model, args, kwargs, values, sum_log_prob=False
+    )[0]
+    return found

@@ -1,7 +1,8 @@
 """What every room uses: messages, hashable constants, keys."""
 
 from ppl_em.util.batching import in_batches
-from ppl_em.util.dependence import Step, find_steps, sources
+from ppl_em.util.by_reverse import depth_of, with_all_derivatives
+from ppl_em.util.dependence import Step, find_steps, has_operation, sources
 from ppl_em.util.digest import Fingerprint, fingerprint
 from ppl_em.util.disk_cache import enable_cache
 from ppl_em.util.errors import (
@@ -69,10 +70,12 @@ __all__ = [
     "check_shape",
     "cholesky",
     "content_key",
+    "depth_of",
     "enable_cache",
     "find_steps",
     "fingerprint",
     "generator",
+    "has_operation",
     "in_batches",
     "in_line",
     "instance",
@@ -94,4 +97,5 @@ __all__ = [
     "switch",
     "warn_of_faulty_jaxlib",
     "whole",
+    "with_all_derivatives",
 ]

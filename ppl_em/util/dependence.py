@@ -48,6 +48,15 @@ def sources(jaxpr: Any, inputs: Sequence[Marks], held: Marks = frozenset()) -> l
     return [marks(atom) for atom in jaxpr.outvars]
 
 
+def has_operation(jaxpr: Any, name: str) -> bool:
+    """Whether a program, or one inside it, has an operation whose name begins so."""
+    return any(
+        equation.primitive.name.startswith(name)
+        or any(has_operation(inner, name) for inner in _inner(equation))
+        for equation in jaxpr.eqns
+    )
+
+
 STEPS = frozenset(
     [
         "lt",
@@ -81,6 +90,8 @@ SMOOTH = (
     "/jax/_src/ops/",
     "/jax/_src/lax/special",
     "linalg",
+    "/jax/experimental/ode",
+    "/diffrax/",
     "/discrete/safe_laws",
 )
 """Where such operations are parts of functions that do not jump, by parts of file names."""
