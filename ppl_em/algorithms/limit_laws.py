@@ -67,7 +67,9 @@ def _laws(problem: Problem, x: jax.Array) -> dict[str, tuple[str, np.ndarray]]:
     args, kwargs = problem.arguments
     values = problem.constrain(x)
     found = {}
-    for name, site in run_model(problem.spec.model, jax.random.key(0), args, kwargs, values).items():
+    for name, site in run_model(
+        problem.spec.model, jax.random.key(0), args, kwargs, values
+    ).items():
         law = site["fn"] if site["type"] == "sample" else None
         while hasattr(law, "base_dist"):
             law = law.base_dist

@@ -15,13 +15,12 @@ import itertools
 import time
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import linalg
 
 from ppl_em.algorithms.ascent import Point, ascend
-from ppl_em.algorithms.boundary_profile import DECADE, SETTLED, Inside, Landscape, Settled
+from ppl_em.algorithms.boundary_profile import DECADE, Inside, Landscape, Settled
 from ppl_em.algorithms.boundary_watch import SLOW
 from ppl_em.algorithms.history import Run
 from ppl_em.algorithms.stopping import Step

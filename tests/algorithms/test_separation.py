@@ -108,15 +108,15 @@ DUMMIES = np.column_stack([THREE == 1, THREE == 2]) * 1.0
 
 @pytest.mark.parametrize("empty", [0, 1])
 def test_a_group_without_counts(empty):
-    counts = np.where(THREE == empty, 0.0, RNG.poisson(3, 30))
+    counts = np.where(empty == THREE, 0.0, RNG.poisson(3, 30))
 
     def model():
         eta = numpyro.param("a", 0.0) + DUMMIES @ numpyro.param("b", jnp.zeros(2))
         with numpyro.plate("rows", 30):
             numpyro.sample("y", dist.Poisson(jnp.exp(eta)), obs=counts)
 
-    means = [counts[THREE == group].mean() for group in range(3)]
-    value = sum(stats.poisson(m).logpmf(counts[THREE == g]).sum() for g, m in enumerate(means))
+    means = [counts[group == THREE].mean() for group in range(3)]
+    value = sum(stats.poisson(m).logpmf(counts[g == THREE]).sum() for g, m in enumerate(means))
     result = run(model)
     # Without counts in the reference group the others are known, but not what they differ by.
     check_limit(result, {"b[0]"} if empty else {"a", "b[0]", "b[1]"}, value)
