@@ -6,7 +6,7 @@ from ppl_em.algorithms.certificate import Certified
 from ppl_em.algorithms.confirmation import Polish, Verdict, polish
 from ppl_em.algorithms.direct import METHODS
 from ppl_em.algorithms.history import Limits, Plan
-from ppl_em.algorithms.maximization import maximization
+from ppl_em.algorithms.maximization import maximization as maximized
 from ppl_em.algorithms.run import Outcome, run_loop
 from ppl_em.algorithms.sampler import Sampler
 from ppl_em.algorithms.stopping import Stopping, rounding
@@ -29,7 +29,7 @@ __all__ = [
     "Verdict",
     "ascend",
     "check_acceleration",
-    "maximization",
+    "maximized",
     "polish",
     "rounding",
     "run_loop",

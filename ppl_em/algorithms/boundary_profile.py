@@ -42,6 +42,9 @@ TINY = (1e-7, -1e-7, 2e-7)
 CAREFUL = 10.0
 """Weight of rounding next to what is still to gain: that is known better by extrapolation."""
 
+MAX_RISE = 10.0
+"""Growth of changes, from the smallest, from which they are rounding."""
+
 QUICKEST = 1e4
 """Largest factor by which changes shrink from decade to decade."""
 
@@ -116,7 +119,7 @@ class Landscape:
                 best = here._replace(noise=left)
             if max(change, rough) <= enough:
                 return here._replace(noise=change)
-            if CAREFUL * rough > change:
+            if CAREFUL * rough > change or MAX_RISE * best.noise < min(change, IN_ROUNDING):
                 break
             here, last = Settled(self.go(here.x, step), following, new, 0.0), change
         enough = max(IN_ROUNDING, ROUGHEST * abs(value))

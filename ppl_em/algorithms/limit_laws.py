@@ -70,7 +70,7 @@ def _laws(problem: Problem, x: jax.Array) -> dict[str, tuple[str, np.ndarray]]:
     for name, site in run_model(
         problem.spec.model, jax.random.key(0), args, kwargs, values
     ).items():
-        law = site["fn"] if site["type"] == "sample" else None
+        law: Any = site["fn"] if site["type"] == "sample" else None
         while hasattr(law, "base_dist"):
             law = law.base_dist
         for kind, sizes, text in LAWS:

@@ -118,9 +118,8 @@ def _at(problem: Problem, before: AtBounds | None, found: Ray, rest: float) -> A
 
 def _ray(ground: Landscape, end: Settled, back: np.ndarray, held: np.ndarray) -> Ray | None:
     """The limit that a run at `end` is on its way to; `back` (p,) leads to where it was not."""
-    origin, gaps = end.x + jnp.asarray(back, end.x.dtype), _gaps(ground.problem)
-    at, before = np.asarray(end.x, float), np.asarray(origin, float)
-    back = np.where(gaps, np.exp(before) - np.exp(at), back)
+    gaps, x = _gaps(ground.problem), np.asarray(end.x, float)
+    back = np.where(gaps, np.exp(np.where(gaps, x, 0.0)) * np.expm1(np.where(gaps, back, 0)), back)
     starts = (_inside(ground, end, back, *losses) for losses in INSIDE)
     rays = (_ray_from(ground, start, held) for start in starts if start is not None)
     return next((ray for ray in rays if ray is not None), None)
@@ -128,34 +127,39 @@ def _ray(ground: Landscape, end: Settled, back: np.ndarray, held: np.ndarray) ->
 
 def _ray_from(ground: Landscape, inside: Settled, held: np.ndarray) -> Ray | None:
     """The limit that Newton steps from a place `inside` lead to."""
-    terrain = Inside(ground, held, 0.0)
-    first = Point(inside.x, inside.state, inside.value, terrain.model_at(inside.x, inside.state))
-    path = [first]
-    for here in itertools.islice(ascend(terrain, first), MAX_CLIMB):
-        last = path[-1].model
-        path.append(here)
-        if here.model is None or last is None or len(path) < 4:
-            continue
-        promised = here.model.promised
-        if promised < max(SHRINKS * last.promised, FAR_ENOUGH * path[1].model.promised):
-            break
+    path = _climb(ground, inside, held)
     if len(path) < 3:
         return None
-    first, last = path[1], path[-1]
+    begun, last = path[1], path[-1]
     step = np.asarray(last.x - path[-2].x, float)
-    metric = _information(ground, first, held)
+    metric = _information(ground, begun, held)
     lost = _vanishing(metric, _information(ground, last, held), VANISHING)
     if metric is None or lost is None:
         return None
     way = _clean(lost @ (lost.T @ (metric @ step)), metric)
     if not way.any() or not _may_go(ground, way):
         return None
-    way = np.where(_gaps(ground.problem), np.exp(np.asarray(last.x, float)) * way, way)
+    gaps = _gaps(ground.problem)
+    way = np.where(gaps, np.exp(np.where(gaps, np.asarray(last.x, float), 0.0)), 1.0) * way
     way = _by_decades(ground, last, way)
     settled = ground.descend(last.x, last.state, last.value, DECADE * way)
     if settled is None:
         return None
     return _at_its_best(ground, settled, way, metric, held, inside.value)
+
+
+def _climb(ground: Landscape, inside: Settled, held: np.ndarray) -> list[Point]:
+    """Newton steps from a place `inside`, until a ray is clear or they are at a maximum."""
+    terrain = Inside(ground, held)
+    path = [Point(inside.x, inside.state, inside.value, terrain.model_at(inside.x, inside.state))]
+    promised = [np.inf if path[0].model is None else path[0].model.promised]
+    for here in itertools.islice(ascend(terrain, path[0]), MAX_CLIMB):
+        path.append(here)
+        promised.append(np.inf if here.model is None else here.model.promised)
+        least = max(SHRINKS * promised[-2], FAR_ENOUGH * promised[1])
+        if len(path) > 3 and promised[-1] < least:
+            break
+    return path
 
 
 def _at_its_best(

@@ -8,7 +8,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 
-from ppl_em.algorithms import maximization
+from ppl_em.algorithms import maximized
 from ppl_em.e_step import EStep
 from ppl_em.m_step import MStep
 from ppl_em.params import Params, as_value, check_start, check_value
@@ -84,7 +84,7 @@ def _from_random(
     if posterior is None:
         return None
     x = problem.unconstrain(params)
-    x = maximization(m_step, problem, x, x, posterior, m_step.init(x)).x
+    x = maximized(m_step, problem, x, x, posterior, m_step.init(x)).x
     start = problem.constrain(x)
     return start if bool(_usable(problem, problem.unconstrain(start))) else None
 

@@ -5,12 +5,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
-import numpyro.distributions as dist
 import pytest
 from conftest import SEED
-from limit_models import DISPERSIONS
-from numpyro.distributions import constraints
+from limit_models import DISPERSIONS, by_hand
 from scipy import optimize, stats
 
 import ppl_em
@@ -50,18 +47,12 @@ def test_a_dispersion_at_infinity(name, algorithm, tmp_path):
 def test_counts_with_a_dispersion_have_one():
     counts = np.random.default_rng(4).negative_binomial(3.0, 0.5, size=80).astype(float)
 
-    def model():
-        k = numpyro.param("k", 2.0, constraint=constraints.positive)
-        law = dist.NegativeBinomial2(jnp.exp(numpyro.param("eta", 1.0)), k)
-        with numpyro.plate("rows", 80):
-            numpyro.sample("y", law, obs=counts)
-
     def loss(q):
         k, mean = np.exp(q)
         return -stats.nbinom(k, k / (k + mean)).logpmf(counts).sum()
 
     best = optimize.minimize(loss, [0.0, 0.0], method="BFGS", options={"gtol": 1e-8})
-    result = run(model)
+    result = EM(by_hand).run(jax.random.key(SEED), counts, progress_bar=False)
     assert result.status is Status.CONVERGED and not result.boundary
     assert result.log_likelihood.value == pytest.approx(-best.fun, abs=1e-8)
 
