@@ -103,9 +103,15 @@ def _counts():
     return rng.poisson(np.exp(1.5 * np.tanh(0.3 + 0.8 * rng.normal(size=8))), (4, 8))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("flag", ["laplace", "quadrature"])
-@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize(
+    ("flag", "depth"),
+    [
+        pytest.param("quadrature", 3, marks=pytest.mark.slow),
+        pytest.param("laplace", 3, marks=pytest.mark.slow),
+        pytest.param("quadrature", 1, marks=pytest.mark.long),
+        pytest.param("laplace", 1, marks=pytest.mark.long),
+    ],
+)
 def test_fits_are_the_same(flag, depth):
     y = _counts()
     rules = (lambda x: RULES[depth](x), jnp.tanh)
