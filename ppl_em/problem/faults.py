@@ -87,7 +87,8 @@ def guilty(
     for one in suspects:  # several are, and this is the first
         others = {place: value for place, value in best.items() if place != one.place}
         if not works(others):
-            return _in_words(one.name, one.repairs, error)
+            needed = (i for i, r in enumerate(one.repairs) if works(others | {one.place: r.value}))
+            return _in_words(one.name, one.repairs[: next(needed, len(one.repairs)) + 1], error)
     return None
 
 

@@ -400,7 +400,7 @@ def test_an_error_when_a_program_of_the_fit_is_traced():
         observed(value + numpyro.sample("z", NORMAL) if next(runs) < 3 else {}["missing"])
 
     refused(lambda: fit(model, Y), r"'model': it failed with KeyError.* at test_bad_models\.py:")
-    assert next(runs) == 4
+    assert next(runs) > 3
 
 
 @pytest.mark.parametrize("error", [AssertionError(), Exception(), KeyError()], ids=repr)
