@@ -532,5 +532,17 @@ def test_a_run_that_has_not_arrived_is_not_called_unidentified():
     assert "not identified" not in str(told[0].message)
 
 
+@pytest.mark.slow
+def test_a_category_that_nobody_chose_is_named():
+    def model(y):
+        shares = numpyro.param("W", jnp.array([0.3, 0.3, 0.4]), constraint=constraints.simplex)
+        numpyro.sample("y", dist.Categorical(shares).expand([4]), obs=jnp.array([0, 0, 1, 1]))
+
+    result = EM(model).run(KEY, Y, progress_bar=False)
+    with pytest.warns(UserWarning, match=r"W\[2\]. is at its boundary 0") as told:
+        result.standard_errors()
+    assert not any(":  at" in str(one.message) for one in told)
+
+
 def test_no_status_asks_for_the_precision_that_is_there():
     assert not any("float64" in status.value or "x64" in status.value for status in Status)
