@@ -200,7 +200,7 @@ def _as_numbers(array: np.ndarray) -> np.ndarray | None:
         return np.array([np.nan if v is None else v for v in array.ravel()], float).reshape(
             array.shape
         )
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 

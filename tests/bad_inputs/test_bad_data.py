@@ -167,6 +167,17 @@ CASES = {
     "predictor list": (r"Argument 'x': it is a list.*asarray\(x\)", effects, (GROUP, [*X], Y)),
     "predictor dates": (r"'x': it holds dates.*timedelta64", effects, (GROUP, DAYS, Y)),
     "predictor spans": (r"'x': it holds time spans", effects, (GROUP, DAYS - DAYS[0], Y)),
+    "predictor too large": (
+        r"'x': it holds|'effects'",
+        effects,
+        (GROUP, np.array([10**400] * N), Y),
+    ),
+    "frame with a column twice": (
+        r"'d'.*DataFrame|'table'.*d DataFrame",
+        table,
+        (pd.DataFrame(np.zeros((N, 4)), columns=["group", "x", "x", "y"]),),
+    ),
+    "predictor object": (r"'effects'.*x object", effects, (GROUP, object(), Y)),
     "predictor complex": (r"'x': it holds complex numbers", effects, (GROUP, X + 1j, Y)),
     "predictor bytes": (r"'x': it ", effects, (GROUP, np.array([b"1.0"] * N), Y)),
     "predictor records": (r"'x': it holds", effects, (GROUP, np.zeros(N, [("a", float)]), Y)),
