@@ -25,6 +25,14 @@ DONE = (Status.CONVERGED, Status.STALLED, Status.DECREASED)
 REAL = (constraints.real, constraints.real_vector)
 """Constraints that keep nothing out."""
 
+FAR = 20.0
+"""Distance, in sizes of a parameter, at which a distribution that has bounds for it shows."""
+
+MAX_KNOWN = 64
+"""Programs that are remembered."""
+
+_known: dict[Any, bool] = {}
+
 DOUBTFUL = (Status.STALLED, Status.DECREASED)
 """Those that rounding may have ended."""
 
@@ -61,13 +69,27 @@ def left_support(problem: Problem, start: Params, result: EMResult) -> str:
         return ""
     (args, kwargs), model = problem.arguments, problem.spec.model
     params = {**problem.fixed, **result.params}
-    if not refused(model, args, kwargs, params):
+    if _accepts_all(problem, params, free) or not refused(model, args, kwargs, params):
         return ""
     latents = result.posterior.mean()
-    continuous = {site.name: latents[site.name] for site in problem.spec.latents}
-    values = {**params, **continuous}
+    values = {**params, **{site.name: latents[site.name] for site in problem.spec.latents}}
     words = refused(model, args, kwargs, values)
     for name in free:
         if words and not refused(model, args, kwargs, {**values, name: start[name]}):
             return f"{words}, as `{name}` became {brief(params[name])}"
     return ""
+
+
+def _accepts_all(problem: Problem, params: Params, free: list[str]) -> bool:
+    """Whether the parameters `free` may have any values, seen far out; once for each program."""
+    program = problem.spec.program
+    if program not in _known:
+        (args, kwargs), model = problem.arguments, problem.spec.model
+        while len(_known) >= MAX_KNOWN:
+            _known.pop(next(iter(_known)))
+        own = {name: params[name] for name in free}
+        far = [
+            jax.tree.map(lambda v, by=side * FAR: v + by * (1 + np.abs(v)), own) for side in (-1, 1)
+        ]
+        _known[program] = not any(refused(model, args, kwargs, {**params, **v}) for v in far)
+    return _known[program]

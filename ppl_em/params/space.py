@@ -125,7 +125,7 @@ def check_numbers(name: str, what: str, value: Any) -> None:
             kind = np.asarray(leaf).dtype.kind
         if kind not in "fiub":
             found = f"{what} is or holds {words.get(kind, 'objects')}, {brief_repr(leaf)}"
-            raise site_error(name, found, "Pass real numbers")
+            raise site_error(name, found, "Pass real numbers, codes from 0 for categories")
 
 
 def check_value(name: str, option: str, value: Any, prototype: Any) -> Any:

@@ -60,11 +60,11 @@ def guilty(
     leaves, treedef = jax.tree.flatten(arguments, is_leaf=lambda v: v is not args and _is_leaf(v))
     names = [name for name, _ in named_leaves(model, args, kwargs, _is_leaf)]
     complaint, trials = str(error).lower(), iter(range(MOST_TRIALS))
-    suspects = [
-        _Suspect(i, name, found)
-        for i, (name, leaf) in enumerate(zip(names, leaves, strict=True))
-        if (found := repairs(name, leaf, complaint))
-    ]
+    suspects = []
+    for i, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
+        with contextlib.suppress(Exception):  # strange objects: the model's own words remain
+            if found := repairs(name, leaf, complaint):
+                suspects.append(_Suspect(i, name, found))
 
     def works(values: dict[int, Any]) -> bool:
         if next(trials, None) is None:
@@ -87,7 +87,8 @@ def guilty(
     for one in suspects:  # several are, and this is the first
         others = {place: value for place, value in best.items() if place != one.place}
         if not works(others):
-            return _in_words(one.name, one.repairs, error)
+            needed = (i for i, r in enumerate(one.repairs) if works(others | {one.place: r.value}))
+            return _in_words(one.name, one.repairs[: next(needed, len(one.repairs)) + 1], error)
     return None
 
 

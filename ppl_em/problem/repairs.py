@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 SCALARS = (bool, int, float, complex, str, bytes, type(None), np.generic)
@@ -64,6 +66,8 @@ def repairs(name: str, value: Any, complaint: str) -> list[Repair]:
         array_of, what = f"an array, `{name}.{method}()`", f"a {kind}"
     elif isinstance(value, np.ndarray):
         return _of_array(name, value, complaint)
+    elif isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.number):
+        return _of_array(name, np.asarray(value), complaint)
     else:
         return []
     container = Repair(f"it is {what}", f"Pass {array_of}", array, True)
@@ -196,7 +200,7 @@ def _as_numbers(array: np.ndarray) -> np.ndarray | None:
         return np.array([np.nan if v is None else v for v in array.ravel()], float).reshape(
             array.shape
         )
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 

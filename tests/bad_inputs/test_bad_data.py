@@ -62,6 +62,28 @@ def series(y):
     scan(step, 0, y)
 
 
+def sums(d):
+    b = numpyro.param("b", 0.1)
+    numpyro.sample("y", dist.Normal(b * (d["x"] + d["w"]), 1.0), obs=d["y"])
+
+
+def weighted(weight, y):
+    mu = numpyro.param("mu", 0.0)
+    with numpyro.plate("rows", N), numpyro.handlers.scale(scale=weight):
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def driven(x, y):
+    b = numpyro.param("b", 0.1)
+
+    def step(z, now):
+        z = numpyro.sample("z", dist.Normal(z, 1.0))
+        numpyro.sample("y", dist.Normal(z + b * now[0], 1.0), obs=now[1])
+        return z, None
+
+    scan(step, 0.0, (x, y))
+
+
 def at(value, array=Y, place=5):
     """`array` with one other value, of objects if that is no number."""
     array = np.array(array, float if isinstance(value, float) else object)
@@ -101,6 +123,32 @@ CASES = {
         (GROUP, at(NAN, X), Y),
     ),
     "predictor inf": (r"Argument 'x': 1 .* infinite", effects, (GROUP, at(INF, X), Y)),
+    "predictor nan on the device": (
+        r"Argument 'x': 1 of its values is NaN, the first at position 5",
+        effects,
+        (GROUP, jnp.asarray(at(NAN, X)), Y),
+    ),
+    "ids float on the device": (
+        r"'group': it holds float64",
+        effects,
+        (jnp.asarray(GROUP * 1.0), X, Y),
+    ),
+    "two lists": (r"Argument 'x': it is a list", effects, (GROUP, [*X], [*Y])),
+    "predictors with other labels": (
+        r"Argument 'd\['[wx]'\]': it is a Series of pandas",
+        sums,
+        ({"x": pd.Series(X), "w": pd.Series(X, index=np.arange(N) + 1), "y": Y},),
+    ),
+    "weights nan": (
+        r"Argument 'weight': 1 of its values is NaN",
+        weighted,
+        (at(NAN, X * 0 + 1), Y),
+    ),
+    "weights negative": (r"'weighted'.*should be positive", weighted, (at(-1.0, X * 0 + 1), Y)),
+    "predictor of a series nan": (r"Argument 'x': 1 of .* NaN", driven, (at(NAN, X), Y)),
+    "predictor of a series inf": (r"Argument 'x': 1 of .* infinite", driven, (at(INF, X), Y)),
+    "predictor of a series short": (r"'driven'.*x float64 \(11,\)", driven, (X[:-1], Y)),
+    "lists for a series": (r"Argument 'x': it is a list", driven, ([*X], [*Y])),
     "predictor two": (
         r"'x': 2 of its values are NaN, the first at position 3",
         effects,
@@ -119,6 +167,17 @@ CASES = {
     "predictor list": (r"Argument 'x': it is a list.*asarray\(x\)", effects, (GROUP, [*X], Y)),
     "predictor dates": (r"'x': it holds dates.*timedelta64", effects, (GROUP, DAYS, Y)),
     "predictor spans": (r"'x': it holds time spans", effects, (GROUP, DAYS - DAYS[0], Y)),
+    "predictor too large": (
+        r"'x': it holds|'effects'",
+        effects,
+        (GROUP, np.array([10**400] * N), Y),
+    ),
+    "frame with a column twice": (
+        r"'d'.*DataFrame|'table'.*d DataFrame",
+        table,
+        (pd.DataFrame(np.zeros((N, 4)), columns=["group", "x", "x", "y"]),),
+    ),
+    "predictor object": (r"'effects'.*x object", effects, (GROUP, object(), Y)),
     "predictor complex": (r"'x': it holds complex numbers", effects, (GROUP, X + 1j, Y)),
     "predictor bytes": (r"'x': it ", effects, (GROUP, np.array([b"1.0"] * N), Y)),
     "predictor records": (r"'x': it holds", effects, (GROUP, np.zeros(N, [("a", float)]), Y)),
