@@ -26,5 +26,5 @@ def test_small_programs_are_kept(tmp_path):
 def test_a_place_that_is_no_folder(tmp_path):
     place = tmp_path / "file"
     place.write_text("")
-    with pytest.raises(ModelError, match="Folder .*file': .*Choose another one"):
+    with pytest.raises(ModelError, match=r"Folder .*file': .*Choose another one"):
         enable_cache(place)
