@@ -51,6 +51,9 @@ QUICKEST = 1e4
 RICHARDSON = 8
 """Decades back from a bound from which it is extrapolated to."""
 
+LEAST = 5
+"""Those that it takes, at least."""
+
 MEANT = 1e-3
 """Log-likelihood that means something: a bound is looked at if less is lost on the way."""
 
@@ -141,12 +144,15 @@ class Landscape:
         values = [there.value]
         for count in range(1, RICHARDSON):
             values.append(self.look(self.go(there.x, -count * step), there.state)[0])
-        found = np.array(values)
+        finite = np.isfinite(values)
+        found = np.array(values)[: int(np.argmin(finite)) if not finite.all() else None]
+        if len(found) < LEAST:
+            return 0.0
         for order in (1, 2):
             found = found[:-1] + (found[:-1] - found[1:]) / (10.0 ** (order * power) - 1)
         errors = np.abs(np.diff(found))
         errors = np.maximum(errors[:-1], errors[1:] / 1000.0**power)  # less than that is luck
-        best = int(np.argmin(np.where(np.isfinite(errors), errors, np.inf)))
+        best = int(np.argmin(errors))
         return float(found[best + 1] - there.value) if errors[best] < there.noise else 0.0
 
     def maximize(

@@ -160,6 +160,8 @@ def _rises_evenly(
         step = jnp.asarray(way, x.dtype)
         points = [end + reach * step for reach in WAY]
         found = [expectation(e_step, problem, point, state)[2].objective for point in points]
+        if not np.all(np.isfinite(found)):
+            continue
         rises = np.diff(np.array(found, float))
         even = min(rises) > EVENLY and max(rises) < EVEN * min(rises)
         if even and (noise or _goes_on(problem, e_step, points[-1], state, step, rises[0])):
