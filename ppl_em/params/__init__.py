@@ -4,9 +4,6 @@ from ppl_em.params.bounds import (
     AtBounds,
     Boundary,
     Place,
-    ends,
-    has_end,
-    is_share,
     place_of,
     within_reach,
 )
@@ -29,6 +26,7 @@ from ppl_em.params.space import (
     is_inside,
     make_site,
 )
+from ppl_em.params.unconstrained_ends import ends, has_end, is_share
 
 __all__ = [
     "ActiveConstraint",

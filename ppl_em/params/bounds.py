@@ -1,20 +1,25 @@
 """Where parameters end: the bounds of their supports, and how to say that one is there."""
 
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from numpyro.distributions import constraints
 
 from ppl_em.params.labels import flat_labels
-from ppl_em.params.space import Params, ParamSite, ParamSpace
-
-FAR = 40.0
-"""Unconstrained value that is as good as infinite."""
+from ppl_em.params.space import Params, ParamSpace
+from ppl_em.params.unconstrained_ends import (
+    FAR,
+    base_of,
+    ends,
+    ends_of,
+    in_order,
+    is_elementwise,
+    is_real,
+    raveled,
+)
 
 GONE = 1e-7
 """Entry of a simplex or of a Cholesky factor that is 0 but for rounding, next to the largest."""
@@ -121,7 +126,7 @@ class AtBounds:
         exact = self.space.unravel(jnp.asarray(self.bounds))
         moved = dict(params)
         for site in self.space.sites:
-            if np.all(np.isnan(ravel_pytree(exact[site.name])[0])) or _is_real(site):
+            if np.all(np.isnan(ravel_pytree(exact[site.name])[0])) or is_real(site):
                 continue  # what is free keeps a value: infinity times a predictor of 0 has none
             if is_elementwise(site):
                 moved[site.name] = jax.tree.map(_at, params[site.name], exact[site.name])
@@ -130,15 +135,6 @@ class AtBounds:
                 limit = site.constrain(self.space.unravel(x)[site.name])
                 moved[site.name] = jax.tree.map(_without_dust, limit)
         return moved
-
-
-def ends(space: ParamSpace) -> np.ndarray:
-    """The bounds that coordinates of x (p,) approach as they go to -inf and to +inf, (p, 2).
-
-    NaN where there is none. Where coordinates together make a vector or a matrix, -1 and 1 stand
-    for the edges of its support: a simplex without a component, a singular Cholesky factor.
-    """
-    return np.concatenate([np.zeros((0, 2)), *(_ends_of(site) for site in _in_order(space))])
 
 
 class Place(NamedTuple):
@@ -155,9 +151,9 @@ class Place(NamedTuple):
 
     def distance(self, space: ParamSpace, x: jax.Array) -> float:
         """How far from the end `x` (p,) is; from infinity, 1 / |value|."""
-        flat = _flat(space.constrain(x))
+        flat = raveled(space.constrain(x))
         if self.entry is None:
-            return float(np.linalg.norm(flat - _flat(space.constrain(_at_end(x, self)))))
+            return float(np.linalg.norm(flat - raveled(space.constrain(_at_end(x, self)))))
         value = float(flat[self.entry])
         return 1 / abs(value) if np.isinf(self.bound) else abs(value - self.bound)
 
@@ -165,8 +161,8 @@ class Place(NamedTuple):
 def place_of(space: ParamSpace, x: jax.Array, place: int, side: int) -> Place:
     """Name what reaches an end there, next to `x` (p,)."""
     labels, count, params = flat_labels(space.constrain(x)), 0, 0
-    for site in _in_order(space):
-        bounds, size = _ends_of(site), sum(int(np.prod(shape)) for shape in site.shapes)
+    for site in in_order(space):
+        bounds, size = ends_of(site), sum(int(np.prod(shape)) for shape in site.shapes)
         if place < count + len(bounds):
             break
         count, params = count + len(bounds), params + size
@@ -174,8 +170,8 @@ def place_of(space: ParamSpace, x: jax.Array, place: int, side: int) -> Place:
         index = params + place - count
         bound = bounds[place - count, (side + 1) // 2]
         return Place(labels[index], float(bound), place, side, index)
-    before = _flat(space.constrain(x))
-    limit = _flat(space.constrain(_at_end(x, Place("", 0.0, place, side, None))))
+    before = raveled(space.constrain(x))
+    limit = raveled(space.constrain(_at_end(x, Place("", 0.0, place, side, None))))
     inner = np.arange(len(limit)) - params
     own = (inner >= 0) & (inner < size) & ((limit != 0) | (before != 0))
     gone = own & (np.abs(limit) < GONE * np.max(np.abs(limit[own]), initial=0.0))
@@ -183,7 +179,7 @@ def place_of(space: ParamSpace, x: jax.Array, place: int, side: int) -> Place:
         index = int(np.flatnonzero(gone)[-1])
         return Place(labels[index], 0.0, place, side, index)
     changed = np.flatnonzero(own & (before != limit))
-    if _base(site).event_dim == 1 and len(changed):  # neighbors that meet
+    if base_of(site).event_dim == 1 and len(changed):  # neighbors that meet
         index = int(changed[0])
         return Place(labels[index], float(limit[index]), place, side, index)
     return Place(f"{site.name} (singular)", 0.0, place, side, None)
@@ -191,24 +187,6 @@ def place_of(space: ParamSpace, x: jax.Array, place: int, side: int) -> Place:
 
 def _at_end(x: jax.Array, there: Place) -> jax.Array:
     return x.at[there.place].set(there.side * FAR)
-
-
-def has_end(space: ParamSpace) -> np.ndarray:
-    """Coordinates of x (p,) that belong to parameters with a bounded or curved support."""
-    found = []
-    for site in _in_order(space):
-        size = len(_ends_of(site))
-        found.append(np.full(size, not _is_real(site)))
-    return np.concatenate([np.zeros(0, bool), *found])
-
-
-def is_share(space: ParamSpace) -> np.ndarray:
-    """Coordinates of x (p,) that belong to a simplex."""
-    found = [
-        np.full(len(_ends_of(site)), _base(site) is constraints.simplex)
-        for site in _in_order(space)
-    ]
-    return np.concatenate([np.zeros(0, bool), *found])
 
 
 def within_reach(space: ParamSpace, params: Params, errors: np.ndarray) -> dict[str, float]:
@@ -220,7 +198,7 @@ def within_reach(space: ParamSpace, params: Params, errors: np.ndarray) -> dict[
     known = dict(zip(flat_labels(params), zip(values, errors, strict=True), strict=True))
     labels = flat_labels(space.unravel(np.zeros(space.size)))
     found = {}
-    single = [np.full(len(_ends_of(s)), is_elementwise(s)) for s in _in_order(space)]
+    single = [np.full(len(ends_of(s)), is_elementwise(s)) for s in in_order(space)]
     alone = np.concatenate([np.zeros(0, bool), *single])
     for label, bounds, own in zip(labels, ends(space), alone, strict=True):
         for bound in bounds[np.isfinite(bounds) & own]:
@@ -236,74 +214,3 @@ def _at(value: jax.Array, bound: jax.Array) -> jax.Array:
 
 def _without_dust(value: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(value) < GONE * jnp.max(jnp.abs(value)), 0.0, value)
-
-
-def is_elementwise(site: ParamSite) -> bool:
-    """Whether every coordinate of x moves one parameter of its own."""
-    return not _base(site).event_dim
-
-
-def _is_real(site: ParamSite) -> bool:
-    return _base(site) in (constraints.real, constraints.real_vector)
-
-
-def _in_order(space: ParamSpace) -> list[ParamSite]:
-    """Sites in the order of the unconstrained vector."""
-    return sorted(space.sites, key=lambda site: site.name)
-
-
-def _ends_of(site: ParamSite) -> np.ndarray:
-    """`ends` of one site."""
-    base = _base(site)
-    value = jax.tree.unflatten(site.treedef, [jnp.zeros(shape) for shape in site.shapes])
-    if not is_elementwise(site) and base is not constraints.real_vector:
-        return _edges_of(site)
-    bounds = [getattr(base, name, None) for name in ("lower_bound", "upper_bound")]
-    found = [bound for bound in bounds if bound is not None]
-    if base is constraints.circular or not found:
-        leaves = jax.tree.leaves(jax.eval_shape(site.unconstrain, value))
-        return np.full((sum(int(np.prod(leaf.shape)) for leaf in leaves), 2), np.nan)
-    columns, span = [], float(np.ptp(np.concatenate([np.ravel(bound) for bound in found])))
-    for far in (-FAR, FAR):
-        limit = _flat(site.constrain(jax.tree.map(lambda leaf, far=far: leaf + far, value)))
-        column = np.where(np.abs(limit) > np.exp(FAR / 2), np.sign(limit) * np.inf, np.nan)
-        for bound in found:
-            flat = _flat(jax.tree.map(lambda leaf, bound=bound: leaf + bound, value))
-            rounding = 16 * np.finfo(limit.dtype).eps * (np.abs(flat) + span)
-            near = rounding + 10 * np.exp(-FAR) * max(1.0, span)
-            column = np.where(np.abs(limit - flat) <= near, flat, column)
-        columns.append(column)
-    return np.stack(columns, axis=1)
-
-
-@lru_cache(maxsize=64)
-def _edges_of(site: ParamSite) -> np.ndarray:
-    """`ends` of a vector or a matrix: -1 and 1 where the value does not move any more."""
-    leaves = [jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for shape in site.shapes]
-    whole = jax.tree.unflatten(site.treedef, leaves)
-    zeros = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape), jax.eval_shape(site.unconstrain, whole)
-    )
-    flat, unravel = ravel_pytree(zeros)
-    edges = np.full((flat.size, 2), np.nan)
-    for side in (-1, 1):
-        near, far = (
-            jax.vmap(lambda row: ravel_pytree(site.constrain(unravel(row)))[0])(
-                jnp.eye(flat.size) * side * distance
-            )
-            for distance in (FAR - 3, FAR)
-        )
-        still = np.max(np.abs(near - far), axis=1, initial=0.0) < 1e-6
-        edges[still, (side + 1) // 2] = side
-    return edges
-
-
-def _base(site: ParamSite) -> Any:
-    base: Any = site.constraint
-    while isinstance(base, type(constraints.independent(constraints.real, 1))):
-        base = base.base_constraint
-    return base
-
-
-def _flat(value: Any) -> np.ndarray:
-    return np.asarray(ravel_pytree(value)[0])
