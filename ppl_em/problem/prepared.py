@@ -48,13 +48,18 @@ class _Prepare(Messenger):
         super().__init__(fn)
         self.prepared, self.in_scan = prepared, in_scan
         self.count = 0
+        self.busy = False
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Change the laws of sites, the bodies of scans, and give keys."""
+        if msg["type"] == "prng_key":
+            # While a site is on its way, it is not the model that asks, but a `block` around it.
+            if msg["value"] is None and not self.busy:
+                msg["value"] = self._key()
+            return
+        self.busy = True
         if msg["type"] == "sample":
             msg["fn"] = safe(msg["fn"])
-        elif msg["type"] == "prng_key" and msg["value"] is None:
-            msg["value"] = self._key()
         elif msg["type"] == "control_flow":
             args, is_scan = [*msg["args"]], msg["fn"] is scan_wrapper
             for place in (0,) if is_scan else (1, 2):  # the branches of a `cond`
@@ -62,6 +67,10 @@ class _Prepare(Messenger):
             msg["args"] = tuple(args)
             if self.prepared.any_start and is_scan:
                 msg["fn"] = scan_from_any_start
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        """The site has arrived."""
+        self.busy = False
 
     def _key(self) -> jax.Array:
         if self.in_scan:
