@@ -48,6 +48,7 @@ def is_elementwise(site: ParamSite) -> bool:
 
 
 def is_real(site: ParamSite) -> bool:
+    """Whether its values are plain numbers, without an end."""
     return base_of(site) in (constraints.real, constraints.real_vector)
 
 
@@ -106,6 +107,7 @@ def _values(site: ParamSite, rows: jax.Array) -> jax.Array:
 
 
 def base_of(site: ParamSite) -> Any:
+    """Its constraint, without `independent` around it."""
     base: Any = site.constraint
     while isinstance(base, type(constraints.independent(constraints.real, 1))):
         base = base.base_constraint
@@ -113,4 +115,5 @@ def base_of(site: ParamSite) -> Any:
 
 
 def raveled(value: Any) -> np.ndarray:
+    """All numbers of a value, flat."""
     return np.asarray(ravel_pytree(value)[0])
