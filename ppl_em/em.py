@@ -108,9 +108,10 @@ class EM:
         log-likelihood, or a quasi-Newton method where there are too many parameters. `"direct"`:
         after ten EM steps by the direct method, see `ppl_em.Direct`. `None`: by EM alone.
     num_restarts
-        Starts in all. The first is at the initial values; others are drawn around them, on the
-        unconstrained scale, and for `map_sites` from their priors. The best proper optimum is
-        returned, and all of them in `result.restarts`.
+        Starts in all. The first is at the initial values. Where there are discrete latents, the
+        others are where an M-step leads from random responsibilities; else they are drawn around
+        the initial values, on the unconstrained scale, and for `map_sites` from their priors. The
+        best proper optimum is returned, and all of them in `result.restarts`.
 
     Examples
     --------
