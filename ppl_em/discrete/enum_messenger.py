@@ -130,6 +130,7 @@ class Tabulate(Messenger):
         if key in self.points:
             site = self._at_points(site, self.points[key])
         table, mask = log_prob(site), self._mask(site)
+        self._check_outside(site, table)
         if mask is not True:
             table = jnp.where(mask, table, -jnp.log(self.variables[site["name"]].size))
         array, names = self._named(site, table)
@@ -139,6 +140,15 @@ class Tabulate(Messenger):
         if scaled(site) and not self._touches_weighted(names):
             array, names = self._named(site, site["scale"] * table)
         return jnp.maximum(array, LOG_ZERO), names
+
+    def _check_outside(self, site: dict[str, Any], table: jax.Array) -> None:
+        """Raise if a site outside of a `scan` depends on the states in it."""
+        times = {chain.time for chain in self.chains}
+        states = {name for name, variable in self.variables.items() if variable.plates & times}
+        for dim, owner in self.dims.items():
+            if owner in states and table.ndim >= -dim and table.shape[dim] > 1:
+                fact = f"it depends on the states '{owner}' of a `scan`, and is outside of it"
+                raise site_error(site["name"], fact, "Move it into the step of that `scan`")
 
     def _mask(self, site: dict[str, Any]) -> Any:
         is_variable = not site["is_observed"] and site["name"] in self.variables

@@ -185,3 +185,73 @@ def test_a_site_of_the_first_step_alone_is_refused():
 
     with pytest.raises(ModelError, match="Site 'first': it is in the first step of its `scan`"):
         build_problem(jax.random.key(0), model, (Y,), {})
+
+
+@pytest.mark.parametrize("where", ["plate", "last", "second scan"])
+def test_states_used_after_the_scan_are_refused_by_their_names(where):
+    def model(y):
+        level = numpyro.param("level", jnp.asarray(LEVEL))
+
+        def step(state, _):
+            state = numpyro.sample("state", _law(state))
+            return state, state
+
+        def other(before, inputs):
+            now, state = inputs
+            numpyro.sample("y", dist.Normal(level[state], 0.5), obs=now)
+            return before, None
+
+        last, states = scan(step, 0, None, length=len(y))
+        if where == "plate":
+            with numpyro.plate("time", len(y)):
+                numpyro.sample("y", dist.Normal(level[states], 0.5), obs=y)
+        elif where == "last":
+            numpyro.sample("y", dist.Normal(level[last], 0.5), obs=y[0])
+        else:
+            scan(other, 0.0, (y, states))
+
+    with pytest.raises(ModelError, match="Site 'y': it depends on the states 'state' of a `scan`"):
+        build_problem(jax.random.key(0), model, (Y,), {})
+
+
+def test_states_handed_out_and_not_used():
+    def model(y):
+        level = numpyro.param("level", jnp.asarray(LEVEL))
+
+        def step(state, now):
+            state = numpyro.sample("state", _law(state))
+            numpyro.sample("y", dist.Normal(level[state], 0.5), obs=now)
+            return state, state
+
+        _, states = scan(step, 0, y)
+        numpyro.deterministic("path", states)
+        numpyro.sample("w", dist.Normal(level.sum(), 1.0), obs=y[0])
+
+    emit = lambda t, k: norm.logpdf(Y[t], LEVEL[k], 0.5)  # noqa: E731
+    right = _paths(6, MOVE[0], lambda t, i: MOVE[i], emit) + norm.logpdf(Y[0], LEVEL.sum())
+    assert abs(_value(model, Y) - right) < 1e-12
+
+
+def test_some_states_are_known_and_some_outcomes_masked():
+    """By `obs_mask`, and by a mask over what is NaN."""
+    known = np.array([True, False, False, True, False, False])
+    states, y = np.array([0, 1, 1, 0, 1, 0]), np.where(np.arange(6) == 4, np.nan, Y)
+
+    def model(y, states, known):
+        level = numpyro.param("level", jnp.asarray(LEVEL))
+
+        def step(state, inputs):
+            now, given, is_known = inputs
+            state = numpyro.sample("state", _law(state), obs=given, obs_mask=is_known)
+            with numpyro.handlers.mask(mask=~jnp.isnan(now)):
+                numpyro.sample("y", dist.Normal(level[state], 0.5), obs=jnp.nan_to_num(now))
+            return state, None
+
+        scan(step, None, (y, states, known))
+
+    def emit(t, k):
+        seen = 0.0 if np.isnan(y[t]) else norm.logpdf(y[t], LEVEL[k], 0.5)
+        return seen - (1e9 if known[t] and k != states[t] else 0.0)
+
+    right = _paths(6, START, lambda t, i: MOVE[i], emit)
+    assert abs(_value(model, y, states, known) - right) < 1e-12
