@@ -234,15 +234,19 @@ class Inside:
     across: np.ndarray | None = None
 
     def at(self, x: jax.Array, state: Any) -> tuple[float, Any]:
+        """Its value at `x` (p,), and the state of an E-step there."""
         return self.ground.look(x, state)
 
     def floor(self, value: float) -> float:
+        """Differences that mean nothing."""
         return max(self.ground.floor(value), self.noise)
 
     def move(self, here: Point, step: np.ndarray) -> jax.Array:
+        """Anywhere."""
         return here.x + jnp.asarray(step, here.x.dtype)
 
     def model(self, x: jax.Array, state: Any, before: Point, taken: np.ndarray) -> Model | None:
+        """Anew at every step."""
         return self.model_at(x, state)
 
     def model_at(self, x: jax.Array, state: Any) -> Model | None:
