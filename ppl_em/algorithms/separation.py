@@ -24,7 +24,7 @@ from ppl_em.algorithms.boundary_profile import DECADE, Inside, Landscape, Settle
 from ppl_em.algorithms.boundary_watch import SLOW
 from ppl_em.algorithms.history import Run
 from ppl_em.algorithms.stopping import Step
-from ppl_em.algorithms.suspicion import way_back
+from ppl_em.algorithms.suspicion import eased, way_back
 from ppl_em.likelihood import marginal_information
 from ppl_em.params import AtBounds, Boundary, ends, flat_labels
 from ppl_em.problem import Problem
@@ -80,15 +80,21 @@ def is_time(steps: list[Step]) -> bool:
 def to_limit(run: Run) -> bool:
     """Whether parameters go to infinity along a ray; the run is then at the maximum of the rest."""
     problem, history, start = run.problem, run.history, time.monotonic()
-    back = way_back(run)
+    x = eased(run)
+    back = way_back(run, x)
     if back is None:
         return False
     ground, before = Landscape(problem, run.e_step, _gaps(problem)), history.at
-    held = np.zeros(history.x.size, bool) if before is None else before.held
-    value, state = ground.look(history.x, history.e_state)
-    found = _ray(ground, Settled(history.x, state, value, 0.0), back, held)
+    held = np.zeros(x.size, bool) if before is None else before.held
+    value, state = ground.look(x, history.e_state)
+    found = _ray(ground, Settled(x, state, value, 0.0), back, held)
     if found is None:
         return False
+    if x is not history.x:
+        x = jnp.where(held, history.x, found.there.x)
+        value, state = ground.look(x, found.there.state)
+        found = found._replace(there=Settled(x, state, value, found.there.noise))
+    value, state = ground.look(history.x, history.e_state)
     there = found.there
     rough = ground.roughness(Settled(history.x, state, value, 0.0), DECADE * found.way)
     if not there.value >= value - max(10 * rough, 10 * there.noise, ground.floor(value)):

@@ -4,10 +4,11 @@ At a maximum the information predicts what is lost on the way back to where the 
 on a ray the information is next to nothing, and predicts no loss where all is lost.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.algorithms.boundary_profile import Landscape
+from ppl_em.algorithms.boundary_profile import Landscape, Settled
 from ppl_em.algorithms.boundary_watch import Watch
 from ppl_em.algorithms.history import Run
 from ppl_em.likelihood import marginal_information
@@ -25,39 +26,56 @@ FLAT = 0.01
 LOST = 0.1
 """Loss that is found there, from which a run may be on its way to infinity."""
 
+EASED = 5.0
+"""Unconstrained value of what is at a bound, for that."""
+
+PART = 0.1
+"""Part of the way back on which hardly anything is lost if a run is far out."""
+
 MAX_HALVINGS = 6
 """How often the way back is halved where nothing is finite."""
 
 
-def way_back(run: Run) -> np.ndarray | None:
-    """A way (p,) from where a run has ended on which more is lost than the information predicts.
+def eased(run: Run) -> jax.Array:
+    """Where a run is, (p,), less close to bounds, for approximations.
+
+    Differences of scores are made of rounding where a latent's standard deviation is next to 0.
+    """
+    history = run.history
+    if history.at is None or run.e_step.noise is None:
+        return history.x
+    x = jnp.clip(history.x, -EASED, EASED)
+    return jnp.where(history.at.held, x, history.x)
+
+
+def way_back(run: Run, x: jax.Array) -> np.ndarray | None:
+    """A way (p,) from `x` (p,), as of `eased`, with more loss than the information predicts.
 
     `None` if there is none, as at a maximum; and where it cannot be told.
     """
     problem, history = run.problem, run.history
     known = len(Watch(problem, run.e_step, run.limits.stopping).ends)
     on_rays = history.at is not None and history.at.rays is not None
-    if not known or on_rays or not 0 < history.x.size <= MAX_PARAMS:
+    if not known or on_rays or not 0 < x.size <= MAX_PARAMS:
         return None
     found = history.information
-    if found is None or found[0] is not history.x:
-        found = (
-            history.x,
-            marginal_information(run.e_step, problem, history.x, history.e_state),
-        )
+    if found is None or found[0] is not x:
+        found = x, marginal_information(run.e_step, problem, x, history.e_state)
         history.information = found
     matrix = found[1].matrix
-    if not np.all(np.isfinite(matrix)):
-        return None
     ground = Landscape(problem, run.e_step)
-    value, state = ground.look(history.x, history.e_state)
-    if not np.isfinite(value):
+    value, state = ground.look(x, history.e_state)
+    if not (np.all(np.isfinite(matrix)) and np.isfinite(value)):
         return None
-    x = np.asarray(history.x, float)
-    for origin in (np.asarray(history.start, float), np.zeros(x.size)):
-        back = _unnoticed(run, matrix, origin - x)
+    here = np.asarray(x, float)
+    level = np.zeros(x.size, bool)
+    begun = np.asarray(history.start, float)
+    for origin in (begun, np.zeros(x.size)) if begun.any() else (begun,):
+        if run.e_step.noise is not None:  # its information is not known where there is next to none
+            level = _is_level(ground, Settled(x, state, value, 0.0), origin - here)
+        back = _unnoticed(run, matrix, origin - here, level)
         for _ in range(MAX_HALVINGS if back.any() else 0):
-            there, _ = ground.look(history.x + jnp.asarray(back, history.x.dtype), state)
+            there, _ = ground.look(x + jnp.asarray(back, x.dtype), state)
             if np.isfinite(there):
                 break
             back = back / 2
@@ -66,8 +84,22 @@ def way_back(run: Run) -> np.ndarray | None:
     return None
 
 
-def _unnoticed(run: Run, matrix: np.ndarray, away: np.ndarray) -> np.ndarray:
-    """The part of `away` (p,) that the information (p, p) says costs nothing.
+def _is_level(ground: Landscape, here: Settled, away: np.ndarray) -> np.ndarray:
+    """Free coordinates (p,) in which little is lost over a part of the way `away` (p,).
+
+    But all at last: a tenth of the way costs a hundredth at a maximum.
+    """
+    found = np.zeros(len(away), bool)
+    free = np.isnan(ends(ground.problem.space)).all(axis=1)
+    for place in np.flatnonzero(free & (away != 0)).tolist():
+        parts = (here.x.at[place].add(part * away[place]) for part in (1.0, PART))
+        whole, part = (here.value - ground.look(there, here.state)[0] for there in parts)
+        found[place] = whole > LOST and part < PART**3 * whole
+    return found
+
+
+def _unnoticed(run: Run, matrix: np.ndarray, away: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """The part of `away` (p,) that the information (p, p) says costs nothing, or is `level` (p,).
 
     Of coordinates that may go to infinity: not those that are held, or next to a bound.
     """
@@ -77,7 +109,7 @@ def _unnoticed(run: Run, matrix: np.ndarray, away: np.ndarray) -> np.ndarray:
     may_go = np.isnan(outwards) | np.isinf(outwards)
     if at is not None:
         may_go &= ~at.held
-    alone = 0.5 * np.abs(np.diag(matrix)) * away**2 <= PREDICTED
+    alone = level | (0.5 * np.abs(np.diag(matrix)) * away**2 <= PREDICTED)
     found = np.where(may_go & alone, away, 0.0)
     part = np.flatnonzero(may_go & ~alone)
     inside = matrix[np.ix_(part, part)]

@@ -1,8 +1,8 @@
 """Parameters: their values and one unconstrained vector, constraints, bounds."""
 
+from ppl_em.params.boundary import Boundary
 from ppl_em.params.bounds import (
     AtBounds,
-    Boundary,
     Place,
     place_of,
     within_reach,
