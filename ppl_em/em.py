@@ -19,6 +19,7 @@ from ppl_em.fit import (
     drawn_starts,
     given_starts,
     judged,
+    nudged,
     on_all_rows,
     run_restarts,
     split_starts,
@@ -27,11 +28,9 @@ from ppl_em.fit.make_result import make_result
 from ppl_em.m_step import MStep
 from ppl_em.params import Params, split_option
 from ppl_em.problem import (
-    Problem,
     brought_inside,
     build_problem,
     explained,
-    look,
     needs,
     restrict,
 )
@@ -52,13 +51,6 @@ from ppl_em.util import (
 )
 
 logger = logging.getLogger("ppl_em")
-
-NUDGE = 1e-3
-"""Size of a random first step where the E-step looks for modes of the latents.
-
-Automatic differentiation gets densities in logits wrong at a logit of exactly 0, which is where
-parameters and latents that start at 0 put it.
-"""
 
 FINISHES = ("auto", "direct")
 
@@ -246,11 +238,11 @@ def run_plan(
         )
     starts = [params, *given_starts(problem, params, more)]
     if chosen.noise is not None:
-        starts = [_nudged(key_resolve, problem, start) for start in starts]
+        starts = [nudged(key_resolve, problem, start) for start in starts]
     starts = [brought_inside(problem, start, params) for start in starts]
     e_step, why = chosen.choose(key_resolve, problem, starts[0])
     if chosen.noise is None and e_step.noise is not None:
-        starts = [_nudged(key_resolve, problem, start) for start in starts]
+        starts = [nudged(key_resolve, problem, start) for start in starts]
     m_step = m_steps.for_problem(em.m_step, problem.space.size, needs(problem))
     count = em.num_restarts - len(starts)
     more = drawn_starts(key_init, problem, params, count, e_step, m_step)
@@ -274,14 +266,6 @@ def run_plan(
             return fit((key_init, key_finish), starts[0], bar)
     with tqdm(total=len(starts), disable=not progress_bar, desc=f"{title} starts") as bar:
         return run_restarts(key_finish, problem, starts, fit, limits, bar)
-
-
-def _nudged(rng_key: jax.Array, problem: Problem, params: Params) -> Params:
-    x = problem.unconstrain(params)
-    slope = np.abs(look(problem, x, np.asarray(problem.start)[None]).by_param[0])
-    with np.errstate(divide="ignore"):  # by no more than a change of 1 in the log-joint
-        most = np.where(np.isfinite(slope), np.minimum(NUDGE, 1 / slope), NUDGE)
-    return problem.constrain(x + most * jax.random.normal(rng_key, x.shape, x.dtype))
 
 
 def _check_plan(plan: Plan, e_step: EStep) -> None:

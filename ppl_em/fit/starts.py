@@ -12,11 +12,18 @@ from ppl_em.algorithms import maximized
 from ppl_em.e_step import EStep
 from ppl_em.m_step import MStep
 from ppl_em.params import Params, as_value, check_start, check_value
-from ppl_em.problem import Problem, density_and_gradients
+from ppl_em.problem import Problem, density_and_gradients, look
 from ppl_em.util import ModelError, check_known, check_mapping
 
 SPREAD = 1.0
 """Standard deviation of starts on the unconstrained scale: e for a positive parameter."""
+
+NUDGE = 1e-3
+"""Size of a random first step where the E-step looks for modes of the latents.
+
+Automatic differentiation gets densities in logits wrong at a logit of exactly 0, which is where
+parameters and latents that start at 0 put it.
+"""
 
 MAX_TRIES = 20
 """Draws of one start until its log-joint is finite, each nearer to the initial values."""
@@ -135,6 +142,15 @@ def _spread(problem: Problem, center: jax.Array) -> np.ndarray:
     parts = problem.space.unravel(center)
     wide = jax.tree.map(lambda v: jnp.full(v.shape, jnp.maximum(SPREAD, jnp.std(v))), parts)
     return np.asarray(ravel_pytree(wide)[0])
+
+
+def nudged(rng_key: jax.Array, problem: Problem, params: Params) -> Params:
+    """A small random step away from a start, by no more than a change of 1 in the log-joint."""
+    x = problem.unconstrain(params)
+    slope = np.abs(look(problem, x, np.asarray(problem.start)[None]).by_param[0])
+    with np.errstate(divide="ignore"):
+        most = np.where(np.isfinite(slope), np.minimum(NUDGE, 1 / slope), NUDGE)
+    return problem.constrain(x + most * jax.random.normal(rng_key, x.shape, x.dtype))
 
 
 @jax.jit
