@@ -16,6 +16,7 @@ from ppl_em.algorithms.boundary import to_boundary
 from ppl_em.algorithms.boundary_watch import Watch
 from ppl_em.algorithms.history import Run
 from ppl_em.algorithms.newton import NEAR, take_newton_steps
+from ppl_em.algorithms.separation import is_time, to_limit
 from ppl_em.algorithms.stopping import Step, rounding
 from ppl_em.e_step import expectation
 from ppl_em.likelihood import Information, hold, marginal_information, moved
@@ -88,6 +89,8 @@ class Region:
             towards = self.watch.far_towards(self.first, history.x)
             due = towards.any() and self.watch.is_due(history.steps, False)
             if due and to_boundary(self.of, towards):
+                return Status.BOUNDARY
+            if is_time(history.steps) and not towards.any() and to_limit(self.of):
                 return Status.BOUNDARY
         return Status.MAX_STEPS
 
