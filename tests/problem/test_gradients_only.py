@@ -6,7 +6,9 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from jax.experimental.ode import odeint
 from numpyro.distributions import constraints
+from scipy.optimize import minimize_scalar
 
 from ppl_em import EM, Direct, ModelError
 from ppl_em.problem import build_problem
@@ -152,3 +154,29 @@ def test_no_gradient_at_all_is_said():
 
     with pytest.raises(ModelError, match="no gradient"):
         build_problem(jax.random.key(0), model, (0.3,), {})
+
+
+@pytest.mark.slow
+def test_a_differential_equation():
+    """Decay by `odeint`, against its solution exp(-k t) in closed form."""
+    t = np.linspace(0, 3, 8)
+    y = np.exp(-0.8 * t) + 0.1 * np.random.default_rng(0).normal(size=8)
+
+    def model(t, y):
+        s = numpyro.param("s", 0.3, constraint=constraints.positive)
+        k = numpyro.param("k", 1.0, constraint=constraints.positive)
+        z = odeint(lambda z, t: -k * z, jnp.array([1.0]), t)[:, 0]
+        numpyro.sample("y", dist.Normal(z, s), obs=y)
+
+    def rest(k):
+        return np.sum((y - np.exp(-k * t)) ** 2)
+
+    k = minimize_scalar(rest, bounds=(0.1, 3.0), method="bounded", options={"xatol": 1e-9}).x
+    s = np.sqrt(rest(k) / 8)
+    right = -8 * np.log(s * np.sqrt(2 * np.pi)) - 4
+    slope, bend = -t * np.exp(-k * t), t**2 * np.exp(-k * t)
+    curvature = np.sum(slope**2 - (y - np.exp(-k * t)) * bend) / s**2
+    r = EM(model, "exact").run(jax.random.key(0), t, y, progress_bar=False)
+    assert r.converged and abs(r.log_likelihood.value - right) < 1e-6
+    assert abs(float(r.params["k"]) - k) < 1e-5 and abs(float(r.params["s"]) - s) < 1e-5
+    assert abs(r.standard_errors()["k"] - curvature**-0.5) < 1e-5
