@@ -111,7 +111,7 @@ def grid():
                 yield pytest.param(*member, id="-".join(member), marks=marks)
 
 
-@pytest.mark.parametrize(("name", "e_step", "algorithm"), grid())
+@pytest.mark.parametrize(("name", "e_step", "algorithm"), list(grid()))
 def test_a_boundary_is_found(name, e_step, algorithm):
     model, data, _, labels, value = CASES[name]
     em = ALGORITHMS[algorithm](model, e_step=e_step)
