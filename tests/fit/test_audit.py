@@ -165,7 +165,7 @@ def test_audit_by_draws_of_a_fit_far_off(biased):
 
 
 def test_singular_information_is_said():
-    audit = fit(two_variances, "mean_field", Y, max_steps=30).audit(jax.random.key(SEED))
+    audit = fit(two_variances, "mean_field", Y, max_steps=30, finish=None).audit(jax.random.key(SEED))
     assert not audit.trusted and np.all(np.isnan(audit.shift))
     assert "not to be trusted" in audit.sentence and "not positive definite" in audit.sentence
     assert "va" in audit.reason and "vb" in audit.reason
