@@ -22,8 +22,8 @@ seeds = load_model("seeds")
 Y = np.sqrt(5.0) * np.where(np.arange(20) % 2, 1.0, -1.0)
 
 
-def fit(model, e_step, *args, max_steps=500, **kwargs):
-    em = EM(model, e_step=e_step, max_steps=max_steps)
+def fit(model, e_step, *args, max_steps=500, finish="auto", **kwargs):
+    em = EM(model, e_step=e_step, max_steps=max_steps, finish=finish)
     return em.run(jax.random.key(SEED), *args, progress_bar=False, **kwargs)
 
 
@@ -165,7 +165,8 @@ def test_audit_by_draws_of_a_fit_far_off(biased):
 
 
 def test_singular_information_is_said():
-    audit = fit(two_variances, "mean_field", Y, max_steps=30, finish=None).audit(jax.random.key(SEED))
+    result = fit(two_variances, "mean_field", Y, max_steps=30, finish=None)
+    audit = result.audit(jax.random.key(SEED))
     assert not audit.trusted and np.all(np.isnan(audit.shift))
     assert "not to be trusted" in audit.sentence and "not positive definite" in audit.sentence
     assert "va" in audit.reason and "vb" in audit.reason
