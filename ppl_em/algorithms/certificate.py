@@ -23,13 +23,14 @@ from ppl_em.algorithms.unbounded import STEEP, why_no_maximum
 from ppl_em.e_step import expectation
 from ppl_em.likelihood import (
     Information,
-    rounding_noise,
+    change_by_last_digits,
+    meaningless,
     value_and_score,
 )
 from ppl_em.result import CONVERGED, Certificate, Status
 
-PROMISE = 1e-9
-"""Gain, in nats, below which no further step is taken: 4.5e-5 standard errors."""
+PROMISE = 2e-11
+"""Gain, in nats, below which no further step is taken: 6e-6 standard errors."""
 
 ENOUGH = 1e-6
 """Gain that may be promised where no step brings it."""
@@ -104,7 +105,10 @@ def _is_real(run: Run) -> bool:
     posterior, state, info = expectation(e_step, problem, history.x, history.e_state)
     history.e_state, value = state, float(info.objective)
     history.evaluations += 1
-    if not np.isfinite(value) or rounding_noise(e_step, problem, history.x, state, value):
+    if not np.isfinite(value):
+        return False
+    history.noise = change_by_last_digits(e_step, problem, history.x, state, value)
+    if meaningless(e_step, history.noise, value, history.x.dtype):
         return False
     away = np.asarray(history.x) - np.asarray(history.start)
     steep = bool(history.rows) and history.rows[-1].get("gradient_norm", 0.0) > STEEP
@@ -114,7 +118,8 @@ def _is_real(run: Run) -> bool:
 def _tolerance(run: Run, value: float) -> float:
     noise = FINE * (run.e_step.noise or 0.0)
     gap = run.limits.stopping.gap_for(False)
-    return max(gap, PROMISE, noise, 10 * rounding(value, run.history.x.dtype))
+    digits = max(rounding(value, run.history.x.dtype), run.history.noise)
+    return max(gap, PROMISE, noise, 10 * digits)
 
 
 def _short_of_it(run: Run, status: Status) -> Status:

@@ -52,8 +52,8 @@ class History:
     `evaluations` counts E-steps, or gradients of the objective, that were made for it. `inverse`
     (p, p) is that of the information, where Newton steps have converged; `information` that at the
     end of the last ones, and where that is; `certified` is what was found at the end, and
-    `saddles` counts those that were left. `start` (p,) is where it
-    began.
+    `saddles` counts those that were left, `noise` is what the
+    last digits of the data change there. `start` (p,) is where it began.
     """
 
     problem: Problem
@@ -71,6 +71,7 @@ class History:
     information: tuple[jax.Array, Information] | None = None
     certified: Any = None
     saddles: int = 0
+    noise: float = 0.0
     start: jax.Array = field(init=False)
 
     def __post_init__(self) -> None:

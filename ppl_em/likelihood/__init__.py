@@ -11,7 +11,7 @@ from ppl_em.likelihood.draw_evaluation import (
 from ppl_em.likelihood.identifiability import set_aside
 from ppl_em.likelihood.importance_information import sampled_information
 from ppl_em.likelihood.information import AT_AN_END, MAX_SE_NOISE, Information, holding, named
-from ppl_em.likelihood.last_digits import rounding_noise
+from ppl_em.likelihood.last_digits import change_by_last_digits, meaningless, rounding_noise
 from ppl_em.likelihood.louis import Components, ScoreMoments, find, louis_information
 from ppl_em.likelihood.observed import (
     held_value_and_score,
@@ -28,6 +28,7 @@ __all__ = [
     "Information",
     "ScoreMoments",
     "Spectrum",
+    "change_by_last_digits",
     "constrained_covariance",
     "curvature_of_score",
     "find",
@@ -40,6 +41,7 @@ __all__ = [
     "known_blocks",
     "louis_information",
     "marginal_information",
+    "meaningless",
     "moved",
     "named",
     "rounding_noise",

@@ -27,12 +27,30 @@ UNITS = 1e3
 def rounding_noise(
     e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any, value: float
 ) -> float:
+    """As of `change_by_last_digits`, where it says that the value means nothing; else 0."""
+    change = change_by_last_digits(e_step, problem, x, state, value)
+    return meaningless(e_step, change, value, x.dtype)
+
+
+def meaningless(e_step: DeterministicEStep, change: float, value: float, dtype: Any) -> float:
+    """A `change` by last digits; 0 if no more than those of `value` and the E-step's noise are."""
+    eps = float(np.finfo(dtype).eps)
+    digit = 8 * eps * (1 + abs(value))
+    if digit > LOST:
+        return digit
+    own = max(MEANINGLESS, UNITS * eps * (1 + abs(value)), 10 * (e_step.noise or 0.0))
+    return change if not change <= own else 0.0
+
+
+def change_by_last_digits(
+    e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any, value: float
+) -> float:
     """How `value`, the log-likelihood at `x` (p,), changes with the last digits of what it is of.
 
     Returns
     -------
     float
-        In nats; 0 where no more than its own last digits and the E-step's noise change.
+        In nats.
 
     References
     ----------
@@ -43,11 +61,7 @@ def rounding_noise(
     leaves = tuple(_moved(leaf, rng) for leaf in problem.leaves)
     there = x * (1 + eps * jnp.asarray(rng.choice([-1.0, 1.0], x.shape), x.dtype))
     found = expectation(e_step, replace(problem, leaves=leaves), there, state)[2].objective
-    noise, digit = abs(float(found) - value), 8 * eps * (1 + abs(value))
-    if digit > LOST:
-        return digit
-    own = max(MEANINGLESS, UNITS * eps * (1 + abs(value)), 10 * (e_step.noise or 0.0))
-    return noise if not noise <= own else 0.0
+    return abs(float(found) - value)
 
 
 def _moved(leaf: Any, rng: np.random.Generator) -> Any:

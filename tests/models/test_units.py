@@ -93,7 +93,13 @@ def test_units_by_draws(name, column, factor):
 @pytest.mark.parametrize(
     ("name", "column"),
     [
-        ("eight_schools", "y"),
+        pytest.param(
+            "eight_schools",
+            "y",
+            marks=pytest.mark.xfail(
+                reason="next to a variance of 0 the score of data far from 0 is rounding: 7e-5 SE"
+            ),
+        ),
         *(
             pytest.param(name, column, marks=LONG)
             for name in ("airquality", "faithful", "nile", "sleepstudy", "zero_inflated", "kidney")
