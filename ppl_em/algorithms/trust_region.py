@@ -130,4 +130,6 @@ class Region:
                 of.bar.update(1)
                 of.bar.set_postfix_str(f"Newton step to {history.objective:.6f}")
                 return True
+            if gain > POOR * promised:  # what was promised came, and is too little to see
+                break
         return False

@@ -59,7 +59,8 @@ def scan_from_any_start(
         return usual()
     now = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], xs)
     carry, (trace, output) = step((jnp.asarray(0), rng_key, init), now)
-    if kinds(carry[2]) == kinds(init):
+    begun, found = kinds(init), kinds(carry[2])
+    if begun == found or (begun[0] != found[0] and not _has_none(init)):
         return usual()
     first: dict[str, Any] = jax.tree.map(jnp.asarray, trace).trace
     rest: dict[str, Any] = {}
@@ -72,6 +73,10 @@ def scan_from_any_start(
     summed = any(_is_sample(s) and _is_summed(s) for s in first.values())
     joined = {name: _joined(site, rest.get(name), size, summed) for name, site in first.items()}
     return carry, (PytreeTrace({**rest, **joined}), outputs)
+
+
+def _has_none(carry: Any) -> bool:
+    return any(leaf is None for leaf in jax.tree.leaves(carry, is_leaf=lambda leaf: leaf is None))
 
 
 def _is_sample(site: dict[str, Any]) -> bool:
