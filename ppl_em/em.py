@@ -137,8 +137,7 @@ class EM:
     def __post_init__(self) -> None:
         check_choice("on_decrease", self.on_decrease, ("revert", "warn", "raise"))
         check_acceleration(self.acceleration)
-        if self.finish is not None:
-            check_choice("finish", self.finish, FINISHES)
+        check_choice("finish", self.finish, (*FINISHES, None))
         check_options(
             self,
             max_steps=whole(),

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import numpy as np
-from scipy.special import ndtri
 
 from ppl_em.params import ActiveConstraint, Boundary, Params, flat_labels
 from ppl_em.posterior import LogLikelihood
 from ppl_em.result.certificate import Certificate
+from ppl_em.result.html import as_html
 from ppl_em.result.netcdf import write_tree
 from ppl_em.result.status import CONVERGED, Status
-from ppl_em.result.text import doubt, in_words
-from ppl_em.result.uncertainty import Uncertainty, interval
+from ppl_em.result.text import doubt, in_short, in_words
+from ppl_em.result.uncertainty import Uncertainty
 from ppl_em.util import check_option, check_place, number, printable
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Parts(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EMResult:
     """A finished fit; everything in it belongs to `params`.
 
@@ -105,7 +105,7 @@ class EMResult:
     posterior: Any
     e_step: str
     seconds: dict[str, float]
-    parts: Parts = field(repr=False)
+    parts: Parts
     boundary: dict[str, Boundary] = field(default_factory=dict)
     penalties: dict[str, float] = field(default_factory=dict)
     degeneracy: str = ""
@@ -185,20 +185,7 @@ class EMResult:
         """The columns of `summary`, without pandas; NaN where there is no standard error."""
         check_option("level", level, number(below=1.0, above=True))
         estimate = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(self.params)])
-        se = np.sqrt(np.diag(self.uncertainty.covariance))
-        mcse = self.uncertainty.mcse
-        total = np.hypot(se, mcse)
-        lower, upper = interval(estimate, ndtri(0.5 + level / 2) * total, self.uncertainty.bounds)
-        columns = {
-            "estimate": estimate,
-            "se": se,
-            "lower": lower,
-            "upper": upper,
-            "mcse": mcse,
-        }
-        if np.any(mcse != 0):
-            columns |= {"total": total, "se_mcse": self.uncertainty.se_mcse}
-        return columns
+        return self.uncertainty.table(estimate, level)
 
     def audit(self, rng_key: jax.Array, e_step: "str | EStep" = "auto") -> "Audit":
         """Ask a stronger E-step, at the fitted parameters, how far off they are.
@@ -258,6 +245,15 @@ class EMResult:
 
     def __str__(self) -> str:
         return in_words(self)
+
+    def __repr__(self) -> str:
+        return in_short(self)
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name not in ("parts", "doubt")]
 
     @property
     def doubt(self) -> str:

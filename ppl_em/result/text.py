@@ -16,8 +16,21 @@ def in_words(result: Any) -> str:
         table = f"{result.summary().round(4)}"
     except ModelError as error:  # the model has changed: there are no standard errors to show
         table = f"{result.params}\n{error}"
+    return printable("\n".join([table, *findings(result)]))
+
+
+def in_short(result: Any) -> str:
+    """How it ended and the log-likelihood, in one line."""
+    count, steps = len(result.labels), result.num_steps
+    return printable(
+        f"<EMResult: {result.status.name}, log-likelihood {result.log_likelihood}, "
+        f"{count} parameter{'s' * (count != 1)}, {steps} step{'s' * (steps != 1)}>"
+    )
+
+
+def findings(result: Any) -> list[str]:
+    """What is said below the table of estimates, a line or more each."""
     lines = [
-        table,
         f"log-likelihood {result.log_likelihood}{doubt(result)}"
         + (f", penalised {result.penalised:.6f}" if result.penalties else ""),
         f"{result.status.value} ({result.num_steps} steps, {result.seconds['total']:.1f} s)",
@@ -25,7 +38,7 @@ def in_words(result: Any) -> str:
         *remarks(result),
         str(result.restarts or ""),
     ]
-    return printable("\n".join(line for line in lines if line))
+    return [printable(line) for line in lines if line]
 
 
 def remarks(result: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtri
 
 from ppl_em.params import ActiveConstraint
 
@@ -41,6 +42,17 @@ class Uncertainty:
     note: str = ""
     active: tuple[ActiveConstraint, ...] = ()
     bounds: np.ndarray | None = None
+
+    def table(self, estimate: np.ndarray, level: float) -> dict[str, np.ndarray]:
+        """The columns of `EMResult.summary` for estimates (P,), each (P,)."""
+        se = np.sqrt(np.diag(self.covariance))
+        total = np.hypot(se, self.mcse)
+        lower, upper = interval(estimate, ndtri(0.5 + level / 2) * total, self.bounds)
+        columns = {"estimate": estimate, "se": se, "lower": lower, "upper": upper}
+        columns["mcse"] = self.mcse
+        if np.any(self.mcse != 0):
+            columns |= {"total": total, "se_mcse": self.se_mcse}
+        return columns
 
 
 def interval(

@@ -68,10 +68,10 @@ def check_known(option: str, names: Iterable[str], valid: Iterable[str], what: s
             )
 
 
-def check_choice(option: str, value: str, valid: Iterable[str]) -> None:
-    """Raise if the flag `value` is not one of `valid`."""
+def check_choice(option: str, value: str | None, valid: Iterable[str | None]) -> None:
+    """Raise if the flag `value` is not one of `valid`, of which None may be one."""
     choices = list(valid)
-    if not isinstance(value, str) or value not in choices:
+    if not isinstance(value, str | None) or value not in choices:
         found = f"'{value}'" if isinstance(value, str) else brief_repr(value)
         raise ModelError(
             f"Option `{option}`: found {found}. Valid flags: {', '.join(map(repr, choices))}."
