@@ -46,6 +46,7 @@ from ppl_em.util import (
     instance,
     mapping,
     optional,
+    split,
     warn_of_faulty_jaxlib,
     whole,
 )
@@ -217,7 +218,7 @@ def run_plan(
     narrower, functional = split_option(em.constraints)
     first, more = split_starts(init_params)
     chosen = e_steps.from_flag(em.e_step)
-    key_build, key_resolve, key_init, key_finish = jax.random.split(as_key(rng_key), 4)
+    key_build, key_resolve, key_init, key_finish = split(as_key(rng_key), 4)
     problem, params = build_problem(
         key_build,
         em.model,

@@ -19,7 +19,6 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.algorithms.boundary_profile import (
@@ -34,6 +33,7 @@ from ppl_em.algorithms.stopping import Step
 from ppl_em.e_step import DeterministicEStep
 from ppl_em.params import AtBounds, Boundary, ends, is_share, place_of
 from ppl_em.problem import Problem
+from ppl_em.util import moved_by, put
 
 logger = logging.getLogger("ppl_em")
 
@@ -82,7 +82,8 @@ def to_boundary(run: Run, towards: np.ndarray) -> bool:
     history.at = found.at
     if found.value < history.objective - MEANT:  # that was rounding, far out
         history.objective = found.value
-    change, length = found.value - history.objective, float(jnp.linalg.norm(found.x - before))
+    change = found.value - history.objective
+    length = float(np.linalg.norm(np.asarray(found.x) - np.asarray(before)))
     step = Step(found.value, change, 0.0, length)
     history.record(step, found.x, "boundary", time.monotonic() - start)
     history.x, history.e_state = found.x, found.state
@@ -122,7 +123,8 @@ def jump(
         step = np.where(np.arange(x.size) == place, towards * DECADE, 0.0)
         found = ground.descend(x, state, value, step)
         if found is not None:
-            held[place], target = True, target.at[place].set(found.x[place])
+            held[place] = True
+            target = put(target, np.asarray(found.x)[place], place)
     turned = False
     for _ in range(MAX_ROUNDS):
         if not held.any():
@@ -139,10 +141,10 @@ def jump(
         held, back, sides = arrived.held, arrived.new, arrived.sides
         turned |= arrived.turned
         for place in np.flatnonzero(~held):
-            target = target.at[place].set(x[place])
+            target = put(target, np.asarray(x)[place], place)
         for place in np.flatnonzero(back):
-            inside = 0.0 if arrived.turned else x[place]
-            target = target.at[place].set(inside + sides[place] * NEARER)
+            inside = 0.0 if arrived.turned else float(x[place])
+            target = put(target, inside + sides[place] * NEARER, place)
         if arrived.turned:
             target = _inside(ground, target, state, released, sides)
     return None
@@ -157,7 +159,7 @@ def _inside(
     """
     for place in np.flatnonzero(released):
         steps = range(2 * MAX_DECADES)
-        ways = [x.at[place].add(-int(sides[place]) * count * DECADE / 2) for count in steps]
+        ways = [moved_by(x, -int(sides[place]) * count * DECADE / 2, place) for count in steps]
         values = np.array([ground.look(way, state)[0] for way in ways])
         x = ways[int(np.argmax(np.where(np.isfinite(values), values, -np.inf)))]
     return x
@@ -176,7 +178,7 @@ def _believed(
         return x, new, value
     lost = np.max(np.exp(np.minimum(np.where(endless, size, 2 * size), FURTHEST / 2))[out])
     noise = MEANT + LOST * lost * float(np.finfo(x.dtype).eps)
-    nearer = jnp.where(out, jnp.asarray(towards * furthest, x.dtype), x)
+    nearer = put(x, (towards * furthest)[out], out)
     there, found = ground.look(nearer, state)
     if abs(there - value) < noise or not np.isfinite(value):
         return nearer, found, there
@@ -269,7 +271,7 @@ def _falls(
             logger.info("`%s` is not at its boundary %g", named.label, named.bound)
             return _Otherwise(held & (alone != place), np.zeros_like(held), sides)
         for other, side in itertools.product(idle, (-1, 1)):
-            tried = x.at[other].set(side * NEARER)
+            tried = put(x, side * NEARER, other)
             if ground.slope(tried, state, ground.look(tried, state)[0], named) is None:
                 logger.info(
                     "`%s` is not at its boundary for another end of what is idle", named.label
@@ -286,9 +288,9 @@ def _rises(
 ) -> bool:
     """Whether the log-likelihood never falls on the way from `x` (p,): no other maximum between."""
     for part in (0.3, 0.6, 0.9):
-        straight = x + part * (end.x - x)
-        near = x + jnp.asarray(np.sign(np.asarray(end.x - x)) * -np.log(1 - part), x.dtype)
-        new, state = ground.look(jnp.where(held, near, straight), state)
+        whole = np.asarray(end.x) - np.asarray(x)
+        step = np.where(held, np.sign(whole) * -np.log(1 - part), part * whole)
+        new, state = ground.look(moved_by(x, step), state)
         if not new >= value - max(ground.floor(value), end.noise):
             return False
         value = new

@@ -14,6 +14,7 @@ from ppl_em.e_step import DeterministicEStep, expectation
 from ppl_em.likelihood import Information, holding, marginal_information
 from ppl_em.params import Boundary, Place, has_end
 from ppl_em.problem import Problem
+from ppl_em.util import moved_by
 
 DECADE = float(np.log(10.0))
 """Unconstrained change that divides a distance from a bound by ten."""
@@ -93,9 +94,9 @@ class Landscape:
 
     def go(self, x: jax.Array, step: np.ndarray) -> jax.Array:
         """Where `step` (p,) leads from `x` (p,): in gaps as such."""
-        moved = x + jnp.asarray(step, x.dtype)
         if self.gaps is None:
-            return moved
+            return moved_by(x, step)
+        moved = x + jnp.asarray(step, x.dtype)
         return jnp.where(self.gaps, jnp.log(jnp.exp(x) + jnp.asarray(step, x.dtype)), moved)
 
     def floor(self, value: float) -> float:
@@ -186,12 +187,12 @@ class Landscape:
         rounding, and once more to see to which power it grows.
         """
         place, side, space = there.place, there.side, self.problem.space
-        nearer, _ = self.look(x.at[place].add(side * DECADE), state)
+        nearer, _ = self.look(moved_by(x, side * DECADE, place), state)
         noise = max(100 * self.floor(value), 10 * abs(nearer - value))
         start = there.distance(space, x)
         changes: list[tuple[float, float]] = []
         for count in range(1, 4 * MAX_DECADES):
-            away = x.at[place].add(-side * count * DECADE / 2)
+            away = moved_by(x, -side * count * DECADE / 2, place)
             new, state = self.look(away, state)
             if not new - value < noise:
                 return None
@@ -211,7 +212,7 @@ class Landscape:
 
     def is_idle(self, x: jax.Array, state: Any, value: float, place: int) -> bool:
         """Whether nothing responds to coordinate `place` of `x` (p,): a correlation without sd."""
-        tried = (x.at[place].add(sign * DECADE) for sign in (-1, 1))
+        tried = (moved_by(x, sign * DECADE, place) for sign in (-1, 1))
         return all(abs(self.look(there, state)[0] - value) < IDLE for there in tried)
 
 
@@ -243,7 +244,7 @@ class Inside:
 
     def move(self, here: Point, step: np.ndarray) -> jax.Array:
         """Anywhere."""
-        return here.x + jnp.asarray(step, here.x.dtype)
+        return moved_by(here.x, step)
 
     def model(self, x: jax.Array, state: Any, before: Point, taken: np.ndarray) -> Model | None:
         """Anew at every step."""
@@ -283,6 +284,6 @@ class Inside:
         still = ~(response > 1e-9 * most)
         for place in np.flatnonzero(still & ~logarithm & (curvature > 0) & ~self.held).tolist():
             value, _ = self.ground.look(x, state)
-            moved = x.at[place].add(1 / np.sqrt(curvature[place]))
+            moved = moved_by(x, 1 / np.sqrt(curvature[place]), place)
             still[place] = abs(self.ground.look(moved, state)[0] - value) < IDLE
         return still

@@ -24,6 +24,7 @@ from ppl_em.algorithms.stopping import Step, Stopping
 from ppl_em.params import ends, is_share
 from ppl_em.posterior import OF_PARAMETERS
 from ppl_em.problem import Problem
+from ppl_em.util import moved_by, put
 
 WINDOW = 4
 """Last places of a run, from each of which to the next a parameter must get closer to a bound."""
@@ -87,7 +88,7 @@ class Watch:
 
     def far_towards(self, start: jax.Array, x: jax.Array) -> np.ndarray:
         """Coordinates that went far to an end between `start` and `x` (p,), as in `towards`."""
-        moves = np.asarray(x - start)
+        moves = np.asarray(x) - np.asarray(start)
         if np.all(np.isnan(self.ends)):
             return np.zeros(len(moves), int)
         down = (moves < -FAR) & ~np.isnan(self.ends[:, 0])
@@ -117,7 +118,7 @@ def move_inside(run: Run, towards: np.ndarray) -> bool:
     starts = [history.x, *_otherwise(ground, history.x, state, value)]
     for start, place in itertools.product(starts, np.flatnonzero(towards)):
         for count in range(1, 2 * MAX_DECADES):
-            x = start.at[place].add(-int(towards[place]) * count * DECADE / 2)
+            x = moved_by(start, -int(towards[place]) * count * DECADE / 2, place)
             new, state = ground.look(x, history.e_state)
             if new > best.value:
                 best = Settled(x, state, new, 0.0)
@@ -138,7 +139,7 @@ def _otherwise(ground: Landscape, x: jax.Array, state: Any, value: float) -> lis
     """`x` (p,) with what is idle there at its other end, as a correlation without a variance."""
     both = np.isfinite(ends(ground.problem.space)).all(axis=1)
     ways = [
-        x.at[place].set(side * OTHER_END)
+        put(x, side * OTHER_END, place)
         for place, side in itertools.product(np.flatnonzero(both), (-1, 1))
     ]
     return [way for way in ways if abs(ground.look(way, state)[0] - value) < IDLE]
@@ -167,13 +168,14 @@ def near_ends(run: Run) -> np.ndarray:
         known = history.at.held | history.at.on_rays
         limits = np.where(known[:, None], np.nan, limits)
     history.x = x = _nearer(ground, history.x, state, value, limits)
+    here = np.asarray(x)
     for place, column in itertools.product(range(x.size), (0, 1)):
         side, bound = 2 * column - 1, limits[place, column]
-        if np.isnan(bound) or (np.isfinite(limits[place]).all() and side * float(x[place]) < 1):
+        if np.isnan(bound) or (np.isfinite(limits[place]).all() and side * here[place] < 1):
             continue
-        if np.isinf(bound) and side * float(x[place]) < FAR:
+        if np.isinf(bound) and side * here[place] < FAR:
             continue
-        change = ground.look(x.at[place].add(side * DECADE), state)[0] - value
+        change = ground.look(moved_by(x, side * DECADE, place), state)[0] - value
         if change < -MEANT:
             continue
         if abs(change) > IN_ROUNDING or not _has_no_influence(ground, x, state, value, place, side):
@@ -189,11 +191,12 @@ def _nearer(
     An M-step may go so far that nothing near there tells how the log-likelihood got to its end.
     """
     for place in np.flatnonzero(np.abs(np.asarray(x)) > BEYOND).tolist():
-        if np.isnan(limits[place, int(x[place] > 0)]):
-            continue
-        nearer = x.at[place].multiply(0.5)
-        while abs(nearer[place]) > BEYOND / 2 and ground.look(nearer, state)[0] >= value - MEANT:
-            x, nearer = nearer, nearer.at[place].multiply(0.5)
+        out = float(np.asarray(x)[place])
+        while not np.isnan(limits[place, int(out > 0)]) and abs(out) > BEYOND:
+            nearer, out = put(x, out / 2, place), out / 2
+            if not ground.look(nearer, state)[0] >= value - MEANT:
+                break
+            x = nearer
     return x
 
 
@@ -201,5 +204,5 @@ def _has_no_influence(
     ground: Landscape, x: jax.Array, state: Any, value: float, place: int, side: int
 ) -> bool:
     """Whether nothing changes either as coordinate `place` of `x` (p,) comes back from its end."""
-    away = (x.at[place].add(-side * count * DECADE) for count in (1, 3, 6, 12))
+    away = (moved_by(x, -side * count * DECADE, place) for count in (1, 3, 6, 12))
     return all(abs(ground.look(there, state)[0] - value) < IDLE for there in away)

@@ -16,7 +16,7 @@ from ppl_em.posterior import Expectation, Posterior, WeightedDraws
 from ppl_em.problem import Problem, barrier_weights, bounds, conditions, has_barrier, is_inside
 from ppl_em.problem.barrier import barrier
 from ppl_em.stats import mean_and_error
-from ppl_em.util import ModelError, check_known
+from ppl_em.util import ModelError, check_known, compiled
 
 __all__ = ["Maximized", "checked", "expectation", "maximization", "traced_maximization"]
 
@@ -72,7 +72,7 @@ def checked(m_step: TracedMStep, out: Maximized) -> Maximized:
     return out
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def traced_maximization(
     m_step: TracedMStep,
     problem: Problem,
@@ -206,9 +206,9 @@ def _gains(
     return forward, mean_and_error(here - before, own.weights)
 
 
-_grown_at, _gains_at, _q_at = jax.jit(_grown), jax.jit(_gains), jax.jit(_q)
-_weights_at = jax.jit(_barrier_weights)
-_q_and_gradient = jax.jit(jax.value_and_grad(_q, argnums=2))
+_grown_at, _gains_at, _q_at = compiled(_grown), compiled(_gains), compiled(_q)
+_weights_at = compiled(_barrier_weights)
+_q_and_gradient = compiled(jax.value_and_grad(_q, argnums=2))
 
 
 def closed_form(

@@ -243,7 +243,7 @@ def take_newton_steps(run: Run) -> bool:
             history.objective = step.value
             continue
         change = step.value - history.objective
-        length = float(jnp.linalg.norm(step.x - before))
+        length = float(np.linalg.norm(np.asarray(step.x) - np.asarray(before)))
         history.record(Step(step.value, change, 0.0, length), step.x, "newton", seconds)
         history.rows[-1]["evaluations"] = evaluations
         history.x = before = step.x

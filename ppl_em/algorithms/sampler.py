@@ -93,7 +93,7 @@ def _unused(m_step: TracedMStep, size: int, dtype: np.dtype) -> Any:
     return m_step.init(cast(jax.Array, np.zeros(size, dtype)))
 
 
-@jax.jit(static_argnums=(0, 1))
+@jax.jit(static_argnums=(0, 1))  # chains are long: the faster the code, the better
 def _em_step(
     e_step: StochasticEStep,
     m_step: TracedMStep,

@@ -13,6 +13,7 @@ from ppl_em.algorithms.boundary_watch import Watch
 from ppl_em.algorithms.history import Run
 from ppl_em.likelihood import marginal_information
 from ppl_em.params import ends
+from ppl_em.util import moved_by
 
 MAX_PARAMS = 300
 """Parameters up to which this is asked: it takes the information, which the end needs anyway."""
@@ -75,7 +76,7 @@ def way_back(run: Run, x: jax.Array) -> np.ndarray | None:
             level = _is_level(ground, Settled(x, state, value, 0.0), origin - here)
         back = _unnoticed(run, matrix, origin - here, level)
         for _ in range(MAX_HALVINGS if back.any() else 0):
-            there, _ = ground.look(x + jnp.asarray(back, x.dtype), state)
+            there, _ = ground.look(moved_by(x, back), state)
             if np.isfinite(there):
                 break
             back = back / 2
@@ -92,7 +93,7 @@ def _is_level(ground: Landscape, here: Settled, away: np.ndarray) -> np.ndarray:
     found = np.zeros(len(away), bool)
     free = np.isnan(ends(ground.problem.space)).all(axis=1)
     for place in np.flatnonzero(free & (away != 0)).tolist():
-        parts = (here.x.at[place].add(part * away[place]) for part in (1.0, PART))
+        parts = (moved_by(here.x, part * away[place], place) for part in (1.0, PART))
         whole, part = (here.value - ground.look(there, here.state)[0] for there in parts)
         found[place] = whole > LOST and part < PART**3 * whole
     return found

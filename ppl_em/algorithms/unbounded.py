@@ -18,6 +18,7 @@ from ppl_em.params import flat_labels, has_end
 from ppl_em.posterior import Posterior
 from ppl_em.problem import Problem
 from ppl_em.problem.penalties import penalties
+from ppl_em.util import compiled, moved_by
 
 STEEP = 0.1
 """Slope of Q, in nats per unit, from which a coordinate is suspected: Q ought to be at its top."""
@@ -156,21 +157,20 @@ def _rises_evenly(
     alone = np.eye(len(towards))[towards != 0]
     ways = [*alone, *-alone] + ([np.sign(towards)] if len(alone) > 1 else [])
     for way, most in itertools.product(ways, (np.inf, last_digit)):
-        end = jnp.where(way != 0, jnp.clip(x, -most, most), x)
-        step = jnp.asarray(way, x.dtype)
-        points = [end + reach * step for reach in WAY]
+        end = np.where(way != 0, np.clip(x, -most, most), x)
+        points = [moved_by(end, reach * way) for reach in WAY]
         found = [expectation(e_step, problem, point, state)[2].objective for point in points]
         if not np.all(np.isfinite(found)):
             continue
         rises = np.diff(np.array(found, float))
         even = min(rises) > EVENLY and max(rises) < EVEN * min(rises)
-        if even and (noise or _goes_on(problem, e_step, points[-1], state, step, rises[0])):
+        if even and (noise or _goes_on(problem, e_step, points[-1], state, way, rises[0])):
             return _without_bound(problem, x, points, np.flatnonzero(way), rises[0])
     return ""
 
 
 def _goes_on(
-    problem: Problem, e_step: Any, x: jax.Array, state: Any, way: jax.Array, rise: float
+    problem: Problem, e_step: Any, x: jax.Array, state: Any, way: np.ndarray, rise: float
 ) -> bool:
     """Whether the log-likelihood rises evenly from `x` (p,) on until its digits are lost.
 
@@ -178,7 +178,7 @@ def _goes_on(
     """
     at, value = 0.0, float(expectation(e_step, problem, x, state)[2].objective)
     for reach in FURTHER:
-        point = x + reach * way
+        point = moved_by(x, reach * way)
         found = float(expectation(e_step, problem, point, state)[2].objective)
         if not np.isfinite(found):
             return True
@@ -208,12 +208,12 @@ def _without_bound(
     )
 
 
-@jax.jit
+@compiled
 def _slope(problem: Problem, posterior: Posterior, x: jax.Array) -> jax.Array:
     return jax.grad(lambda x: posterior.expected_log_joint(problem, problem.constrain(x)))(x)
 
 
-@jax.jit
+@compiled
 def _q_along(
     problem: Problem, posterior: Posterior, x: jax.Array, direction: jax.Array
 ) -> jax.Array:

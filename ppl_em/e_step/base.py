@@ -16,6 +16,7 @@ from ppl_em.params import Params
 from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Problem
 from ppl_em.stats import Health
+from ppl_em.util import compiled
 
 
 class Strength(IntEnum):
@@ -108,7 +109,7 @@ class EStep(Protocol):
         return ""
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def _expectation(e_step: EStep, problem: Problem, x: jax.Array, state: Any) -> tuple:
     return e_step.step(problem, problem.constrain(x), state)
 

@@ -12,7 +12,7 @@ from ppl_em.params import Params
 from ppl_em.posterior import LaplaceApproximation, half_trace
 from ppl_em.problem import Problem
 from ppl_em.structure import Blocks, Density, Structure, find_structure
-from ppl_em.util import ModelError, check_options, whole
+from ppl_em.util import ModelError, check_options, split, whole
 
 NOISE = 1e-10
 """Size of changes of the log-likelihood that mean nothing."""
@@ -87,7 +87,7 @@ class Laplace(Approximation):
         problem.require_continuous(self.flag)
         problem.require_gradient(self.flag)
         x = problem.unconstrain(params)
-        key_structure, key_mode = jax.random.split(rng_key)
+        key_structure, key_mode = split(rng_key)
         structure = find_structure(problem, x, problem.start, key_structure)
         if isinstance(structure, Blocks) and structure.block_size > self.max_dense:
             raise ModelError(

@@ -20,7 +20,7 @@ from ppl_em.params import Params
 from ppl_em.posterior import GaussianLaw
 from ppl_em.problem import Problem
 from ppl_em.structure import Density, Structure, compressed_hessian, site_names
-from ppl_em.util import ModelError
+from ppl_em.util import ModelError, compiled, moved_by, split
 
 MAX_STEPS = 200
 """Newton steps, refused ones included, before the search is given up."""
@@ -130,7 +130,7 @@ def law_near(structure: Structure, density: Density, mode: Mode) -> Any:
     return LAWS[type(structure)].around(structure, precision, moved, jnp.zeros_like(moved))
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def mode_of(
     structure: Structure, problem: Problem, params: Params, u: jax.Array
 ) -> tuple[Mode, jax.Array, jax.Array]:
@@ -160,13 +160,14 @@ def first_mode(
         If none is found: the site where the gradient is largest.
     """
     best, height = None, -np.inf
-    for count, key in enumerate(jax.random.split(rng_key, max(num_starts, RANDOM_STARTS))):
+    for count, key in enumerate(split(rng_key, max(num_starts, RANDOM_STARTS))):
         if count >= num_starts and best is not None:
             break
-        noise = jax.random.normal(key, problem.start.shape, problem.start.dtype)
-        start = problem.start + (noise if count else 0.0)
+        start = problem.start
+        if count:
+            start = moved_by(start, jax.random.normal(key, start.shape, start.dtype))
         mode, value, gradient = mode_of(structure, problem, params, start)
-        if bool(mode.found) and float(value) > height:
+        if jax.device_get(mode).found and float(value) > height:
             best, height = mode, float(value)
     if best is not None:
         return best

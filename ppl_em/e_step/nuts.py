@@ -17,7 +17,7 @@ from ppl_em.params import Params
 from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import Problem
 from ppl_em.stats import Health, ebfmi
-from ppl_em.util import check_choice, check_options, number, switch, whole
+from ppl_em.util import check_choice, check_options, compiled, number, switch, whole
 
 REFIT = 4
 """Masses are estimated anew after so many EM steps, and after each doubling of their number."""
@@ -264,7 +264,7 @@ def _each_chain(num_latents: int) -> Callable[[Callable], Callable]:
     return lambda transition: partial(jax.lax.map, transition)
 
 
-@jax.jit(static_argnums=2)
+@compiled(static_argnums=2)
 def _about(start: jax.Array, rng_key: jax.Array, num_chains: int) -> tuple[jax.Array, jax.Array]:
     """Points about `start` (D,), (chain, D), and another key."""
     key_jitter, rng_key = jax.random.split(rng_key)

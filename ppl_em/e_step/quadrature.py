@@ -32,7 +32,7 @@ from ppl_em.posterior import (
 )
 from ppl_em.problem import Problem
 from ppl_em.structure import Blocks, Density, find_blocks, owners
-from ppl_em.util import ModelError, check_options, number, optional, whole
+from ppl_em.util import ModelError, check_options, compiled, number, optional, whole
 
 logger = logging.getLogger("ppl_em")
 
@@ -288,7 +288,7 @@ def _placed(law: Gaussian, span: Span | None, size: int) -> Placed:
     return gauss_hermite(law, size) if span is None else sinh_trapezoid(span, size)
 
 
-@jax.jit
+@compiled
 def _find_span(problem: Problem, params: Params, law: Gaussian, owner: jax.Array) -> Span:
     def log_density(offsets: jax.Array) -> jax.Array:
         return block_sums(problem, params, law, owner, offsets)[:, :-1]

@@ -11,7 +11,7 @@ from scipy.special import logsumexp
 from ppl_em.params import Params
 from ppl_em.posterior import Gaussian, Placed, block_sums, constant_part
 from ppl_em.problem import Problem
-from ppl_em.util import ModelError
+from ppl_em.util import ModelError, compiled
 
 HERMITE = {1: (7, 11, 15, 19, 23), 2: (5, 9, 13, 15, 17, 21, 27, 35, 45, 63, 91)}
 """Nodes of Gauss-Hermite rules that are tried, in one dimension and in each of more."""
@@ -110,7 +110,7 @@ def value_on(
     places = np.minimum(np.arange(-(-count // CHUNK) * CHUNK), count - 1).reshape(-1, CHUNK)
     parts = [_sums(problem, params, law, owner, jnp.asarray(offsets[part])) for part in places]
     sums = np.concatenate([np.asarray(part) for part in parts])[:count]
-    base = float(constant_part(jnp.asarray(sums[:, -1])))
+    base = float(constant_part(sums[:, -1]))
     if np.isnan(base) and np.all(np.isfinite(sums[:, -1])):
         raise ModelError(
             f"Site '{problem.spec.latents[0].name}': terms of the log-joint that have no slope in "
@@ -120,4 +120,4 @@ def value_on(
     return float(np.sum(logsumexp(sums[:, :-1] + logs, axis=0)) + base)
 
 
-_sums = jax.jit(block_sums)
+_sums = compiled(block_sums)

@@ -87,7 +87,7 @@ def _accepts_all(problem: Problem, params: Params, free: list[str]) -> bool:
         (args, kwargs), model = problem.arguments, problem.spec.model
         while len(_known) >= MAX_KNOWN:
             _known.pop(next(iter(_known)))
-        own = {name: params[name] for name in free}
+        own = {name: jax.tree.map(np.asarray, params[name]) for name in free}
         far = [
             jax.tree.map(lambda v, by=side * FAR: v + by * (1 + np.abs(v)), own) for side in (-1, 1)
         ]

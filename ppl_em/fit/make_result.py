@@ -15,6 +15,7 @@ from ppl_em.posterior import LogLikelihood
 from ppl_em.problem import Problem
 from ppl_em.problem.penalties import penalties
 from ppl_em.result import Certificate, EMResult, LatentPosterior
+from ppl_em.util import split
 
 logger = logging.getLogger("ppl_em")
 
@@ -38,7 +39,7 @@ def _warn_of_float32(e_step: EStep, value: float, dtype: Any) -> None:
 
 def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMResult:
     """End a run: an E-step at the returned parameters, and the log-likelihood there."""
-    key_posterior, key_evidence = jax.random.split(rng_key)
+    key_posterior, key_evidence = split(rng_key)
     x, e_step, state = outcome.x, outcome.e_step, outcome.e_state
     if e_step.stochastic:
         sampler, state = Sampler(cast(StochasticEStep, e_step), outcome.m_step).fresh(state)

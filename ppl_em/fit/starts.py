@@ -13,7 +13,7 @@ from ppl_em.e_step import EStep
 from ppl_em.m_step import MStep
 from ppl_em.params import Params, as_value, check_start, check_value
 from ppl_em.problem import Problem, density_and_gradients, look
-from ppl_em.util import ModelError, check_known, check_mapping
+from ppl_em.util import ModelError, check_known, check_mapping, compiled, moved_by
 
 SPREAD = 1.0
 """Standard deviation of starts on the unconstrained scale: e for a positive parameter."""
@@ -96,7 +96,7 @@ def _from_random(
     return start if bool(_usable(problem, problem.unconstrain(start))) else None
 
 
-@jax.jit(static_argnums=(0, 5))
+@compiled(static_argnums=(0, 5))
 def _at_random(
     e_step: EStep, rng_key: jax.Array, problem: Problem, params: Params, state: Any, few: bool
 ) -> Any:
@@ -150,16 +150,17 @@ def nudged(rng_key: jax.Array, problem: Problem, params: Params) -> Params:
     slope = np.abs(look(problem, x, np.asarray(problem.start)[None]).by_param[0])
     with np.errstate(divide="ignore"):
         most = np.where(np.isfinite(slope), np.minimum(NUDGE, 1 / slope), NUDGE)
-    return problem.constrain(x + most * jax.random.normal(rng_key, x.shape, x.dtype))
+    noise = np.asarray(jax.random.normal(rng_key, x.shape, x.dtype))
+    return problem.constrain(moved_by(x, most * noise))
 
 
-@jax.jit
+@compiled
 def _usable(problem: Problem, x: jax.Array) -> jax.Array:
     value, gradients = density_and_gradients(problem, x, problem.start)
     return jnp.isfinite(value) & jnp.all(jnp.isfinite(gradients[0]))
 
 
-@jax.jit
+@compiled
 def _priors(rng_key: jax.Array, problem: Problem, params: Params) -> Params:
     """A draw of the sites that are maximised, from their priors at `params`."""
     args, kwargs = problem.arguments

@@ -21,6 +21,7 @@ from ppl_em.likelihood.information import Information, holding
 from ppl_em.optimize import kkt
 from ppl_em.params import ActiveConstraint, flat_labels
 from ppl_em.problem import Problem, all_conditions, curvature, nearest_feasible
+from ppl_em.util import zeros
 
 SIDES = {-1: "lower", 1: "upper", 2: "equal"}
 
@@ -137,8 +138,8 @@ def explain(
 def moved_only_by(problem: Problem, x: jax.Array, held: np.ndarray) -> np.ndarray:
     """Flattened parameters that only coordinates in `held` (p,) move, shape (P,)."""
     jacobian, params = np.asarray(flat_and_jacobian(problem, x)[1]), problem.constrain(x)
-    elsewhere = np.asarray(flat_and_jacobian(problem, jnp.zeros_like(x))[1])
-    sizes = jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.max(jnp.abs(leaf))), params)
+    elsewhere = np.asarray(flat_and_jacobian(problem, zeros(x.shape, x.dtype))[1])
+    sizes = jax.tree.map(lambda leaf: np.full(leaf.shape, np.max(np.abs(leaf))), params)
     dust = 1e-12 * np.minimum(1.0, ravel_pytree(sizes)[0])[:, None]  # in the site's own unit
     still = np.all(np.abs(jacobian[:, ~held]) <= dust, axis=1)
     return still & np.any(elsewhere[:, held] != 0, axis=1)

@@ -5,6 +5,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from ppl_em.problem import Problem
+from ppl_em.util import compiled
 
 
 def constrained_covariance(problem: Problem, x: jax.Array, covariance: np.ndarray) -> np.ndarray:
@@ -16,7 +17,7 @@ def constrained_covariance(problem: Problem, x: jax.Array, covariance: np.ndarra
     return jacobian @ covariance @ jacobian.T
 
 
-@jax.jit
+@compiled
 def flat_and_jacobian(problem: Problem, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """All flattened parameters on their own scale, (P,), and their derivatives in `x`, (P, p)."""
 

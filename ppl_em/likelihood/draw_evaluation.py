@@ -19,6 +19,7 @@ from ppl_em.likelihood.transport import Motion, log_joint, shift, still
 from ppl_em.optimize import hessian_on_host
 from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import Problem
+from ppl_em.util import compiled
 
 MAX_NUMBERS = 4_000_000
 """Scores of terms held at once, at most."""
@@ -69,7 +70,7 @@ class Evaluated(NamedTuple):
     parts: jax.Array
 
 
-@partial(jax.jit, static_argnums=0)
+@compiled(static_argnums=0)
 def evaluate(
     number: int,
     problem: Problem,

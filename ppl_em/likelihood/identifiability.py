@@ -12,6 +12,7 @@ from ppl_em.likelihood.delta_method import flat_and_jacobian
 from ppl_em.likelihood.information import Information, frame, holding, not_definite
 from ppl_em.params import AtBounds, flat_labels, has_end
 from ppl_em.problem import Problem
+from ppl_em.util import moved_by
 
 SHARE = 1e-6
 """Share of a parameter, in a direction that is flat, from which it has no standard error."""
@@ -201,7 +202,7 @@ def without_influence(
 def _change(look: Look, x: jax.Array, here: float, place: int, distance: float) -> float:
     """Change of the log-likelihood `here` over a distance, less where that is not finite."""
     for _ in range(60):
-        there = look(x.at[place].add(jnp.asarray(distance, x.dtype)))
+        there = look(moved_by(x, distance, place))
         if np.isfinite(there):
             return abs(there - here)
         distance /= 4
@@ -226,7 +227,7 @@ def at_boundary(problem: Problem, x: jax.Array, information: Information) -> np.
     response = np.abs(np.diag(information.matrix)) + np.abs(information.gradient)
     off = has_end(problem.space) & (response < FLAT_END) & ~rough_coordinates(problem, information)
     for i in np.flatnonzero(off).tolist():
-        points = x, x.at[i].add(1.0)
+        points = x, moved_by(x, 1.0, i)
         here, there = (np.asarray(flat_and_jacobian(problem, point)[1])[:, i] for point in points)
         off[i] = np.all(np.abs(there - here) >= BENDING * np.abs(here))
     return off

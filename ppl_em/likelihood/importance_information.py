@@ -25,6 +25,7 @@ from ppl_em.optimize import gradients_and_hessians
 from ppl_em.problem import Problem
 from ppl_em.stats import MAX_KHAT, Proposals, pareto_khat
 from ppl_em.structure import NotAdditive, targets
+from ppl_em.util import compiled
 
 METHOD = "Hessian of an importance-sampled log-likelihood"
 
@@ -134,7 +135,7 @@ def _withheld(x: jax.Array, reason: str) -> Information:
     return Information(nothing[0], nothing, METHOD, nothing, reason)
 
 
-@partial(jax.jit, static_argnums=0)
+@compiled(static_argnums=0)
 def _derivatives(
     number: int,
     problem: Problem,

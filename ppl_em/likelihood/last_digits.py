@@ -13,6 +13,7 @@ import numpy as np
 
 from ppl_em.e_step import DeterministicEStep, expectation
 from ppl_em.problem import Problem
+from ppl_em.util import moved_by
 
 MEANINGLESS = 1e-3
 """Change of a log-likelihood, in nats, from which its digits mean nothing."""
@@ -59,7 +60,7 @@ def change_by_last_digits(
     """
     eps, rng = float(np.finfo(x.dtype).eps), np.random.default_rng(0)
     leaves = tuple(_moved(leaf, rng) for leaf in problem.leaves)
-    there = x * (1 + eps * jnp.asarray(rng.choice([-1.0, 1.0], x.shape), x.dtype))
+    there = moved_by(x, eps * np.asarray(x) * rng.choice([-1.0, 1.0], x.shape))
     found = expectation(e_step, replace(problem, leaves=leaves), there, state)[2].objective
     return abs(float(found) - value)
 

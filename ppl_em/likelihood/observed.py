@@ -10,6 +10,7 @@ from ppl_em.e_step import Approximation, DeterministicEStep, Strength, evaluated
 from ppl_em.likelihood.information import RESOLUTION, Information, checked, frame
 from ppl_em.optimize import hessian_on_host
 from ppl_em.problem import Problem
+from ppl_em.util import compiled
 
 MAX_HESSIAN = 2e7
 """Parameters times data up to which Hessians are computed by automatic differentiation."""
@@ -30,7 +31,7 @@ MAX_FRAMES = 2
 """Frames that are tried after the coordinates."""
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def _score_and_hessian(
     e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
 ) -> tuple:
@@ -53,7 +54,7 @@ def is_large(problem: Problem) -> bool:
     return problem.space.size * size > MAX_HESSIAN
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def _values_and_scores(
     e_step: DeterministicEStep,
     problem: Problem,
@@ -79,7 +80,7 @@ def _values_and_scores(
 
 
 def _evaluated(
-    e_step: DeterministicEStep, problem: Problem, points: jax.Array, count: int, state: Any
+    e_step: DeterministicEStep, problem: Problem, points: np.ndarray, count: int, state: Any
 ) -> tuple[jax.Array, jax.Array]:
     def found(state: Any) -> tuple[jax.Array, jax.Array]:
         return _values_and_scores(e_step, problem, points, count, state)
@@ -94,9 +95,9 @@ def held_value_and_score(
 
     By the program that also takes gradients for differences.
     """
-    points = jnp.broadcast_to(x, (2 * x.size + 1, x.size))
-    values, scores = _evaluated(e_step, problem, points, 1, state)
-    return float(values[0]), np.asarray(scores[0])
+    points = np.broadcast_to(np.asarray(x), (2 * x.size + 1, x.size))
+    values, scores = jax.device_get(_evaluated(e_step, problem, points, 1, state))
+    return float(values[0]), scores[0]
 
 
 def _score_and_differences(
@@ -111,14 +112,14 @@ def _score_and_differences(
     same = coarse == e_step
     gradient: np.ndarray | None = None
 
-    def scores(points: jax.Array, more: int) -> np.ndarray:
-        points = jnp.concatenate([points, x[None]])
+    def scores(points: np.ndarray, more: int) -> np.ndarray:
+        points = np.concatenate([points, np.asarray(x)[None]]).astype(x.dtype)
         found = _evaluated(coarse, problem, points, len(points) - 1 + more, state)[1]
         return np.asarray(found, float)
 
     def around(points: np.ndarray) -> np.ndarray:
         nonlocal gradient
-        found = scores(jnp.asarray(points), int(same and gradient is None))
+        found = scores(points, int(same and gradient is None))
         gradient = found[-1] if same and gradient is None else gradient
         return found[:-1]
 
@@ -129,8 +130,8 @@ def _score_and_differences(
         basis = _whitening(-hessian, width)
         if basis is None:
             break
-        moves = jnp.asarray(WIDTH * basis.T, x.dtype)
-        ahead, behind = np.split(scores(jnp.concatenate([x + moves, x - moves]), 0)[:-1], 2)
+        moves, here = WIDTH * basis.T, np.asarray(x)
+        ahead, behind = np.split(scores(np.concatenate([here + moves, here - moves]), 0)[:-1], 2)
         inside = (ahead - behind) @ basis / (2 * WIDTH)
         if not np.all(np.isfinite(inside)):
             break
@@ -193,7 +194,7 @@ def value_and_score(
     return evaluated(e_step, problem, x, state, found, lambda found: found[0])
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def _value_and_score(
     e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any
 ) -> tuple:

@@ -9,6 +9,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, cg, eigsh
 from ppl_em.e_step import DeterministicEStep
 from ppl_em.likelihood.observed import WIDTH, value_and_score
 from ppl_em.problem import Problem
+from ppl_em.util import compiled
 
 PROBES = 16
 """Random signs from which the diagonal is estimated."""
@@ -35,7 +36,7 @@ class Spectrum(NamedTuple):
     direction: np.ndarray
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def _product(
     e_step: DeterministicEStep, problem: Problem, x: jax.Array, state: Any, direction: jax.Array
 ) -> jax.Array:

@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from ppl_em.params.boundary import Boundary
 from ppl_em.params.labels import flat_labels
@@ -21,6 +19,7 @@ from ppl_em.params.unconstrained_ends import (
     is_real,
     raveled,
 )
+from ppl_em.util import put
 
 GONE = 1e-7
 """Entry of a simplex or of a Cholesky factor that is 0 but for rounding, next to the largest."""
@@ -75,16 +74,16 @@ class AtBounds:
 
     def exactly(self, params: Params) -> Params:
         """`params` with those at a bound moved onto it, from as near as computations can be."""
-        exact = self.space.unravel(jnp.asarray(self.bounds))
+        exact = self.space.unravel(np.asarray(self.bounds))
         moved = dict(params)
         for site in self.space.sites:
-            if np.all(np.isnan(ravel_pytree(exact[site.name])[0])) or is_real(site):
+            if np.all(np.isnan(raveled(exact[site.name]))) or is_real(site):
                 continue  # what is free keeps a value: infinity times a predictor of 0 has none
             if is_elementwise(site):
                 moved[site.name] = jax.tree.map(_at, params[site.name], exact[site.name])
             elif self.x is not None:
-                x = jnp.where(self.held, self.towards * FAR, self.x)
-                limit = site.constrain(self.space.unravel(x)[site.name])
+                x = np.where(self.held, self.towards * FAR, self.x)
+                limit = self.space.constrain(jax.device_put(x))[site.name]
                 moved[site.name] = jax.tree.map(_without_dust, limit)
         return moved
 
@@ -138,7 +137,7 @@ def place_of(space: ParamSpace, x: jax.Array, place: int, side: int) -> Place:
 
 
 def _at_end(x: jax.Array, there: Place) -> jax.Array:
-    return x.at[there.place].set(there.side * FAR)
+    return put(x, there.side * FAR, there.place)
 
 
 def within_reach(space: ParamSpace, params: Params, errors: np.ndarray) -> dict[str, float]:
@@ -160,9 +159,10 @@ def within_reach(space: ParamSpace, params: Params, errors: np.ndarray) -> dict[
     return found
 
 
-def _at(value: jax.Array, bound: jax.Array) -> jax.Array:
-    return jnp.where(jnp.isnan(bound), value, bound.astype(value.dtype))
+def _at(value: jax.Array, bound: np.ndarray) -> jax.Array:
+    return jax.device_put(np.where(np.isnan(bound), value, bound).astype(value.dtype))
 
 
 def _without_dust(value: jax.Array) -> jax.Array:
-    return jnp.where(jnp.abs(value) < GONE * jnp.max(jnp.abs(value)), 0.0, value)
+    size = np.abs(np.asarray(value))
+    return jax.device_put(np.where(size < GONE * np.max(size), 0.0, value).astype(value.dtype))

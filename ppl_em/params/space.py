@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 from numpyro.distributions import biject_to, constraints
 
-from ppl_em.util import Static, brief, brief_repr, check_shape, content_key, site_error
+from ppl_em.util import Static, brief, brief_repr, check_shape, compiled, content_key, site_error
 
 Params = dict[str, Any]
 """Site name to value on the model's own scale; an array, or a pytree for `numpyro.module`."""
@@ -80,7 +80,7 @@ def check_start(space: "ParamSpace", values: Params) -> None:
         )
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def _start_flags(space: "ParamSpace", values: Params) -> dict[str, jax.Array]:
     def flags(site: ParamSite) -> jax.Array:
         leaves = jax.tree.leaves(values[site.name])
@@ -105,7 +105,10 @@ def as_value(value: Any) -> Any:
 
     def convert(leaf: ArrayLike) -> jax.Array:
         dtype = jnp.result_type(leaf)
-        return jnp.asarray(leaf, dtype if jnp.issubdtype(dtype, jnp.floating) else float)
+        dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
+        if isinstance(leaf, jax.core.Tracer):
+            return jnp.asarray(leaf, dtype)
+        return jax.device_put(np.asarray(leaf, dtype))
 
     return jax.tree.map(convert, value)
 
@@ -201,13 +204,13 @@ def _prototype(space: ParamSpace, dtype: np.dtype) -> dict[str, Any]:
 # Compiled as a whole, also where they are called outside of compiled code.
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def _unconstrain(space: ParamSpace, params: Params) -> jax.Array:
     tree = {site.name: site.unconstrain(params[site.name]) for site in space.sites}
     return ravel_pytree(tree)[0]
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def _constrain(space: ParamSpace, x: jax.Array) -> Params:
     tree = space.unravel(x)
     return {site.name: site.constrain(tree[site.name]) for site in space.sites}

@@ -1,5 +1,6 @@
 """Where the coordinates of the unconstrained vector end, on the scale of their parameters."""
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -10,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from numpyro.distributions import constraints
 
 from ppl_em.params.space import ParamSite, ParamSpace
+from ppl_em.util import compiled
 
 FAR = 40.0
 """Unconstrained value that is as good as infinite."""
@@ -57,10 +59,11 @@ def in_order(space: ParamSpace) -> list[ParamSite]:
     return sorted(space.sites, key=lambda site: site.name)
 
 
+@lru_cache(maxsize=256)
 def ends_of(site: ParamSite) -> np.ndarray:
     """`ends` of one site."""
     base = base_of(site)
-    value = jax.tree.unflatten(site.treedef, [jnp.zeros(shape) for shape in site.shapes])
+    value = jax.tree.unflatten(site.treedef, [np.zeros(shape) for shape in site.shapes])
     if not is_elementwise(site) and base is not constraints.real_vector:
         return _edges_of(site)
     bounds = [getattr(base, name, None) for name in ("lower_bound", "upper_bound")]
@@ -69,8 +72,8 @@ def ends_of(site: ParamSite) -> np.ndarray:
         leaves = jax.tree.leaves(jax.eval_shape(site.unconstrain, value))
         return np.full((sum(int(np.prod(leaf.shape)) for leaf in leaves), 2), np.nan)
     columns, span = [], float(np.ptp(np.concatenate([np.ravel(bound) for bound in found])))
-    for far in (-FAR, FAR):
-        limit = raveled(site.constrain(jax.tree.map(lambda leaf, far=far: leaf + far, value)))
+    far = np.multiply.outer([-FAR, FAR], np.ones(raveled(value).size))
+    for limit in np.asarray(_values(_nameless(site), far.astype(jnp.result_type(float)))):
         column = np.where(np.abs(limit) > np.exp(FAR / 2), np.sign(limit) * np.inf, np.nan)
         for bound in found:
             flat = raveled(jax.tree.map(lambda leaf, bound=bound: leaf + bound, value))
@@ -90,14 +93,19 @@ def _edges_of(site: ParamSite) -> np.ndarray:
     edges = np.full((size, 2), np.nan)
     for side in (-1, 1):
         near, far = (
-            np.asarray(_values(site, side * distance * np.eye(size))) for distance in (FAR - 3, FAR)
+            np.asarray(_values(_nameless(site), side * distance * np.eye(size)))
+            for distance in (FAR - 3, FAR)
         )
         still = np.max(np.abs(near - far), axis=1, initial=0.0) < 1e-6
         edges[still, (side + 1) // 2] = side
     return edges
 
 
-@jax.jit(static_argnums=0)
+def _nameless(site: ParamSite) -> ParamSite:
+    return replace(site, name="")
+
+
+@compiled(static_argnums=0)
 def _values(site: ParamSite, rows: jax.Array) -> jax.Array:
     """Values of a site, flat, at unconstrained `rows` (m, q)."""
     leaves = [jax.ShapeDtypeStruct(shape, rows.dtype) for shape in site.shapes]
@@ -116,4 +124,4 @@ def base_of(site: ParamSite) -> Any:
 
 def raveled(value: Any) -> np.ndarray:
     """All numbers of a value, flat."""
-    return np.asarray(ravel_pytree(value)[0])
+    return np.concatenate([np.ravel(np.asarray(leaf)) for leaf in jax.tree.leaves(value)])

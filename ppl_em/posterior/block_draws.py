@@ -15,7 +15,7 @@ from ppl_em.posterior.log_likelihood import LogLikelihood
 from ppl_em.problem import Latents, Problem
 from ppl_em.stats import DEGREES, importance, log_density_of_noise
 from ppl_em.structure import Blocks, by_block
-from ppl_em.util import Static, generator, in_batches
+from ppl_em.util import Static, compiled, generator, in_batches
 
 logger = logging.getLogger("ppl_em")
 
@@ -151,7 +151,7 @@ class BlockDraws(Posterior):
         return LogLikelihood(value, kind, float(np.sqrt(variance)), max(khats))
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def _pieces(layout: TermLayout, problem: Problem, x: jax.Array, draws: jax.Array) -> jax.Array:
     return layout.pieces(problem, problem.constrain(x), draws)
 

@@ -23,7 +23,7 @@ from ppl_em.structure import (
     hessian_product,
     targets,
 )
-from ppl_em.util import generator
+from ppl_em.util import compiled, generator, split
 
 logger = logging.getLogger("ppl_em")
 
@@ -75,7 +75,7 @@ def lower_bound(rng_key: jax.Array, problem: Problem, x: jax.Array, law: BlockLa
     A k-hat above 0.7 says that q is far from the posterior. Blocks are independent under the
     posterior and under q, and judged one by one: jointly k-hat grows with their number.
     """
-    key_draws, key_blocks = jax.random.split(rng_key)
+    key_draws, key_blocks = split(rng_key)
     draws = np.asarray(law.draws(key_draws, NUM_SAMPLES))
     terms = np.asarray(law.log_densities(jnp.asarray(draws)))
     found = find_components(problem, x, draws[:3], key_blocks)
@@ -148,7 +148,7 @@ def importance_sampled(
     the proposal was not fitted to; Overstall & Forster (2010), Computational Statistics & Data
     Analysis 54, for the split.
     """
-    key_blocks, key_sample = jax.random.split(rng_key)
+    key_blocks, key_sample = split(rng_key)
     rng = generator(key_sample)
     center = draws.mean(axis=(0, 1))
     for partition, target in _partitions(key_blocks, problem, x, draws, center, known):
@@ -227,7 +227,7 @@ def _curved(problem: Problem, x: jax.Array, proposals: Proposals, dtype: Any) ->
     return proposals._replace(parts=parts)
 
 
-@jax.jit
+@compiled
 def _precisions(problem: Problem, x: jax.Array, center: jax.Array, index: jax.Array) -> jax.Array:
     """Minus the Hessians (G, d, d) of blocks with positions `index` (G, d) at `center` (D,)."""
     params = problem.constrain(x)

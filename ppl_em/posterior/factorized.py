@@ -12,7 +12,7 @@ from ppl_em.posterior.linalg import roots
 from ppl_em.posterior.variational import MAX_HESSIAN, GaussianGuide, guide_hessian
 from ppl_em.problem import Latents, Problem
 from ppl_em.structure import Blocks
-from ppl_em.util import cholesky, solve_lower
+from ppl_em.util import cholesky, compiled, solve_lower
 
 SD_SAMPLES = 2000
 """Draws behind standard deviations on the model's own scale."""
@@ -100,6 +100,6 @@ class Factorized(GaussianGuide):
         return sds | {name: exact[name] for name in on_the_line(problem, params, self.loc)}
 
 
-@jax.jit
+@compiled
 def _linear_response(problem: Problem, params: Params, law: Factorized) -> jax.Array | None:
     return law.block_covariances(problem, params)

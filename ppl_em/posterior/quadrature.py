@@ -1,6 +1,7 @@
 """Independent blocks of latents on a few nodes each, with posterior probabilities."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,14 +111,15 @@ class Nodes(Posterior):
         return self.moments(problem, params)[1]
 
 
-@jax.jit
-def constant_part(values: jax.Array) -> jax.Array:
+def constant_part(values: Any) -> Any:
     """What belongs to no block, from its values at all nodes, (J,); NaN if they are not the same.
 
     Then some term depends on latents in a way that slopes do not show, and was not integrated.
     """
-    limit = max(1e-7, 1e3 * float(np.finfo(values.dtype).eps)) * (1 + jnp.abs(values[0]))
-    return jnp.where(jnp.ptp(values) <= limit, values[0], jnp.nan)
+    xp = np if isinstance(values, np.ndarray) else jnp
+    limit = max(1e-7, 1e3 * float(np.finfo(values.dtype).eps)) * (1 + abs(values[0]))
+    with np.errstate(invalid="ignore"):
+        return xp.where(xp.ptp(values) <= limit, values[0], xp.nan)
 
 
 def block_sums(

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.posterior.gaussian_blocks import Gaussian
+from ppl_em.util import compiled
 
 DROP = 32.0
 """Fall of the log-density from the mode at which its tails are cut off."""
@@ -48,7 +49,7 @@ class Span(NamedTuple):
     right: jax.Array
 
 
-@jax.jit(static_argnums=1)
+@compiled(static_argnums=1)
 def gauss_hermite(law: Gaussian, num_nodes: int) -> Placed:
     """All combinations of `num_nodes` nodes along each axis of the blocks; one is the mode."""
     nodes, weights = np.polynomial.hermite.hermgauss(num_nodes)
@@ -91,7 +92,7 @@ def _crossing(steps: jax.Array, falls: jax.Array, level: float) -> jax.Array:
     return far * (near / far) ** share
 
 
-@jax.jit(static_argnums=1)
+@compiled(static_argnums=1)
 def sinh_trapezoid(span: Span, num_nodes: int) -> Placed:
     """`num_nodes` nodes for blocks of one latent, from the end of one tail to that of the other."""
     start = -jnp.arcsinh(span.left / span.length)

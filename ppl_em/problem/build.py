@@ -58,6 +58,7 @@ from ppl_em.util import (
     make_room,
     name_of,
     site_error,
+    zeros,
 )
 
 logger = logging.getLogger("ppl_em")
@@ -142,7 +143,7 @@ def build_problem(
         term_slopes=by_term,
     )
     parts = [_unconstrained_start(continuous[site.name]) for site in sites]
-    u = jax.device_put(np.concatenate(parts)) if parts else jnp.zeros((0,))
+    u = jax.device_put(np.concatenate(parts)) if parts else zeros((0,))
     with explained(model, args, kwargs, lambda a, k: _with_arguments(spec, a, k, fixed, u)):
         problem = _with_arguments(spec, args, kwargs, fixed, u)
         if draws and program_of(problem) != problem.spec.program:

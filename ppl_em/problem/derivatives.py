@@ -16,7 +16,7 @@ import numpy as np
 from ppl_em.params import Params
 from ppl_em.problem.problem import Problem
 from ppl_em.problem.terms import terms
-from ppl_em.util import depth_of, has_operation
+from ppl_em.util import compiled, depth_of, has_operation
 
 logger = logging.getLogger("ppl_em")
 
@@ -99,7 +99,7 @@ def look(
     return found
 
 
-@jax.jit
+@compiled
 def _look(
     problem: Problem, x: jax.Array, points: jax.Array, directions: jax.Array | None = None
 ) -> Look:

@@ -11,7 +11,7 @@ from numpyro.distributions import biject_to
 from ppl_em.optimize import Conditions, kkt
 from ppl_em.params import Constraint, Params, Restriction, resolve
 from ppl_em.problem.problem import Problem
-from ppl_em.util import ModelError, brief
+from ppl_em.util import ModelError, brief, compiled
 
 logger = logging.getLogger("ppl_em")
 
@@ -61,15 +61,15 @@ def values(problem: Problem, x: jax.Array, rows: tuple[Restriction, ...]) -> jax
     return jnp.concatenate(parts) if parts else jnp.zeros(0, x.dtype)
 
 
-_values = jax.jit(values, static_argnums=2)
+_values = compiled(values, static_argnums=2)
 
 
-@jax.jit(static_argnums=2)
+@compiled(static_argnums=2)
 def _jacobian(problem: Problem, x: jax.Array, rows: tuple[Restriction, ...]) -> jax.Array:
     return jax.jacobian(values, argnums=1)(problem, x, rows)
 
 
-@jax.jit(static_argnums=2)
+@compiled(static_argnums=2)
 def curvature(
     problem: Problem, x: jax.Array, rows: tuple[Restriction, ...], weights: jax.Array
 ) -> jax.Array:

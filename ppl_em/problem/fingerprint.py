@@ -18,7 +18,7 @@ from ppl_em.params import Params
 from ppl_em.problem import minibatches
 from ppl_em.problem.checks import is_latent
 from ppl_em.problem.problem import Latents, Problem
-from ppl_em.util import Fingerprint, ModelError, alone, fingerprint, site_error
+from ppl_em.util import Fingerprint, ModelError, alone, fingerprint, site_error, zeros
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -119,7 +119,7 @@ def on_request(
 
 
 def _zeros(problem: Problem) -> jax.Array:
-    return jnp.zeros(problem.space.size, problem.start.dtype)
+    return zeros((problem.space.size,), problem.start.dtype)
 
 
 def _at_start(problem: Problem) -> tuple[Params, Latents]:

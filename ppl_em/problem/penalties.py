@@ -12,7 +12,7 @@ from numpyro.infer.util import compute_log_probs
 
 from ppl_em.params import Params
 from ppl_em.problem.problem import Problem
-from ppl_em.util import sources
+from ppl_em.util import compiled, sources
 
 
 def penalties(problem: Problem, params: Params) -> dict[str, float]:
@@ -73,7 +73,7 @@ def _terms(
     return [terms[name] for name in names]
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def _evaluate(
     names: tuple[str, ...], problem: Problem, free: Params, hidden: Params
 ) -> list[jax.Array]:

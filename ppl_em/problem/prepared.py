@@ -1,12 +1,15 @@
 """The model as it is run: laws with all derivatives, one random key, scans from any start."""
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+from jax._src.core import trace_state_clean
 from numpyro.contrib.control_flow.scan import scan_wrapper
+from numpyro.distributions.distribution import validation_enabled
 from numpyro.primitives import Messenger
 
 from ppl_em.discrete import safe, scan_from_any_start
@@ -30,7 +33,10 @@ class Prepared:
     said: set[str] = field(default_factory=set, compare=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _Prepare(self.model, self)(*args, **kwargs)
+        # In a program laws cannot be checked, but what is known already would be computed for it.
+        inside = not trace_state_clean()
+        with validation_enabled(False) if inside else contextlib.nullcontext():
+            return _Prepare(self.model, self)(*args, **kwargs)
 
     @property
     def __name__(self) -> str:

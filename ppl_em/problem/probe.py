@@ -16,7 +16,7 @@ from ppl_em.problem.indices import leaf_names
 from ppl_em.problem.jumps import is_misled, possible_steps
 from ppl_em.problem.problem import Problem
 from ppl_em.problem.repairs import without_gaps
-from ppl_em.util import ModelError, Static, generator, site_error
+from ppl_em.util import ModelError, Static, compiled, generator, site_error
 
 logger = logging.getLogger("ppl_em")
 
@@ -31,7 +31,7 @@ STRIDES = (-4.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0)
 DISTANCES = (0.0, 0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 """Scales on which points are drawn around the start of the latents."""
 
-_density_at = jax.jit(log_joint_at)
+_density_at = compiled(log_joint_at)
 
 
 def probe(rng_key: jax.Array, problem: Problem, values: Params) -> Problem:
@@ -84,7 +84,7 @@ def _with_jumps(
     A coordinate without a gradient is not idle if values change with it.
     """
     steps = possible_steps(problem, x) if u.size else []
-    places = problem.unravel(jnp.arange(u.size))
+    places = problem.unravel(np.arange(u.size))
     found, idle = [], idle.copy()
     for name in dict.fromkeys(step.source for step in steps):
         mine = np.isin(np.arange(u.size), np.asarray(places[name]))
@@ -125,7 +125,7 @@ def _responds(problem: Problem, x: jax.Array, u: jax.Array, unused: np.ndarray) 
     return found
 
 
-@jax.jit
+@compiled
 def _slope_at(problem: Problem, x: jax.Array, u: jax.Array) -> jax.Array:
     return density_and_gradients(problem, x, u)[1][0]
 

@@ -17,7 +17,7 @@ from numpyro.infer.util import constrain_fn, log_density, potential_energy
 from ppl_em.discrete import LogFactors, Table, factors, marginalization
 from ppl_em.params import Params, ParamSpace
 from ppl_em.problem.sites import ProblemSpec
-from ppl_em.util import ModelError, with_all_derivatives
+from ppl_em.util import ModelError, compiled, moved_by, with_all_derivatives
 
 Latents = dict[str, jax.Array]
 """Continuous latent sites, name to value on the constrained scale."""
@@ -71,8 +71,11 @@ class Problem:
 
     def nearby(self, rng_key: jax.Array, x: jax.Array, spread: jax.Array | float) -> jax.Array:
         """Other parameters around `x` (p,), a `spread` of their units away."""
-        away = spread * jax.random.normal(rng_key, x.shape, x.dtype)
-        return x + (away if self.units is None else away * self.units)
+        away = jax.random.normal(rng_key, x.shape, x.dtype)
+        if isinstance(away, jax.core.Tracer):
+            return x + spread * (away if self.units is None else away * self.units)
+        step = np.asarray(spread) * np.asarray(away)
+        return moved_by(x, step if self.units is None else step * np.asarray(self.units))
 
     def at(self, params: Params) -> Callable:
         """The program with its parameters substituted: what `Predictive` and ArviZ should see.
@@ -183,12 +186,13 @@ class Problem:
                 f"e_step='nuts', or sum over the step in the model."
             )
 
-    def unravel(self, u: jax.Array) -> Latents:
+    def unravel(self, u: Any) -> Latents:
         """Split `u` (D,) into unconstrained values by site."""
         sites = self.spec.latents
-        ends = np.cumsum([int(np.prod(site.shape_u)) for site in sites])
-        parts = jnp.split(u, ends[:-1]) if sites else []
-        return {s.name: jnp.reshape(v, s.shape_u) for s, v in zip(sites, parts, strict=True)}
+        sizes = [int(np.prod(site.shape_u)) for site in sites]
+        ends = np.cumsum(sizes).tolist()
+        parts = [u[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+        return {s.name: v.reshape(s.shape_u) for s, v in zip(sites, parts, strict=True)}
 
     def ravel(self, values: Latents) -> jax.Array:
         """Join unconstrained values by site into `u` (D,)."""
@@ -272,7 +276,7 @@ def _total(parts: list[jax.Array]) -> jax.Array:
     return sum(map(jnp.sum, parts), start=jnp.zeros(()))
 
 
-@jax.jit  # so that the model is traced once, and not in every program that contains it
+@compiled  # so that the model is traced once, and not in every program that contains it
 def _log_joint(problem: Problem, params: Params, latents: Latents) -> jax.Array:
     if problem.spec.discrete or problem.spec.scans:
         return marginalization.log_normalizer(problem.log_factors(params, latents))

@@ -10,10 +10,10 @@ from numpyro.distributions import biject_to, constraints
 from ppl_em.params import Params, ParamSpace
 from ppl_em.problem.checks import Site, is_latent
 from ppl_em.problem.trace import run_model
-from ppl_em.util import content_key, site_error
+from ppl_em.util import compiled, content_key, site_error
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def _shifted(space: ParamSpace, values: Params) -> Params:
     """Other valid values of the parameters, near the initial ones."""
     x = space.unconstrain(values)

@@ -2,10 +2,16 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from numpyro import handlers
+from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.distribution import validation_enabled
 
 from ppl_em.params import Params, check_numbers
@@ -14,7 +20,7 @@ from ppl_em.problem.faults import failed, guilty, unusable
 from ppl_em.problem.initial_values import init_near_mean
 from ppl_em.problem.prepared import Prepared
 from ppl_em.problem.subsampling import AllRows, Plate, check_rows, whole_error
-from ppl_em.util import ModelError
+from ppl_em.util import ModelError, at_once
 
 
 def accepts(model: Callable, kwargs: dict) -> bool:
@@ -32,10 +38,13 @@ def accepts(model: Callable, kwargs: dict) -> bool:
 def refused(model: Callable, args: tuple, kwargs: dict, values: Params) -> str:
     """What a distribution of the model says of values that it does not accept; empty if nothing."""
     program = handlers.substitute(model, substitute_fn=init_near_mean(()))
-    program = handlers.seed(handlers.substitute(program, data=values), 0)
+    values = jax.device_put(jax.tree.map(np.asarray, values))
+    tracer = handlers.trace(handlers.seed(handlers.substitute(program, data=values), 0))
+    if _at_once(tracer, args, kwargs, validate=True) is not None:
+        return ""
     try:
         with validation_enabled(True):
-            handlers.trace(program).get_trace(*args, **kwargs)
+            tracer.get_trace(*args, **kwargs)
     except ValueError as error:
         return str(error).rstrip(".") if "got invalid" in str(error) else ""
     return ""
@@ -99,10 +108,15 @@ def run_model(
         program = handlers.substitute(program, substitute_fn=init_near_mean(spread))
         return handlers.trace(handlers.substitute(program, data=values))
 
+    seen: dict[str, Plate] = {}
     tracer = run(AllRows(model, None, plates))
     with contextlib.nullcontext() if validate else validation_enabled(False):
         try:
-            trace = tracer.get_trace(*args, **kwargs)
+            trace = _at_once(run(AllRows(model, None, seen)), args, kwargs, validate)
+            if trace is None:
+                trace = tracer.get_trace(*args, **kwargs)
+            else:
+                plates.update(seen)
         except ModelError:
             raise
         except Exception as error:
@@ -128,3 +142,41 @@ def run_model(
         if plates and site["type"] == "sample":
             check_rows(site, plates.values())
     return trace
+
+
+def _at_once(tracer: handlers.trace, args: tuple, kwargs: dict, validate: bool) -> Trace | None:
+    """All sites, their arrays on the host, from one program; None where that does not work.
+
+    The model then runs as it is written, and says what is wrong with it, if anything is.
+    """
+
+    def run() -> tuple[Trace, list[jax.Array]]:
+        trace = tracer.get_trace(*args, **kwargs)
+        laws = [site["fn"] for site in trace.values() if site["type"] == "sample" and validate]
+        return trace, [jnp.all(good) for law in laws for good in _are_valid(law)]
+
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trace, good = jax.tree.map(_on_host, at_once(run))
+        if all(good):
+            return OrderedDict((name, trace[name]) for name in tracer.trace)
+    return None
+
+
+def _on_host(leaf: Any) -> Any:
+    is_number = isinstance(leaf, jax.Array) and not jax.dtypes.issubdtype(
+        leaf.dtype, jax.dtypes.prng_key
+    )
+    return np.asarray(leaf) if is_number else leaf
+
+
+def _are_valid(law: Any) -> Iterator[jax.Array]:
+    """Whether parameters of a distribution, and of those that it is made of, are valid."""
+    for part in vars(law).values():
+        for inner in part if isinstance(part, list | tuple) else [part]:
+            if isinstance(inner, Distribution):
+                yield from _are_valid(inner)
+    for name, value in law.get_args().items():
+        constraint = law.arg_constraints[name]
+        if not constraints.is_dependent(constraint):
+            yield constraint(value)

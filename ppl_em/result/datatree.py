@@ -16,7 +16,7 @@ from ppl_em.problem import Problem, is_factor, site_dims
 from ppl_em.result.em_result import EMResult
 from ppl_em.result.names import changed, distinct, in_tree
 from ppl_em.result.storage import header, leaves
-from ppl_em.util import printable
+from ppl_em.util import compiled, printable
 
 if TYPE_CHECKING:
     import xarray
@@ -115,7 +115,7 @@ def _draws(result: EMResult, problem: Problem) -> tuple[Arrays, Arrays]:
     return shaped, stats
 
 
-@jax.jit
+@compiled
 def _log_joints(problem: Problem, params: Params, u: jax.Array) -> jax.Array:
     return jax.vmap(jax.vmap(problem.density(params)))(u)
 
@@ -136,7 +136,7 @@ def _replay(problem: Problem, params: Params, draws: Arrays) -> _Replayed:
     count = next(iter(draws.values())).shape[:2] if draws else (1, 1)
     pointwise = list(observed) if size * np.prod(count) <= BUDGET else []
 
-    @jax.jit
+    @compiled
     def replay(problem: Problem, latents: Arrays) -> tuple[Arrays, Arrays]:
         def one(latents: dict[str, Any]) -> tuple[dict, dict]:
             sites = trace(problem, latents)

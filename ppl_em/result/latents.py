@@ -11,7 +11,7 @@ from ppl_em.discrete import marginalization
 from ppl_em.params import Params
 from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Latents, Problem, on_request
-from ppl_em.util import ModelError, as_key, check_option, whole
+from ppl_em.util import ModelError, as_key, check_option, compiled, whole
 
 MEAN_SAMPLES = 2000
 """Draws behind means and probabilities that have no closed form."""
@@ -151,12 +151,12 @@ def _as_arrays(values: Latents) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in values.items()}
 
 
-@jax.jit
+@compiled
 def _probs(problem: Problem, params: Params, latents: Latents) -> dict[str, jax.Array]:
     return marginalization.site_probs(problem.log_factors(params, latents))
 
 
-@jax.jit
+@compiled
 def _sample_discrete(
     problem: Problem, params: Params, keys: jax.Array, draws: Latents
 ) -> dict[str, jax.Array]:
@@ -167,7 +167,7 @@ def _sample_discrete(
     return jax.vmap(draw)(keys, draws)
 
 
-@jax.jit
+@compiled
 def _most_probable(problem: Problem, params: Params) -> dict[str, jax.Array]:
     return _values(problem, marginalization.most_probable(problem.log_factors(params, {})))
 

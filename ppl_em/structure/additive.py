@@ -19,6 +19,7 @@ import numpy as np
 from ppl_em.params import Params
 from ppl_em.problem import Problem, look
 from ppl_em.problem.terms import terms
+from ppl_em.util import compiled, moved_by
 
 CHUNK = 512
 """Points per call: programs are compiled for this number alone."""
@@ -128,13 +129,13 @@ def _in_chunks(function: Callable, points: np.ndarray) -> tuple[np.ndarray, ...]
     )
 
 
-@jax.jit
+@compiled
 def _log_joints(problem: Problem, x: jax.Array, points: jax.Array) -> jax.Array:
     params = problem.constrain(x)
     return jax.lax.map(problem.density(params), points, batch_size=SIDE_BY_SIDE)
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def _sums(
     count: int,
     problem: Problem,
@@ -154,7 +155,7 @@ def _sums(
     return jax.lax.map(at, points, batch_size=_side_by_side(owner.size))
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def _line_integrals(
     count: int,
     problem: Problem,
@@ -222,7 +223,7 @@ def owners(
     for scale, spread in PLACES:
         if scale > 1 and problem.spec.gradients is not None:
             break  # a solver of differential equations may have no end so far out
-        there = x + spread * rng.normal(size=x.shape).astype(x.dtype)
+        there = moved_by(x, spread * rng.normal(size=x.shape))
         point = center + scale * rng.uniform(1.0, 2.0, len(labels)) * rng.choice([-1, 1])
         ways = moved * rng.uniform(1.0, 2.0, len(labels))
         slopes = _slopes(problem, there, point.astype(center.dtype), ways.astype(center.dtype))
@@ -256,7 +257,7 @@ def _slopes(
     return np.asarray(_slopes_alone(problem, x, point, directions))
 
 
-@jax.jit
+@compiled
 def _slopes_alone(problem: Problem, x: jax.Array, u: jax.Array, directions: jax.Array) -> jax.Array:
     """The same where nothing else is looked at."""
 

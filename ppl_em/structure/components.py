@@ -9,6 +9,7 @@ from ppl_em.problem import Problem
 from ppl_em.structure.base import compressed_hessian, tolerance
 from ppl_em.structure.blocks import dense
 from ppl_em.structure.search import find_blocks
+from ppl_em.util import compiled
 
 MAX_DENSE = 2000
 """Largest number of latents for which the whole Hessian is looked at."""
@@ -62,7 +63,7 @@ def find_components(
     return labels.astype(int)
 
 
-@jax.jit
+@compiled
 def _hessian(problem: Problem, x: jax.Array, u: jax.Array) -> jax.Array:
     params = problem.constrain(x)
     return compressed_hessian(dense(problem), problem.density(params), u)

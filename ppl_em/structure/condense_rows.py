@@ -20,6 +20,7 @@ import numpy as np
 from ppl_em.discrete import BASIS, Layout, LogFactors, Table, add
 from ppl_em.problem import Problem
 from ppl_em.structure.interpolation import MAX_EVENT, corners, tolerance
+from ppl_em.util import compiled
 
 
 class Condensed(NamedTuple):
@@ -57,7 +58,7 @@ def condense(rng_key: jax.Array, problem: Problem, x: jax.Array, min_rows: int) 
     long = {key for key, rows in shapes.items() if len(rows.shape) and rows.shape[0] >= min_rows}
     if not long:
         return {}
-    found = jax.device_get(jax.jit(_rows)(problem, params))
+    found = jax.device_get(compiled(_rows)(problem, params))
     proposed = {key: _propose(found[key]) for key in sorted(long)}
     result: Condensation = {key: value for key, value in proposed.items() if value is not None}
     while result:
@@ -194,7 +195,7 @@ def _with_offsets(
     return result, sorted(accepted)
 
 
-@jax.jit
+@compiled
 def _compare(
     problem: Problem, x: jax.Array, condensation: Condensation
 ) -> dict[str, tuple[jax.Array, jax.Array]]:

@@ -20,6 +20,7 @@ from ppl_em.discrete import BASIS, LogFactors, Table, product
 from ppl_em.params import Params
 from ppl_em.problem import Problem
 from ppl_em.structure.interpolation import MAX_EVENT, corners, tolerance
+from ppl_em.util import compiled
 
 StepPoints = dict[str, jax.Array]
 """Time axis of a scan to the points w_r, shape (R, m)."""
@@ -64,7 +65,7 @@ def condense_steps(
     return points if max(errors) < tolerance(x.dtype) else {}
 
 
-@jax.jit
+@compiled
 def _scattered_rows(
     problem: Problem, x: jax.Array, u: jax.Array, rng_key: jax.Array
 ) -> dict[str, jax.Array]:
@@ -127,7 +128,7 @@ def other_terms(factors: LogFactors, weights: dict[str, jax.Array]) -> jax.Array
     return product(left, plates)
 
 
-@jax.jit
+@compiled
 def _error(
     problem: Problem, x: jax.Array, u: jax.Array, points: StepPoints, rng_key: jax.Array
 ) -> jax.Array:

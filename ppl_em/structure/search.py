@@ -16,7 +16,7 @@ from ppl_em.structure.candidates import (
     coordinates,
 )
 from ppl_em.structure.own_units import in_own_units
-from ppl_em.util import Static, generator
+from ppl_em.util import Static, compiled, generator
 
 S = TypeVar("S", bound=Structure)
 
@@ -130,7 +130,7 @@ class _Probe(NamedTuple):
         return found[:, self.coordinates]
 
 
-@jax.jit
+@compiled
 def _product(problem: Problem, x: jax.Array, u: jax.Array, direction: jax.Array) -> jax.Array:
     params = problem.constrain(x)
     return hessian_product(problem.density(params), u, direction)
@@ -140,7 +140,7 @@ def _multiply(structure: Structure, products: Any, vector: Any) -> Any:
     return structure.multiply(structure.unpack(products), vector)
 
 
-_multiply_compiled = jax.jit(_multiply, static_argnums=0)
+_multiply_compiled = compiled(_multiply, static_argnums=0)
 
 
 def _screened(candidates: Sequence[S], probe: _Probe) -> list[S]:

@@ -1,7 +1,9 @@
 """What every room uses: messages, hashable constants, keys."""
 
+from ppl_em.util.at_once import at_once
 from ppl_em.util.batching import in_batches
 from ppl_em.util.by_reverse import depth_of, with_all_derivatives
+from ppl_em.util.compiled import compiled
 from ppl_em.util.dependence import Step, find_steps, has_operation, sources
 from ppl_em.util.digest import Fingerprint, fingerprint
 from ppl_em.util.disk_cache import enable_cache
@@ -22,7 +24,8 @@ from ppl_em.util.errors import (
 )
 from ppl_em.util.faulty_versions import warn_of_faulty_jaxlib
 from ppl_em.util.files import check_place, replace_file
-from ppl_em.util.keys import as_key, generator
+from ppl_em.util.keys import as_key, generator, split
+from ppl_em.util.on_host import moved_by, put, zeros
 from ppl_em.util.options import (
     Allowed,
     check_option,
@@ -56,6 +59,7 @@ __all__ = [
     "alone",
     "as_key",
     "as_list",
+    "at_once",
     "brief",
     "brief_repr",
     "check_call",
@@ -69,6 +73,7 @@ __all__ = [
     "check_place",
     "check_shape",
     "cholesky",
+    "compiled",
     "content_key",
     "depth_of",
     "enable_cache",
@@ -82,20 +87,24 @@ __all__ = [
     "inverse_lower",
     "make_room",
     "mapping",
+    "moved_by",
     "name_of",
     "number",
     "numbers",
     "optimizer",
     "optional",
     "printable",
+    "put",
     "replace_file",
     "site_error",
     "solve",
     "solve_lower",
     "solve_lower_transposed",
     "sources",
+    "split",
     "switch",
     "warn_of_faulty_jaxlib",
     "whole",
     "with_all_derivatives",
+    "zeros",
 ]

@@ -55,6 +55,14 @@ def fingerprint(function: Callable, *args: Any, notes: Any = ()) -> Fingerprint:
     return writer.fingerprint()
 
 
+def program_and_digest(function: Callable) -> tuple[Any, Fingerprint]:
+    """The program of a function without arguments, and a digest of it without its constants."""
+    closed = jax.make_jaxpr(lambda: function())()
+    writer = _Writer()
+    writer.write(closed.jaxpr)
+    return closed, writer.fingerprint()
+
+
 class _Writer:
     """Feeds values of all kinds to a hash, each with its type."""
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl_em.util.compiled import compiled
 from ppl_em.util.errors import ModelError
 
 
@@ -32,3 +33,9 @@ def _no_key(found: str) -> ModelError:
 def generator(rng_key: jax.Array) -> np.random.Generator:
     """NumPy's random numbers from a JAX key: for what is drawn on the host."""
     return np.random.default_rng(np.asarray(jax.random.key_data(rng_key)).astype(np.uint32))
+
+
+@compiled(static_argnums=1)
+def split(rng_key: jax.Array, count: int = 2) -> tuple[jax.Array, ...]:
+    """Keys as of `jax.random.split`, one by one, from one program."""
+    return tuple(jax.random.split(rng_key, count))

@@ -16,7 +16,7 @@ from ppl_em.posterior import Gaussian, GaussianChain, PartPosterior, Product
 from ppl_em.problem import WIDE, Problem, look
 from ppl_em.structure import Blocks, Chain, Density, StepPoints, Structure, totals
 from ppl_em.structure.condense_steps import condense_steps
-from ppl_em.util import Static
+from ppl_em.util import Static, split
 
 ROUNDED = 0.7
 """A chain's precision may turn rounding into a relative error of eps to this power."""
@@ -91,12 +91,12 @@ class Continuous(DeterministicEStep):
         """The expansion point, and points that stand for the steps of long scans."""
         x = problem.unconstrain(params)
         center = self._near(problem, x)
-        keys = jax.random.split(rng_key)
+        keys = split(rng_key)
         points = condense_steps(keys[0], problem, x, self.min_rows)
         uniform, part = None, self.parts[0]
         if points and len(self.parts) == 1 and part.structure is not None:
             uniform = find_uniform(keys[1], problem, x, part.structure, points)
-        allowed = jnp.asarray(jnp.finfo(x.dtype).eps ** ROUNDED, x.dtype)
+        allowed = cast(jax.Array, np.asarray(np.finfo(x.dtype).eps ** ROUNDED, x.dtype))
         state = ContinuousState(center, points, uniform, None, allowed)
         if isinstance(x, jax.core.Tracer) or self._chain(problem) is None:
             return state

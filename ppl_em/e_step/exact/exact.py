@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from ppl_em.e_step.base import Choice, EStep, Strength
 from ppl_em.e_step.exact.continuous import Continuous
@@ -17,7 +17,7 @@ from ppl_em.e_step.exact.not_exact import ImproperError, NotExactError
 from ppl_em.params import Params
 from ppl_em.problem import Problem
 from ppl_em.structure import in_own_units
-from ppl_em.util import check_choice, check_options, optional, whole
+from ppl_em.util import check_choice, check_options, moved_by, optional, whole, zeros
 
 logger = logging.getLogger("ppl_em")
 
@@ -108,8 +108,9 @@ class Exact(Choice):
         With latents from there, too: far from it, data may have no influence on any law.
         """
         u = problem.start
-        x = problem.nearby(rng_key, jnp.zeros(problem.space.size, u.dtype), TAME)
-        near = replace(problem, start=TAME * jax.random.normal(rng_key, u.shape, u.dtype))
+        x = problem.nearby(rng_key, zeros((problem.space.size,), u.dtype), TAME)
+        noise = jax.random.normal(rng_key, u.shape, u.dtype)
+        near = replace(problem, start=moved_by(zeros(u.shape, u.dtype), TAME * np.asarray(noise)))
         try:
             found = self._found(rng_key, problem, x)
             self._found(rng_key, near, x)

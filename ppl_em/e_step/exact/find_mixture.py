@@ -17,7 +17,7 @@ from ppl_em.e_step.exact.not_exact import REMEDY, ImproperError, NotExactError
 from ppl_em.posterior import BlockLayout
 from ppl_em.problem import Problem
 from ppl_em.structure import Blocks, site_names, tolerance
-from ppl_em.util import ModelError, Static
+from ppl_em.util import ModelError, Static, compiled
 from ppl_em.util.dependence import dependence
 
 
@@ -178,7 +178,7 @@ def _size(error: float) -> str:
     return f"(the gradient of the best such law {fact})"
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def _errors(
     engine: Conditional, problem: Problem, x: jax.Array, u: jax.Array, rng_key: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

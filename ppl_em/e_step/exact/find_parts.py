@@ -25,7 +25,7 @@ from ppl_em.structure import (
     site_names,
     tolerance,
 )
-from ppl_em.util import Static
+from ppl_em.util import Static, compiled
 
 
 def find_parts(
@@ -144,7 +144,7 @@ def _check(
     return jax.device_get(_gradient_errors(Continuous(parts), problem, x, problem.start, rng_key))
 
 
-@jax.jit(static_argnums=0)
+@compiled(static_argnums=0)
 def _gradient_errors(
     engine: Continuous, problem: Problem, x: jax.Array, u: jax.Array, rng_key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -176,7 +176,7 @@ def _gradient_errors(
     return jnp.max(errors, axis=0), proper[0]
 
 
-@jax.jit
+@compiled
 def _curvature_changes(
     problem: Problem, x: jax.Array, u: jax.Array, rng_key: jax.Array
 ) -> jax.Array:

@@ -8,7 +8,7 @@ from ppl_em.e_step.exact.state_space import StateSpace
 from ppl_em.posterior import semi_cholesky, semi_solve
 from ppl_em.problem import Problem
 from ppl_em.structure import Chain, tolerance
-from ppl_em.util import Static
+from ppl_em.util import Static, compiled
 
 MAX_BLOCK = 16
 """Largest block, in coordinates: its matrices are taken apart one column at a time."""
@@ -79,7 +79,7 @@ def _owned(problem: Problem, x: jax.Array) -> tuple[tuple[str, Static], ...] | N
     return tuple(owned)
 
 
-@jax.jit
+@compiled
 def _error(
     problem: Problem, found: StateSpace, x: jax.Array, u: jax.Array, rng_key: jax.Array
 ) -> jax.Array:

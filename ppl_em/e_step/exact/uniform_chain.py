@@ -25,7 +25,7 @@ from ppl_em.structure import (
     steps_term,
     summed,
 )
-from ppl_em.util import cholesky
+from ppl_em.util import cholesky, compiled
 
 
 @jax.tree_util.register_dataclass
@@ -165,7 +165,7 @@ def _pair_index(chain: Chain, t: int) -> np.ndarray:
     return np.concatenate([index[:, t], index[:, t + 1]], axis=-1)
 
 
-@jax.jit
+@compiled
 def _rows(problem: Problem, x: jax.Array, u: jax.Array, points: StepPoints) -> jax.Array:
     """What the steps of the scan see, (R, m)."""
     (time,) = points
@@ -173,17 +173,17 @@ def _rows(problem: Problem, x: jax.Array, u: jax.Array, points: StepPoints) -> j
     return problem.step_rows(params, problem.constrain_latents(params, u))[time]
 
 
-@jax.jit
+@compiled
 def _others(problem: Problem, x: jax.Array, u: jax.Array, points: StepPoints) -> jax.Array:
     """The terms that no point stands for; a scalar."""
     factors, jacobian = problem.log_factors_unconstrained(problem.constrain(x), u, points)
     return other_terms(factors, points) + jacobian
 
 
-_slope_of_others = jax.jit(jax.grad(_others, argnums=2))
+_slope_of_others = compiled(jax.grad(_others, argnums=2))
 
 
-@jax.jit
+@compiled
 def _slopes_of_row(
     problem: Problem, x: jax.Array, u: jax.Array, points: StepPoints, row: jax.Array
 ) -> jax.Array:

@@ -1,0 +1,71 @@
+"""Functions that are compiled when they are called: in a hurry where the data are few.
+
+XLA spends most of the time of a first fit on making programs fast that run for milliseconds. A
+program for few data is compiled with less care instead, in half the time or less.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jaxlib
+import numpy as np
+from jax._src.core import trace_state_clean
+
+FEW = 2_000
+"""Numbers in the arguments of a call up to which it is compiled in a hurry."""
+
+
+def _hurried() -> dict[str, Any]:
+    """Options of XLA's compiler for CPUs: code that is slower, and as right."""
+    options: dict[str, Any] = {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+        "xla_cpu_parallel_codegen_split_count": 1,
+    }
+    if tuple(int(part) for part in jaxlib.__version__.split(".")[:2]) < (0, 11):
+        options["xla_cpu_use_fusion_emitters"] = False  # later versions have no choice
+    return options
+
+
+HURRIED = _hurried()
+
+
+class Compiled:
+    """`jax.jit` of a function, twice: as XLA compiles by default, and in a hurry.
+
+    Within a program that is being traced it is the usual one, and part of that program.
+    """
+
+    def __init__(self, function: Callable, static_argnums: int | tuple[int, ...] = ()):
+        functools.update_wrapper(self, function)
+        jit = functools.partial(jax.jit, function, static_argnums=static_argnums)
+        self.usual: Any = jit()
+        self.hurried: Any = jit(compiler_options=HURRIED)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._for(args, kwargs)(*args, **kwargs)
+
+    def lower(self, *args: Any, **kwargs: Any) -> Any:
+        """As of `jax.jit`."""
+        return self._for(args, kwargs).lower(*args, **kwargs)
+
+    def clear_cache(self) -> None:
+        """Forget all that was compiled."""
+        self.usual.clear_cache()
+        self.hurried.clear_cache()
+
+    def _for(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if not trace_state_clean() or jax.default_backend() != "cpu":
+            return self.usual
+        leaves = jax.tree.leaves((args, kwargs))
+        count = sum(leaf.size for leaf in leaves if isinstance(leaf, jax.Array | np.ndarray))
+        return self.hurried if count <= FEW else self.usual
+
+
+def compiled(function: Any = None, *, static_argnums: int | tuple[int, ...] = ()) -> Any:
+    """`jax.jit` for the programs of this package, as a decorator with or without arguments."""
+    if function is None:
+        return functools.partial(compiled, static_argnums=static_argnums)
+    return Compiled(function, static_argnums)
