@@ -9,7 +9,6 @@ import numpy as np
 
 from ppl_em.optimize.base import Maximum, Objective
 from ppl_em.optimize.differences import hessian
-from ppl_em.util import compiled
 
 LOST = 0.8
 """Power of the rounding unit, in units of 1 / sqrt(curvature), of a difference without digits."""
@@ -123,7 +122,7 @@ def _line_search(
     return jax.lax.while_loop(refused, halve, start)
 
 
-@compiled
+@jax.jit
 def secant(inverse: jax.Array, step: jax.Array, fall: jax.Array) -> jax.Array:
     """`inverse` (p, p) so changed that it maps `fall`, the gradient's over `step` (p,), to it."""
     product = step @ fall

@@ -51,6 +51,10 @@ class Compiled:
         """As of `jax.jit`."""
         return self._for(args, kwargs).lower(*args, **kwargs)
 
+    def _cache_size(self) -> int:
+        """As of `jax.jit`."""
+        return self.usual._cache_size() + self.hurried._cache_size()
+
     def clear_cache(self) -> None:
         """Forget all that was compiled."""
         self.usual.clear_cache()
