@@ -71,11 +71,10 @@ class Problem:
 
     def nearby(self, rng_key: jax.Array, x: jax.Array, spread: jax.Array | float) -> jax.Array:
         """Other parameters around `x` (p,), a `spread` of their units away."""
-        away = jax.random.normal(rng_key, x.shape, x.dtype)
-        if isinstance(away, jax.core.Tracer):
-            return x + spread * (away if self.units is None else away * self.units)
-        step = np.asarray(spread) * np.asarray(away)
-        return moved_by(x, step if self.units is None else step * np.asarray(self.units))
+        away, units = jax.random.normal(rng_key, x.shape, x.dtype), self.units
+        xp = jnp if isinstance(away, jax.core.Tracer) else np
+        step = xp.asarray(spread) * xp.asarray(away) * xp.asarray(1.0 if units is None else units)
+        return x + step if xp is jnp else moved_by(x, step)
 
     def at(self, params: Params) -> Callable:
         """The program with its parameters substituted: what `Predictive` and ArviZ should see.

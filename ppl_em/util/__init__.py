@@ -1,9 +1,8 @@
 """What every room uses: messages, hashable constants, keys."""
 
-from ppl_em.util.at_once import at_once
 from ppl_em.util.batching import in_batches
 from ppl_em.util.by_reverse import depth_of, with_all_derivatives
-from ppl_em.util.compiled import compiled
+from ppl_em.util.compilation import compiled
 from ppl_em.util.dependence import Step, find_steps, has_operation, sources
 from ppl_em.util.digest import Fingerprint, fingerprint
 from ppl_em.util.disk_cache import enable_cache
@@ -26,6 +25,7 @@ from ppl_em.util.faulty_versions import warn_of_faulty_jaxlib
 from ppl_em.util.files import check_place, replace_file
 from ppl_em.util.keys import as_key, generator, split
 from ppl_em.util.on_host import moved_by, put, zeros
+from ppl_em.util.one_program import at_once
 from ppl_em.util.options import (
     Allowed,
     check_option,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.util.compiled import compiled
+from ppl_em.util.compilation import compiled
 from ppl_em.util.errors import ModelError
 
 

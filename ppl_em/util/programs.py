@@ -64,7 +64,11 @@ def _drop() -> None:
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == __name__.partition(".")[0]:
             for value in list(vars(module).values()):
-                if hasattr(value, "clear_cache") and hasattr(value, "lower"):
+                if (
+                    hasattr(value, "lower")
+                    and hasattr(value, "clear_cache")
+                    and not isinstance(value, type)
+                ):
                     value.clear_cache()
     gc.collect()
 

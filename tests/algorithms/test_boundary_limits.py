@@ -72,10 +72,10 @@ def largest_at_minus_one() -> float:
 @pytest.mark.parametrize(
     ("support", "algorithm", "label"),
     [
-        pytest.param("corr_cholesky", EM, "L[1,1]", marks=pytest.mark.slow),
-        pytest.param("corr_cholesky", Direct, "L[1,1]", marks=pytest.mark.slow),
-        pytest.param("lower_cholesky", EM, "L[1,1]", marks=pytest.mark.slow),
-        pytest.param("positive_definite", EM, "L (singular)", marks=pytest.mark.slow),
+        pytest.param("corr_cholesky", EM, "L[1,1]", marks=pytest.mark.long),
+        pytest.param("corr_cholesky", Direct, "L[1,1]", marks=pytest.mark.long),
+        pytest.param("lower_cholesky", EM, "L[1,1]", marks=pytest.mark.long),
+        pytest.param("positive_definite", EM, "L (singular)", marks=pytest.mark.long),
     ],
 )
 def test_a_singular_covariance(support, algorithm, label):
@@ -107,7 +107,7 @@ def counts():
         numpyro.sample("y", dist.NegativeBinomial2(rate, k), obs=COUNTS)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("algorithm", [EM, Direct])
 def test_counts_that_vary_less_than_poisson(algorithm):
     """Dispersion 0 is at infinity, and the random effects have no variance either."""

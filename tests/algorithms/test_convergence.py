@@ -165,7 +165,7 @@ def test_permuted_rows_of_a_mixture():
     np.testing.assert_allclose(probs, expected[order], atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_permuted_rows_of_groups():
     order = np.random.default_rng(SEED).permutation(40)
     result, reference = refit(intercept, LONG[order], GROUP[order]), fit("intercept").result

@@ -189,7 +189,7 @@ def mixed(x: np.ndarray, y: np.ndarray, rows: np.ndarray):
 @pytest.mark.parametrize(
     ("e_step", "algorithm", "unit"),
     [
-        pytest.param("laplace", Direct, 1.0, marks=pytest.mark.slow),
+        pytest.param("laplace", Direct, 1.0, marks=pytest.mark.long),
         pytest.param("laplace", EM, 1e6, marks=pytest.mark.long),
         pytest.param("quadrature", EM, 1.0, marks=pytest.mark.long),
         pytest.param("quadrature", Direct, 1e-6, marks=pytest.mark.long),

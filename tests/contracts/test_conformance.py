@@ -189,7 +189,7 @@ def test_vmap_over_parameters(name):
     np.testing.assert_allclose(found, jnp.stack(expected), rtol=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_vmap_over_keys():
     """Independent NUTS runs in one program."""
     s = setting("nuts")

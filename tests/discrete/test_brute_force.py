@@ -53,7 +53,7 @@ CHOICES = {"deadline": None, "database": None, "phases": [Phase.explicit, Phase.
 
 @pytest.mark.slow
 @seed(SEED)
-@settings(max_examples=10, **CHOICES)
+@settings(max_examples=3, **CHOICES)
 @example(FULL)
 @given(specs())
 def test_sums_equal_full_enumeration(spec: Spec):

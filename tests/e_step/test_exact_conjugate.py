@@ -299,7 +299,7 @@ REFUSED = {
 }
 
 
-REPEATED = ("coupled", "curve")  # the words of "coupled_weakly" and of "normal_gamma"
+REPEATED = ("coupled", "curve", "improper", "bilinear")  # the words of others, or next to them
 
 
 @pytest.mark.parametrize(

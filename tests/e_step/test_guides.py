@@ -164,7 +164,7 @@ FLOW = functools.partial(AutoIAFNormal, num_flows=1)
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"mode": "stochastic"}, marks=pytest.mark.slow),
+        pytest.param({"mode": "stochastic"}, marks=pytest.mark.long),
         pytest.param({"guide": by_hand, "num_steps": 50}, marks=pytest.mark.long),
         pytest.param(
             {"guide": functools.partial(AutoIAFNormal, num_flows=1)}, marks=pytest.mark.long

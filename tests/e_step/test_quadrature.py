@@ -201,7 +201,7 @@ def slopes(x, group, number, y):
         numpyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_blocks_start_with_few_nodes_and_end_with_enough():
     rng = np.random.default_rng(2)
     number = MANY + 50

@@ -128,7 +128,7 @@ def slopes_data():
     return (rng.random((20, 6)) < 1 / (1 + np.exp(-eta))).astype(int), x
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_hundred_draws_are_enough(optimized):
     """Where Louis's identity gives standard errors that are off by tens of percent, or none.
 
@@ -168,7 +168,7 @@ def test_two_hundred_draws_are_enough(optimized):
     assert np.sqrt(np.mean(np.square(apart))) < 2 and np.max(np.abs(apart)) < 6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_runs_are_confirmed_on_few_draws(optimized):
     """What is called converged is near the maximum on the grid, in units of the reported error."""
     data = slopes_data()
@@ -263,7 +263,7 @@ def spoiled(how):
 
 
 @pytest.mark.parametrize("how", ["good", "noisy", "singular"])
-@pytest.mark.parametrize("heavy", [False, True])
+@pytest.mark.parametrize("heavy", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_it_stands_in_exactly_where_louis_is_not_good_enough(monkeypatch, how, heavy):
     """Runs are confirmed with it, and standard errors come from it; or both are withheld."""
     toy = normal_normal(30)

@@ -122,6 +122,7 @@ def change_point(y):
         numpyro.sample("y", dist.Normal(z, 0.6), obs=y)
 
 
+@pytest.mark.long
 def test_a_change_point_by_simplices():
     """Against every place of it: given that, each mean is a mean and the variance is 1."""
     result = run(change_point, CHANGED, m_step=Scipy("Nelder-Mead"))

@@ -97,7 +97,7 @@ def test_hierarchical_regression_on_a_data_frame():
     check_exact(result, fvc_marginal)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("optimized")
 def test_hierarchical_regression_nuts():
     data = fvc_data()

@@ -47,7 +47,7 @@ def check(name: str, column: str, factor: float, e_step: str = "", **options) ->
     [
         ("eight_schools", "y"),
         ("pump", "t"),
-        pytest.param("faithful", "waiting", marks=pytest.mark.slow),
+        pytest.param("faithful", "waiting", marks=pytest.mark.long),
         *(
             pytest.param(case.name, column, marks=LONG)
             for case in units.CASES
@@ -129,7 +129,7 @@ def ordered(y, start, sd):
         numpyro.sample("y", dist.Normal(mu[k], sd[k]), obs=y)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_coordinates_with_a_unit_are_never_at_an_end():
     draw = np.random.default_rng(0)
     y = np.r_[draw.normal(0, 1, 100), draw.normal(4, 1.5, 150)]

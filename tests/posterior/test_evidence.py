@@ -155,7 +155,7 @@ def laws():
     for name, case in small_models.GAUSSIAN.items():
         yield pytest.param(case.model, case.args, case.log_likelihood, id=f"small-{name}")
     for name in ("classes", "panel", "walk", "incomplete"):
-        case, marks = gaussian_models.CASES[name], [pytest.mark.slow] if name != "classes" else []
+        case, marks = gaussian_models.CASES[name], [pytest.mark.long] if name != "classes" else []
 
         def law(params, case=case):
             mean, covariance = case.law(params, *case.args[1:])
@@ -266,7 +266,7 @@ def nuts_draws(problem, x, draws, seed=SEED):
     return step(problem, params, e_step.init(jax.random.key(seed), problem, params))[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_discrete_sites_inside():
     """A mixture of log-normal effects: classes are summed out, the latents are positive."""
     case = conditional_models.CASES["positive"]

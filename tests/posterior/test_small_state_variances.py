@@ -306,6 +306,7 @@ def test_value_and_score(fitted, case):
     np.testing.assert_allclose(held[1], score, rtol=1e-9, atol=1e-9 * scale)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", [CASES[i] for i in (0, 2, 4, 8)], ids=str)
 def test_curvature(fitted, case):
     name, y, problem, e_step, state = fitted
@@ -337,7 +338,7 @@ def test_maximum_at_zero(method):
     np.testing.assert_allclose([errors["be"], errors["se"]], wanted, rtol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_single_precision():
     """In float32 the same, as far as its digits go."""
     y = data("level").astype(np.float32)

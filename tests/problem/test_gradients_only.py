@@ -108,7 +108,7 @@ def _counts():
 @pytest.mark.parametrize(
     ("flag", "depth"),
     [
-        pytest.param("quadrature", 3, marks=pytest.mark.slow),
+        pytest.param("quadrature", 3, marks=pytest.mark.long),
         pytest.param("laplace", 3, marks=pytest.mark.slow),
         pytest.param("quadrature", 1, marks=pytest.mark.long),
         pytest.param("laplace", 1, marks=pytest.mark.long),

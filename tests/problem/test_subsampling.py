@@ -110,7 +110,7 @@ FITS = {  # id: (model, data, E-step)
 }
 
 
-SLOW = ("exact_discrete", "quadrature", "nuts", "mean_field_discrete")
+SLOW = ("exact_discrete", "nuts")
 
 
 @pytest.mark.parametrize(
@@ -265,13 +265,13 @@ def gradients(model, y, guide: Any, count: int) -> Drawn:
     ("model", "guide"),
     [
         (gammas, MeanField().guide),
-        pytest.param(mixture, MeanField().guide, marks=pytest.mark.slow),
+        pytest.param(mixture, MeanField().guide, marks=pytest.mark.long),
         pytest.param(crossed, MeanField().guide, marks=pytest.mark.long),
         pytest.param(intercepts, AutoLowRankMultivariateNormal, marks=pytest.mark.long),
         pytest.param(
             intercepts, functools.partial(AutoIAFNormal, num_flows=1), marks=pytest.mark.long
         ),
-        pytest.param(intercepts, by_hand, marks=pytest.mark.slow),
+        pytest.param(intercepts, by_hand, marks=pytest.mark.long),
         pytest.param(intercepts, by_hand_whole, marks=pytest.mark.long),
     ],
     ids=["gammas", "mixture", "crossed", "low_rank", "flow", "by_hand", "by_hand_whole"],
@@ -396,7 +396,7 @@ def test_nothing_is_traced_again_and_gradients_see_few_rows(monkeypatch):
     assert 3 in inside
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("optimized")
 def test_a_fit_by_batches_agrees_with_one_on_all_rows(rng_key):
     """Against fixed draws on all rows, to within a bound whose error is that of the window."""

@@ -52,6 +52,7 @@ def test_pointwise_log_likelihood_belongs_to_the_fitted_parameters(seeds_fit):
     np.testing.assert_allclose(tree["log_likelihood"]["r"].values[1, 7], by_hand, rtol=1e-9)
 
 
+@pytest.mark.long
 def test_discrete_latents_are_drawn_from_their_responsibilities(faithful_fit):
     tree = faithful_fit.to_datatree()
     probs = faithful_fit.posterior.probs()["component"]

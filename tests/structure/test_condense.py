@@ -250,7 +250,7 @@ SHORT = PLANE[:60, 0]
     [
         pytest.param(state_space, (RNG.normal(size=(60, 3)), SHORT), marks=pytest.mark.long),
         pytest.param(level_and_slope, (SHORT,), marks=pytest.mark.long),
-        pytest.param(two_series, (PLANE[:60],), marks=pytest.mark.slow),
+        pytest.param(two_series, (PLANE[:60],), marks=pytest.mark.long),
     ],
 )
 def test_condensed_steps_give_the_same(model, data):

@@ -138,7 +138,7 @@ OURS = scalar(cholesky, solve_lower, solve_lower_transposed, solve)
 LAPACK = scalar(jnp.linalg.cholesky, lapack(False), lapack(True), jnp.linalg.solve)
 
 
-@pytest.mark.parametrize("size", [1, 2, *(pytest.param(k, marks=pytest.mark.slow) for k in (3, 8))])
+@pytest.mark.parametrize("size", [1, 2, *(pytest.param(k, marks=pytest.mark.long) for k in (3, 8))])
 def test_derivatives_are_those_of_lapack(size):
     matrix, rng = positive(size, (3,)), np.random.default_rng(2)
     right, x = rng.normal(size=(3, size, 2)), jnp.array([1.0, 0.1, 0.2, 0.3])

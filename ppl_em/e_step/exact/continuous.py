@@ -96,7 +96,7 @@ class Continuous(DeterministicEStep):
         uniform, part = None, self.parts[0]
         if points and len(self.parts) == 1 and part.structure is not None:
             uniform = find_uniform(keys[1], problem, x, part.structure, points)
-        allowed = cast(jax.Array, np.asarray(np.finfo(x.dtype).eps ** ROUNDED, x.dtype))
+        allowed = jax.device_put(np.asarray(np.finfo(x.dtype).eps ** ROUNDED, x.dtype))
         state = ContinuousState(center, points, uniform, None, allowed)
         if isinstance(x, jax.core.Tracer) or self._chain(problem) is None:
             return state

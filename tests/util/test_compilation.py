@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ppl_em.util import at_once, compiled
-from ppl_em.util.compiled import FEW
+from ppl_em.util.compilation import FEW
 
 
 @compiled(static_argnums=0)

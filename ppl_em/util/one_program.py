@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from ppl_em.util.compiled import compiled
+from ppl_em.util.compilation import compiled
 from ppl_em.util.digest import program_and_digest
 from ppl_em.util.static import Static
 
