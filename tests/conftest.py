@@ -39,6 +39,15 @@ SEED = int(os.environ.get("PPL_EM_TEST_SEED", "0"))
 """Base of every random key in the tests; set the variable to sweep it."""
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as long what takes seconds and has a sibling, with other parameters, that is not."""
+    long = {*(ROOT / "tests" / "long.txt").read_text().splitlines()}
+    for item in items:
+        if item.nodeid in long:
+            item.add_marker(pytest.mark.long)
+
+
 MAX_MAPS = 45_000
 """Memory maps of a process, of which Linux allows 65530 and each compiled program takes some."""
 
