@@ -13,6 +13,7 @@ from ppl_em.e_step import StochasticEStep, expectation
 from ppl_em.m_step import HostMStep, MStep, TracedMStep
 from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import Problem
+from ppl_em.util import compiled
 
 Drawn = tuple[WeightedDraws, Any, Any]
 """Draws, the E-step's next state, and its info."""
@@ -93,7 +94,7 @@ def _unused(m_step: TracedMStep, size: int, dtype: np.dtype) -> Any:
     return m_step.init(cast(jax.Array, np.zeros(size, dtype)))
 
 
-@jax.jit(static_argnums=(0, 1))  # chains are long: the faster the code, the better
+@compiled(static_argnums=(0, 1), runs_long=True)
 def _em_step(
     e_step: StochasticEStep,
     m_step: TracedMStep,

@@ -13,14 +13,14 @@ import jaxlib
 import numpy as np
 from jax._src.core import trace_state_clean
 
-FEW = 2_000
-"""Numbers in the arguments of a call up to which it is compiled in a hurry."""
+FEW, MANY = 2_000, 200_000
+"""Numbers in the arguments of a call up to which it is compiled in a hurry, or with little care."""
 
 
-def _hurried() -> dict[str, Any]:
-    """Options of XLA's compiler for CPUs: code that is slower, and as right."""
+def _options(level: int) -> dict[str, Any]:
+    """Options of XLA's compiler for CPUs, for code that is slower, and as right."""
     options: dict[str, Any] = {
-        "xla_backend_optimization_level": 0,
+        "xla_backend_optimization_level": level,
         "xla_llvm_disable_expensive_passes": True,
         "xla_cpu_parallel_codegen_split_count": 1,
     }
@@ -29,20 +29,23 @@ def _hurried() -> dict[str, Any]:
     return options
 
 
-HURRIED = _hurried()
-
-
 class Compiled:
-    """`jax.jit` of a function, twice: as XLA compiles by default, and in a hurry.
+    """`jax.jit` of a function, several times: in a hurry, with little care, and as XLA does it.
 
     Within a program that is being traced it is the usual one, and part of that program.
     """
 
-    def __init__(self, function: Callable, static_argnums: int | tuple[int, ...] = ()):
+    def __init__(
+        self,
+        function: Callable,
+        static_argnums: int | tuple[int, ...] = (),
+        runs_long: bool = False,
+    ):
         functools.update_wrapper(self, function)
         jit = functools.partial(jax.jit, function, static_argnums=static_argnums)
         self.usual: Any = jit()
-        self.hurried: Any = jit(compiler_options=HURRIED)
+        self.careless: Any = jit(compiler_options=_options(1))
+        self.hurried: Any = self.careless if runs_long else jit(compiler_options=_options(0))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._for(args, kwargs)(*args, **kwargs)
@@ -53,23 +56,31 @@ class Compiled:
 
     def _cache_size(self) -> int:
         """As of `jax.jit`."""
-        return self.usual._cache_size() + self.hurried._cache_size()
+        return sum(one._cache_size() for one in {self.usual, self.careless, self.hurried})
 
     def clear_cache(self) -> None:
         """Forget all that was compiled."""
-        self.usual.clear_cache()
-        self.hurried.clear_cache()
+        for one in (self.usual, self.careless, self.hurried):
+            one.clear_cache()
 
     def _for(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         if not trace_state_clean() or jax.default_backend() != "cpu":
             return self.usual
         leaves = jax.tree.leaves((args, kwargs))
         count = sum(leaf.size for leaf in leaves if isinstance(leaf, jax.Array | np.ndarray))
-        return self.hurried if count <= FEW else self.usual
+        return self.hurried if count <= FEW else self.careless if count <= MANY else self.usual
 
 
-def compiled(function: Any = None, *, static_argnums: int | tuple[int, ...] = ()) -> Any:
-    """`jax.jit` for the programs of this package, as a decorator with or without arguments."""
+def compiled(
+    function: Any = None,
+    *,
+    static_argnums: int | tuple[int, ...] = (),
+    runs_long: bool = False,
+) -> Any:
+    """`jax.jit` for the programs of this package, as a decorator with or without arguments.
+
+    One that runs for long whatever the size of its arguments is not compiled in a hurry.
+    """
     if function is None:
-        return functools.partial(compiled, static_argnums=static_argnums)
-    return Compiled(function, static_argnums)
+        return functools.partial(compiled, static_argnums=static_argnums, runs_long=runs_long)
+    return Compiled(function, static_argnums, runs_long)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ppl_em.util import at_once, compiled
-from ppl_em.util.compilation import FEW
+from ppl_em.util.compilation import FEW, MANY
 
 
 @compiled(static_argnums=0)
@@ -18,16 +18,22 @@ def power(n, x):
 
 def test_both_ways_give_the_same():
     x = np.random.default_rng(0).normal(size=(20, 20))
-    np.testing.assert_allclose(power.hurried(3, x), power.usual(3, x), rtol=1e-12)
+    for way in (power.hurried, power.careless):
+        np.testing.assert_allclose(way(3, x), power.usual(3, x), rtol=1e-12)
 
 
 def test_few_data_are_compiled_in_a_hurry_and_many_are_not(monkeypatch):
     called = []
-    for name in ("usual", "hurried"):
+    for name in ("usual", "careless", "hurried"):
         monkeypatch.setattr(power, name, lambda n, x, own=name: called.append(own))
-    for size in (FEW, FEW + 1):
+    for size in (FEW, FEW + 1, MANY, MANY + 1):
         power(1, np.zeros(size))
-    assert called == ["hurried", "usual"]
+    assert called == ["hurried", "careless", "careless", "usual"]
+
+
+def test_what_runs_long_is_never_compiled_in_a_hurry():
+    slow = compiled(lambda x: x + 1, runs_long=True)
+    assert slow.hurried is slow.careless and slow(np.zeros(1)) == 1
 
 
 def test_it_is_part_of_other_programs():
