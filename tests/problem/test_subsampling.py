@@ -379,7 +379,7 @@ def test_nothing_is_traced_again_and_gradients_see_few_rows(monkeypatch):
     ascend = StochasticGuide._ascend
 
     def counted(self, problem, *args):
-        model = problem.spec.model.model
+        model = problem.spec.model.model.model  # in two wrappers
         before = len(model.rows)
         out = ascend(self, problem, *args)
         inside.extend(model.rows[before:])
