@@ -25,22 +25,27 @@ R = TypeVar("R")
 
 
 def program_of(problem: Problem) -> Fingerprint:
-    """Trace the model of `problem` afresh, with derivatives, and digest what comes out.
+    """Trace the model of `problem` afresh, and digest what comes out.
 
     The program has every site's log-density and value, and the gradients in parameters and
-    latents. Beside it count the names, kinds and plates of sites. With sub-sampled plates, the
-    estimate from a mini-batch is traced as well.
+    latents where it does not tell by itself what they are. Beside it count the names, kinds and
+    plates of sites. With sub-sampled plates, the estimate from a mini-batch is traced as well.
     """
     notes: list[Any] = []
 
     def traced(params: Params, latents: Latents, leaves: tuple, fixed: Params) -> Any:
         own = Problem(leaves, fixed, problem.start, problem.spec)
-        grad = jax.value_and_grad(_evaluated, argnums=(1, 2), has_aux=True)
-        return grad(own, params, latents, notes), _of_batch(own, params, latents)
+        return _evaluated(own, params, latents, notes), _of_batch(own, params, latents)
+
+    def derived(params: Params, latents: Latents, leaves: tuple, fixed: Params) -> Any:
+        own = Problem(leaves, fixed, problem.start, problem.spec)
+        return jax.value_and_grad(_evaluated, (1, 2), has_aux=True)(own, params, latents, [])
 
     shapes = jax.eval_shape(_at_start, problem)
     try:
-        return fingerprint(traced, *shapes, problem.leaves, problem.fixed, notes=notes)
+        return fingerprint(
+            traced, *shapes, problem.leaves, problem.fixed, notes=notes, derived=derived
+        )
     except AssertionError as error:  # NumPyro's, where a site is to be drawn without a key
         _check_sites(problem, handlers.trace(handlers.seed(problem.at({}), 0)))
         raise error

@@ -4,12 +4,17 @@ import dataclasses
 import enum
 import functools
 import hashlib
+import pathlib
 import types
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+import numpyro
+
+KNOWN = tuple(str(pathlib.Path(str(module.__file__)).parent) for module in (jax, numpyro))
+"""Folders of functions whose rules for derivatives are those of the version that is installed."""
 
 PLAIN = bool | int | float | complex | str | bytes | np.dtype
 """What `repr` shows in full."""
@@ -36,7 +41,9 @@ class _Same:
         return isinstance(other, _Same) and self.value is other.value
 
 
-def fingerprint(function: Callable, *args: Any, notes: Any = ()) -> Fingerprint:
+def fingerprint(
+    function: Callable, *args: Any, notes: Any = (), derived: Callable | None = None
+) -> Fingerprint:
     """Trace `function` afresh, and digest its program.
 
     Parameters
@@ -47,12 +54,36 @@ def fingerprint(function: Callable, *args: Any, notes: Any = ()) -> Fingerprint:
         Arrays, or shapes of such.
     notes
         A list that `function` may fill while it is traced, digested as well.
+    derived
+        The same with derivatives, traced and digested where the program alone does not tell what
+        they are: where it has rules for them, or what may have none.
     """
     closed = jax.make_jaxpr(lambda *traced: function(*traced))(*args)
     writer = _Writer()
     writer.write(closed)
     writer.write(notes)
+    if derived is not None and _has_own_derivatives(closed.jaxpr):
+        writer.write(jax.make_jaxpr(lambda *traced: derived(*traced))(*args))
     return writer.fingerprint()
+
+
+def _has_own_derivatives(jaxpr: Any) -> bool:
+    """Whether derivatives of a program may be other than what JAX and NumPyro make of it."""
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if "callback" in name or name == "while":
+            return True
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                own: Any = getattr(inner, "jaxpr", inner)
+                if not hasattr(own, "eqns"):
+                    continue
+                source = str(getattr(own.debug_info, "func_src_info", ""))
+                if name.startswith("custom_") and not any(known in source for known in KNOWN):
+                    return True
+                if _has_own_derivatives(own):
+                    return True
+    return False
 
 
 def program_and_digest(function: Callable) -> tuple[Any, Fingerprint]:

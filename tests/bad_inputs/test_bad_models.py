@@ -253,7 +253,7 @@ def by_math(y):
     observed(math.exp(mu()) + numpyro.sample("z", NORMAL))
 
 
-@bad("'by_float': .*behind a parameter or latent")
+@bad("'by_float': .*behind site 'z' in Python")
 def by_float(y):
     observed(float(numpyro.sample("z", NORMAL)) + mu())
 
