@@ -96,11 +96,11 @@ class EStep(Protocol):
         ...
 
     def at_random(
-        self, rng_key: jax.Array, problem: Problem, params: Params, state: Any, few: bool
+        self, rng_key: jax.Array, problem: Problem, params: Params, state: Any, per_state: int
     ) -> Any:
         """A posterior of discrete latents that is drawn at random, for starts; None if it has none.
 
-        Traceable. With `few` it looks at a few rows of the data only.
+        Traceable. It looks at `per_state` rows of the data for each state, 1 or 2, or at all: 0.
         """
         return None
 

@@ -9,11 +9,12 @@ from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 
 from ppl_em.algorithms import maximized
-from ppl_em.e_step import EStep
+from ppl_em.e_step import EStep, expectation
 from ppl_em.m_step import MStep
 from ppl_em.params import Params, as_value, check_start, check_value
+from ppl_em.posterior import Expectation, Posterior
 from ppl_em.problem import Problem, density_and_gradients, look
-from ppl_em.util import ModelError, check_known, check_mapping, compiled, moved_by
+from ppl_em.util import ModelError, check_known, check_mapping, compiled, moved_by, split
 
 SPREAD = 1.0
 """Standard deviation of starts on the unconstrained scale: e for a positive parameter."""
@@ -24,6 +25,15 @@ NUDGE = 1e-3
 Automatic differentiation gets densities in logits wrong at a logit of exactly 0, which is where
 parameters and latents that start at 0 put it.
 """
+
+RUNS, SHORT = 8, 3
+"""Short runs from random responsibilities, of which the best is a start, and their EM steps."""
+
+TOO_FEW = 3.0
+"""Rows of a component from which its parameters are not estimated."""
+
+PER_STATE = (2, 1)
+"""Rows for each state that they look at to begin with, by turns."""
 
 MAX_TRIES = 20
 """Draws of one start until its log-joint is finite, each nearer to the initial values."""
@@ -62,45 +72,62 @@ def drawn_starts(
 ) -> list[Params]:
     """`count` starts that know nothing of one another.
 
-    Where there are discrete latents, an M-step from responsibilities drawn at random: those of all
-    rows, and of a few rows, by turns. Else, and where that is of no use, as of `_around`.
+    Where there are discrete latents, the best of several short runs, each from responsibilities
+    drawn at random. Else, and where that is of no use, as of `_around`.
+
+    References
+    ----------
+    Biernacki, Celeux & Govaert (2003), Computational Statistics & Data Analysis 41: short runs.
     """
     if count < 1:
         return []
     state = None if e_step.stochastic else e_step.init(rng_key, problem, params)
     starts = []
-    for number, key in enumerate(jax.random.split(rng_key, count)):
+    for key in jax.random.split(rng_key, count):
         found = None
         if state is not None:
-            found = _from_random(key, problem, params, e_step, m_step, state, number % 2 == 1)
+            found = _best_of_short_runs(key, problem, params, e_step, m_step, state)
         starts.append(found or _around(key, problem, params, 1)[0])
     return starts
 
 
-def _from_random(
-    rng_key: jax.Array,
-    problem: Problem,
-    params: Params,
-    e_step: EStep,
-    m_step: MStep,
-    state: Any,
-    few: bool,
+def _best_of_short_runs(
+    rng_key: jax.Array, problem: Problem, params: Params, e_step: EStep, m_step: MStep, state: Any
 ) -> Params | None:
-    """Where an M-step leads from random responsibilities; None if that is no start."""
-    posterior = _at_random(e_step, rng_key, problem, params, state, few)
-    if posterior is None:
-        return None
-    x = problem.unconstrain(params)
-    x = maximized(m_step, problem, x, x, posterior, m_step.init(x)).x
-    start = problem.constrain(x)
-    return start if bool(_usable(problem, problem.unconstrain(start))) else None
+    """Where a few EM steps lead from random responsibilities; None if there are none."""
+    best, height = None, (False, -np.inf)
+    for number, key in enumerate(split(rng_key, RUNS)):
+        posterior = _at_random(e_step, key, problem, params, state, PER_STATE[number % 2])
+        if posterior is None:
+            return None
+        x = problem.unconstrain(params)
+        for _ in range(SHORT + 1):
+            x = maximized(m_step, problem, x, x, posterior, m_step.init(x)).x
+            posterior, _, info = expectation(e_step, problem, x, state)
+        # Where the likelihood has no bound, the highest are next to a component of a row or two.
+        found = float(_fewest(problem, posterior, x)) > TOO_FEW, float(info.objective)
+        if np.isfinite(found[1]) and found > height:
+            start = problem.constrain(x)
+            if bool(_usable(problem, problem.unconstrain(start))):
+                best, height = start, found
+    return best
+
+
+@compiled
+def _fewest(problem: Problem, posterior: Posterior, x: jax.Array) -> jax.Array:
+    """Expected number of rows that the rarest value of a discrete site has."""
+    expected = Expectation(problem, posterior, problem.constrain(x))
+    tables = [expected.probs(site.name) for site in problem.spec.discrete]
+    rows = [probs.reshape(-1, probs.shape[-1]) for probs in tables]
+    counts = [jnp.min(jnp.sum(probs, axis=0)) for probs in rows if len(probs) > 1]
+    return jnp.min(jnp.stack(counts)) if counts else jnp.asarray(jnp.inf)
 
 
 @compiled(static_argnums=(0, 5))
 def _at_random(
-    e_step: EStep, rng_key: jax.Array, problem: Problem, params: Params, state: Any, few: bool
+    e_step: EStep, rng_key: jax.Array, problem: Problem, params: Params, state: Any, per_state: int
 ) -> Any:
-    return e_step.at_random(rng_key, problem, params, state, few)
+    return e_step.at_random(rng_key, problem, params, state, per_state)
 
 
 def _around(rng_key: jax.Array, problem: Problem, params: Params, count: int) -> list[Params]:

@@ -38,12 +38,12 @@ def chain(y):
     scan(step, 0, y)
 
 
-def drawn(model, y, seed=0, few=False, **options):
+def drawn(model, y, seed=0, per_state=0, **options):
     key = jax.random.key(seed)
     problem, params = build_problem(key, model, (y,), {})
     e_step = Exact(**options).resolve(key, problem, params)
     state = e_step.init(key, problem, params)
-    return e_step.at_random(key, problem, params, state, few)
+    return e_step.at_random(key, problem, params, state, per_state)
 
 
 def test_rows_are_shared_out():
@@ -57,10 +57,18 @@ def test_rows_are_shared_out():
 
 
 def test_few_rows_count():
-    table = np.asarray(drawn(mixture, Y, few=True).marginals["y"])
+    table = np.asarray(drawn(mixture, Y, per_state=2).marginals["y"])
     table = table if table.shape[0] == len(Y) else table.T
     assert np.sum(table.sum(axis=1) > 0.5) == 4  # two for each state
     assert table.sum() == pytest.approx(4 + 1e-3 * (len(Y) - 4))
+
+
+def test_one_row_for_each_state():
+    table = np.asarray(drawn(mixture, Y, per_state=1).marginals["y"])
+    table = table if table.shape[0] == len(Y) else table.T
+    rows = table[table.sum(axis=1) > 0.5]
+    np.testing.assert_allclose(np.sort(rows, axis=0)[::-1], np.eye(2)[:, [0, 0]], atol=1e-12)
+    assert np.all(rows.argmax(axis=1) != rows.argmax(axis=1)[::-1])
 
 
 def test_condensed_rows_have_the_same_law():

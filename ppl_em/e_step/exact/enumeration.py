@@ -65,7 +65,12 @@ class Enumeration(DeterministicEStep):
         return marginalization.log_normalizer(full, marginalization.mode(self.chain))
 
     def at_random(
-        self, rng_key: jax.Array, problem: Problem, params: Params, state: Condensation, few: bool
+        self,
+        rng_key: jax.Array,
+        problem: Problem,
+        params: Params,
+        state: Condensation,
+        per_state: int,
     ) -> Enumerated | None:
         """Responsibilities that know nothing of the data, see `random_responsibilities.py`."""
         if not problem.spec.discrete:
@@ -73,7 +78,7 @@ class Enumeration(DeterministicEStep):
         points = {key: rows.points for key, rows in state.items()}
         offset = sum((jnp.sum(rows.offsets) for rows in state.values()), jnp.zeros(()))
         factors = problem.log_factors(params, {}, points)
-        return Enumerated(random_marginals(rng_key, factors, state, few), points, offset)
+        return Enumerated(random_marginals(rng_key, factors, state, per_state), points, offset)
 
     def uncondensed(self) -> "Enumeration":
         """On every row."""
