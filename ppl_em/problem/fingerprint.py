@@ -35,7 +35,10 @@ def program_of(problem: Problem) -> Fingerprint:
 
     def traced(params: Params, latents: Latents, leaves: tuple, fixed: Params) -> Any:
         own = Problem(leaves, fixed, problem.start, problem.spec)
-        return _evaluated(own, params, latents, notes), _of_batch(own, params, latents)
+        value, parts = _evaluated(own, params, latents, notes)
+        if jnp.iscomplexobj(value):
+            raise TypeError("its log-density is a complex number")
+        return value, parts, _of_batch(own, params, latents)
 
     def derived(params: Params, latents: Latents, leaves: tuple, fixed: Params) -> Any:
         own = Problem(leaves, fixed, problem.start, problem.spec)
