@@ -90,7 +90,7 @@ def program_and_digest(function: Callable) -> tuple[Any, Fingerprint]:
     """The program of a function without arguments, and a digest of it without its constants."""
     closed = jax.make_jaxpr(lambda: function())()
     writer = _Writer()
-    writer.write(closed.jaxpr)
+    writer._jaxpr(closed.jaxpr)
     return closed, writer.fingerprint()
 
 
