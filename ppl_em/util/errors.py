@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -145,12 +145,18 @@ def check_call(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
             f"nothing. Write it as a plain function."
         )
     try:
-        signature.bind(*args, **kwargs)
+        given = signature.bind(*args, **kwargs).arguments
     except TypeError as error:
         raise ModelError(
             f"Model '{name_of(model)}': {error}. Its arguments are {signature}; pass them to `run` "
             f"after the random key."
         ) from None
+    for name, value in given.items():
+        if isinstance(value, Iterator):
+            raise ModelError(
+                f"Argument '{name}' of model '{name_of(model)}': it is a {type(value).__name__}, "
+                f"which can be read only once. Pass a list or an array."
+            )
 
 
 def brief(value: Any) -> str:

@@ -225,7 +225,11 @@ CASES = {
     "outcome scalar": (r"Argument 'y': it is a single number", mixture, (np.array(1.0),)),
     "outcome dictionary": (r"Site 'y': its `obs`", effects, (GROUP, X, {"y": Y})),
     "outcome set": (r"'y'", effects, (GROUP, X, set(Y))),
-    "outcome generator": (r"'effects'.*y generator", effects, (GROUP, X, (v for v in Y))),
+    "outcome generator": (
+        r"'y'.*'effects'.*generator.*only once",
+        effects,
+        (GROUP, X, (v for v in Y)),
+    ),
     "outcome path": (r"'effects'.*y str", effects, (GROUP, X, "data.csv")),
     "outcome ragged": (r"'effects'", effects, (GROUP, X, [[1.0, 2.0], [3.0]])),
     "outcome ragged objects": (

@@ -463,7 +463,7 @@ CALLS = {
     "unknown": (r"'groups': got an unexpected keyword argument 'z'", groups, (Y,), {"z": Y}),
     "twice": (r"'groups': multiple values for argument 'y'", groups, (Y,), {"y": Y}),
     "by position": (r"too many positional", lambda *, y: groups(y), (Y,), {}),
-    "by name": (r"'y' parameter is positional only", lambda y, /: groups(y), (), {"y": Y}),
+    "by name": (r"'<lambda>'.*positional.only", lambda y, /: groups(y), (), {"y": Y}),
     "class": (r"'object': too many positional", object, (Y,), {}),
     "nothing given": (r"missing a required argument", lambda y: groups(y), (), {}),
     "none given": (r"nothing is observed", groups, (None,), {}),
