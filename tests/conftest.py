@@ -41,7 +41,7 @@ SEED = int(os.environ.get("PPL_EM_TEST_SEED", "0"))
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as long what takes seconds and has quicker siblings: other parameters, or a like test."""
+    """Mark as long what takes seconds and has quicker siblings, by parameters or in kind."""
     long = {*(ROOT / "tests" / "long.txt").read_text().splitlines()}
     for item in items:
         if item.nodeid in long:

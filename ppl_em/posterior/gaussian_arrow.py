@@ -2,7 +2,8 @@
 
 The precision has blocks B_g, a border C_g that couples them with the shared coordinates, and a
 corner A. With L_g = chol(B_g) and W_g = L_g^-1 C_g, the shared coordinates have the precision
-S = A - sum W_g' W_g by themselves.
+S = A - sum W_g' W_g by themselves, and u_g = L_g^-T (e_g - W_g u_S) follows them, e_g standard
+normal.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import numpy as np
 
 from ppl_em.posterior.linalg import inverse_transpose, log_det, standard_normal
 from ppl_em.structure import Arrow, ArrowMatrix
-from ppl_em.util import cholesky, solve_lower
+from ppl_em.util import cholesky, solve_lower, solve_lower_transposed
 
 
 @jax.tree_util.register_dataclass
@@ -21,18 +22,15 @@ from ppl_em.util import cholesky, solve_lower
 class GaussianArrow:
     """N(mean, covariance) on the unconstrained scale, G blocks of k and s shared coordinates.
 
-    `mean` is (d,). `tril` (G, k, k) holds the L_g and `root` their inverse transposes;
-    `shared_tril` (s, s) is the Cholesky factor of S and `shared_root` its inverse transpose.
-    `slope` (G, k, s) is how the blocks follow the standard noise of the shared coordinates:
-    u_g = root_g e_g + slope_g e_S, u_S = shared_root e_S around the mean.
+    `mean` is (d,). `tril` (G, k, k) holds the L_g, `border` (G, k, s) the W_g and `shared_tril`
+    (s, s) the Cholesky factor of S. Dense inverses are for nodes only: values and their
+    derivatives do without.
     """
 
     mean: jax.Array
     tril: jax.Array
-    root: jax.Array
-    slope: jax.Array
+    border: jax.Array
     shared_tril: jax.Array
-    shared_root: jax.Array
     arrow: Arrow = field(metadata={"static": True})
 
     @classmethod
@@ -42,17 +40,9 @@ class GaussianArrow:
         """The law with this precision and a log-density of this gradient at `here` (d,)."""
         tril = cholesky(precision.local)
         border = solve_lower(tril, precision.border)
-        flat = border.reshape(-1, arrow.num_shared)
-        shared_tril = cholesky(precision.shared - flat.T @ flat)
-        root, shared_root = inverse_transpose(tril), inverse_transpose(shared_tril)
-        slope = -root @ (border @ shared_root)
-
-        score, shared_score = arrow.split(gradient)
-        half = solve_lower(tril, score[..., None])[..., 0]
-        noise = shared_root.T @ (shared_score - flat.T @ half.ravel())
-        shift = jnp.einsum("gij,gj->gi", root, half) + slope @ noise
-        mean = here + arrow.join(shift, shared_root @ noise)
-        return cls(mean, tril, root, slope, shared_tril, shared_root, arrow)
+        shared_tril = cholesky(precision.shared - arrow.gram(border))
+        law = cls(jnp.zeros_like(here), tril, border, shared_tril, arrow)
+        return cls(here + law.solve(gradient), tril, border, shared_tril, arrow)
 
     @property
     def center(self) -> jax.Array:
@@ -67,9 +57,9 @@ class GaussianArrow:
     def log_density(self, u: jax.Array) -> jax.Array:
         """log q(u), blocks and shared coordinates together; a scalar."""
         local, shared = self.arrow.split(u - self.mean)
-        shared_noise = self.shared_tril.T @ shared
-        noise = jnp.einsum("gji,gj->gi", self.tril, local - self.slope @ shared_noise)
+        noise = jnp.einsum("gji,gj->gi", self.tril, local) + self.border @ shared
         value = standard_normal(noise, noise.size) + log_det(self.tril)
+        shared_noise = self.shared_tril.T @ shared
         return value + standard_normal(shared_noise, shared.size) + log_det(self.shared_tril)
 
     def points(self) -> jax.Array:
@@ -84,26 +74,33 @@ class GaussianArrow:
 
     def columns(self) -> jax.Array:
         """k + s directions, (k + s, d), whose outer products sum to the covariances that count."""
-        local = jnp.moveaxis(jnp.concatenate([self.root, self.slope], axis=-1), -1, 0)
-        corner = jnp.pad(self.shared_root.T, ((self.arrow.block_size, 0), (0, 0)))
+        root, shared_root = inverse_transpose(self.tril), inverse_transpose(self.shared_tril)
+        slope = -root @ (self.border @ shared_root)
+        local = jnp.moveaxis(jnp.concatenate([root, slope], axis=-1), -1, 0)
+        corner = jnp.pad(shared_root.T, ((self.arrow.block_size, 0), (0, 0)))
         return self.arrow.join(local, corner)
 
     def solve(self, vector: jax.Array) -> jax.Array:
         """The covariance times a vector, (d,)."""
         local, shared = self.arrow.split(vector)
-        noise = jnp.einsum("gji,gj->gi", self.root, local)
-        shared_noise = jnp.einsum("gis,gi->s", self.slope, local) + self.shared_root.T @ shared
-        moved = jnp.einsum("gij,gj->gi", self.root, noise) + self.slope @ shared_noise
-        return self.arrow.join(moved, self.shared_root @ shared_noise)
+        half = solve_lower(self.tril, local[..., None])[..., 0]
+        rest = (shared - jnp.einsum("gis,gi->s", self.border, half))[:, None]
+        rest = solve_lower_transposed(self.shared_tril, solve_lower(self.shared_tril, rest))[:, 0]
+        return self.arrow.join(self._following(half, rest), rest)
 
     def draw(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
         """Independent draws, (num_samples, d)."""
         key_local, key_shared = jax.random.split(rng_key)
-        shape = (num_samples, *self.root.shape[:2])
+        shape = (num_samples, *self.tril.shape[:2])
         noise = jax.random.normal(key_local, shape, self.mean.dtype)
         shared = jax.random.normal(
             key_shared, (num_samples, self.arrow.num_shared), self.mean.dtype
         )
-        local = jnp.einsum("gij,ngj->ngi", self.root, noise)
-        local += jnp.einsum("gis,ns->ngi", self.slope, shared)
-        return self.mean + self.arrow.join(local, shared @ self.shared_root.T)
+        shared = solve_lower_transposed(self.shared_tril, shared.T).T
+        local = jax.vmap(self._following)(noise, shared)
+        return self.mean + self.arrow.join(local, shared)
+
+    def _following(self, noise: jax.Array, shared: jax.Array) -> jax.Array:
+        """The blocks (G, k) from their own noise and shared coordinates (s,)."""
+        right = noise - self.border @ shared
+        return solve_lower_transposed(self.tril, right[..., None])[..., 0]

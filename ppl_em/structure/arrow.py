@@ -1,14 +1,18 @@
 """Many small blocks, coupled with one another only through a few shared coordinates."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.structure.base import Screen, step_cost
+from ppl_em.structure.base import Screen, Structure, step_cost
 from ppl_em.util import Static
+
+MIN_THINNED = 30
+"""Shared coordinates from which it pays to look who meets whom."""
 
 
 class ArrowMatrix(NamedTuple):
@@ -24,14 +28,17 @@ class ArrowMatrix(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Arrow:
+class Arrow(Structure):
     """G blocks of d coordinates that are independent given s shared ones.
 
-    `local.value` has shape (G, d), `shared.value` (s,); they hold positions in `u`.
+    `local.value` has shape (G, d), `shared.value` (s,); they hold positions in `u`. Where most
+    shared coordinates meet few others, as crossed effects do, `reach.value` (s, D) says which, and
+    those that meet no common one go by one color.
     """
 
     local: Static
     shared: Static
+    reach: Static | None = None
 
     @property
     def num_blocks(self) -> int:
@@ -55,16 +62,28 @@ class Arrow:
 
     @property
     def colors(self) -> np.ndarray:
-        """The place in its block, or d + the place among the shared coordinates, (D,)."""
+        """The place in its block, or d + the group among the shared coordinates, (D,)."""
         color = np.zeros(self.size, int)
         color[self.local.value] = np.arange(self.block_size)
-        color[self.shared.value] = self.block_size + np.arange(self.num_shared)
+        color[self.shared.value] = self.block_size + self._groups
         return color
+
+    @cached_property
+    def _groups(self) -> np.ndarray:
+        """Numbers of the shared coordinates, (s,), equal where they meet no common coordinate."""
+        if self.reach is None:
+            return np.arange(self.num_shared)
+        reach = np.asarray(self.reach.value, float)
+        clash, group = reach @ reach.T > 0, np.full(self.num_shared, -1)
+        for j in np.argsort(-clash.sum(1)):
+            taken = np.unique(group[clash[j]])
+            group[j] = np.setdiff1d(np.arange(len(taken) + 1), taken)[0]
+        return group
 
     @property
     def num_colors(self) -> int:
-        """d + s, whatever G is."""
-        return self.block_size + self.num_shared
+        """d + s, whatever G is; fewer where it is known who meets whom."""
+        return self.block_size + int(self._groups.max()) + 1
 
     @property
     def largest(self) -> int:
@@ -91,9 +110,32 @@ class Arrow:
     def unpack(self, products: jax.Array) -> ArrowMatrix:
         """The pieces, from products with the colors, (d + s, D)."""
         size = self.block_size
+        if self.reach is not None:  # products of a group hold the columns of all in it
+            columns = jnp.where(self.reach.value, products[size + self._groups], 0.0)
+            products = jnp.concatenate([products[:size], columns])
         local, shared = self.split(products)
         columns = jnp.moveaxis(local, 0, -1)
         return ArrowMatrix(columns[..., :size], columns[..., size:], shared[size:].T)
+
+    def thinned(self, seen: np.ndarray) -> "Arrow":
+        """One with fewer colors, if where products (num_colors, D) are not zero allows it."""
+        thin = replace(self, reach=Static(seen[self.block_size :]))
+        worth = self.num_shared >= MIN_THINNED and 2 * thin.num_colors <= self.num_colors
+        return thin if worth else self
+
+    def gram(self, border: jax.Array) -> jax.Array:
+        """The sum of W' W over rows W (s,) of a border (G, d, s); a matrix (s, s)."""
+        rows = border.reshape(-1, self.num_shared)
+        if self.reach is None:
+            return rows.T @ rows
+        met = self.reach.value[:, self.local.value].any(2).T  # (G, s): solved for in each block
+        met = np.repeat(met, self.block_size, axis=0)
+        most = int(met.sum(1).max())
+        place = np.argsort(~met, axis=1, kind="stable")[:, :most]  # those met, then others: zeros
+        values = jnp.take_along_axis(rows, place, axis=1)
+        products = values[:, :, None] * values[:, None, :]
+        empty = jnp.zeros((self.num_shared, self.num_shared), rows.dtype)
+        return empty.at[place[:, :, None], place[:, None, :]].add(products)
 
     def multiply(self, pieces: ArrowMatrix, vector: jax.Array) -> jax.Array:
         """The matrix with these pieces times a vector, (D,)."""

@@ -10,7 +10,7 @@ Applics 13.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,10 @@ class Structure(Protocol):
     def unpack(self, products: jax.Array) -> Any:
         """The matrix by its nonzero pieces, from its products with the colors, (num_colors, D)."""
         ...
+
+    def thinned(self, seen: np.ndarray) -> Self:
+        """One with fewer colors, where products (num_colors, D) are nonzero in `seen` only."""
+        return self
 
     def multiply(self, pieces: Any, vector: jax.Array) -> jax.Array:
         """The matrix of these pieces times a vector, (D,)."""

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 
 from ppl_em.problem import Problem
-from ppl_em.structure.base import Screen, step_cost
+from ppl_em.structure.base import Screen, Structure, step_cost
 from ppl_em.util import Static
 
 
 @dataclass(frozen=True)
-class Blocks:
+class Blocks(Structure):
     """A partition of the D latent coordinates into G independent blocks of d coordinates.
 
     `index.value` has shape (G, d) and holds positions in `u`. The pieces of a matrix are its

@@ -18,7 +18,10 @@ MIN_LENGTH = 8
 """Shorter axes are no chains."""
 
 MAX_SHARED = 500
-"""Shared coordinates of an arrow, at most."""
+"""Shared coordinates of an arrow, at most, ..."""
+
+MAX_BORDER = 20_000_000
+"""... or as many as this leaves for each coordinate: the border is dense."""
 
 
 class _Placed(NamedTuple):
@@ -101,7 +104,10 @@ def arrow_candidates(problem: Problem, names: tuple[str, ...] | None = None) -> 
         local.append([s.by([0]) for s in members])
     for columns in local:
         index = np.concatenate(columns, axis=1) if len({len(c) for c in columns}) == 1 else None
-        if index is not None and len(index) > 1 and 0 < len(every) - index.size <= MAX_SHARED:
+        if index is None or len(index) < 2:
+            continue
+        most = max(MAX_SHARED, MAX_BORDER // len(every))
+        if 0 < len(every) - index.size <= most:
             yield Arrow(Static(index), Static(np.setdiff1d(every, index)))
 
 

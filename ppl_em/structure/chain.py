@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.structure.base import Screen, step_cost
+from ppl_em.structure.base import Screen, Structure, step_cost
 from ppl_em.util import Static
 
 SEQUENTIAL = 200.0
@@ -26,7 +26,7 @@ class Band(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Chain:
+class Chain(Structure):
     """B independent chains of T blocks of d coordinates.
 
     `index.value` has shape (B, T, d) and holds positions in `u`, -1 where a block is not full.

@@ -9,12 +9,13 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+import scipy.stats
 from conftest import SEED
 from gaussian_models import CASES, Case, outside
 
 from ppl_em import EM
 from ppl_em import e_step as e_steps
-from ppl_em.posterior import Product
+from ppl_em.posterior import GaussianArrow, Product
 from ppl_em.posterior.gaussian_chain import complement
 from ppl_em.problem import Problem, build_problem
 from ppl_em.result import LatentPosterior, Status
@@ -218,6 +219,52 @@ def test_pieces_of_a_matrix(structure):
     pieces = pattern.unpack(jnp.asarray(colors @ matrix))
     vector = rng.normal(size=22)
     np.testing.assert_allclose(pattern.multiply(pieces, jnp.asarray(vector)), matrix @ vector)
+
+
+def test_shared_coordinates_that_do_not_meet_go_by_one_color(rng_key):
+    """Crossed effects: a border with few entries takes few products, and the same law comes out."""
+    rng = np.random.default_rng(SEED)
+    groups, size, shared = 60, 2, 40
+    total = size * groups + shared
+    order = rng.permutation(total)
+    matrix = np.zeros((total, total))
+    for g in range(groups):
+        own = np.arange(size * g, size * (g + 1))
+        met = size * groups + rng.choice(shared, size=2, replace=False)
+        matrix[np.ix_(own, own)] = 0.3
+        matrix[np.ix_(own, met)] = rng.normal(size=(size, 2))
+        matrix[np.ix_(met, own)] = matrix[np.ix_(own, met)].T
+    matrix[np.arange(total), np.arange(total)] = 1 + np.abs(matrix).sum(1)
+    back = np.argsort(order)
+    matrix = matrix[np.ix_(back, back)]
+    whole = Arrow(
+        Static(order[: size * groups].reshape(groups, size)), Static(order[size * groups :])
+    )
+
+    def products(arrow: Arrow) -> np.ndarray:
+        return (arrow.colors == np.arange(arrow.num_colors)[:, None]) @ matrix
+
+    thin = whole.thinned(products(whole) != 0)
+    assert whole.num_colors == size + shared
+    assert thin.num_colors < size + shared / 2
+    for mine, full in zip(thin.unpack(products(thin)), whole.unpack(products(whole)), strict=True):
+        np.testing.assert_array_equal(mine, full)
+    gradient, u = rng.normal(size=(2, total))
+    law = GaussianArrow.around(thin, thin.unpack(products(thin)), jnp.asarray(u), gradient)
+    other = GaussianArrow.around(whole, whole.unpack(products(whole)), jnp.asarray(u), gradient)
+    mean = u + np.linalg.solve(matrix, gradient)
+    np.testing.assert_allclose(law.mean, mean, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(other.mean, mean, rtol=1e-10, atol=1e-10)
+    exact = scipy.stats.multivariate_normal(mean, np.linalg.inv(matrix)).logpdf(u)
+    np.testing.assert_allclose(law.log_density(jnp.asarray(u)), exact, rtol=1e-10)
+    columns = np.asarray(law.columns())
+    near = np.abs(matrix) > 0
+    np.testing.assert_allclose(
+        (columns.T @ columns)[near], np.linalg.inv(matrix)[near], rtol=1e-8, atol=1e-12
+    )
+    draws = np.asarray(law.draw(rng_key, 4000)) - mean
+    z = draws @ np.linalg.cholesky(matrix)
+    np.testing.assert_allclose(z.var(0), 1, atol=6 * np.sqrt(2 / 4000))
 
 
 def test_complement_and_its_derivative(rng_key):
