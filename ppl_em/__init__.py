@@ -8,7 +8,7 @@ from ppl_em.direct import Direct
 from ppl_em.em import EM
 from ppl_em.params import Constraint
 from ppl_em.posterior import LogLikelihood
-from ppl_em.result import Audit, EMResult, Optimum, Restarts, Status, load
+from ppl_em.result import Audit, Diagnosis, EMResult, Finding, Optimum, Restarts, Status, load
 from ppl_em.util import ModelError, enable_cache
 
 __version__ = "0.1.0"
@@ -19,8 +19,10 @@ __all__ = [
     "Audit",
     "Comparison",
     "Constraint",
+    "Diagnosis",
     "Direct",
     "EMResult",
+    "Finding",
     "LogLikelihood",
     "ModelError",
     "Optimum",

@@ -1,4 +1,4 @@
-"""The command line: `ppl-em fit | compare | models`."""
+"""The command line: `ppl-em fit | compare | show | models`."""
 
 import argparse
 import dataclasses
@@ -30,7 +30,7 @@ from ppl_em.compare import (
 )
 from ppl_em.direct import Direct, directly
 from ppl_em.em import EM
-from ppl_em.result import plot_fit, write_tree
+from ppl_em.result import load, plot_fit, write_tree
 from ppl_em.util import ModelError, alone, enable_cache, printable
 
 logger = logging.getLogger("ppl_em")
@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--out", metavar="FILE.nc", help="save the fit (netCDF, for ArviZ)")
     fit.add_argument("--plot", metavar="FILE.png", help="save a picture of the fit")
     fit.add_argument("--audit", action="store_true", help="ask a stronger E-step how far off it is")
+    fit.add_argument("--diagnose", action="store_true", help="list what speaks against the fit")
     fit.add_argument("--reference", action="store_true", help="show the model's reference answer")
     fit.set_defaults(run=_fit)
 
@@ -125,6 +126,11 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--plot", metavar="FILE.png", help="save a forest plot")
     compare.add_argument("--no-audit", action="store_true", help="do not audit the fits")
     compare.set_defaults(run=_compare)
+
+    show = commands.add_parser("show", help="print a saved fit, and what speaks against it")
+    show.add_argument("file", metavar="FILE.nc", help="saved by `fit --out` or `EMResult.save`")
+    show.add_argument("--json", action="store_true", help="print one JSON object")
+    show.set_defaults(run=_show)
 
     models = commands.add_parser("models", help="list the models that come with ppl-em")
     models.set_defaults(run=_models)
@@ -178,9 +184,11 @@ def _fit(options: argparse.Namespace) -> int:
     if options.json:
         options.answer = json.dumps(as_json(result, audit))
     else:
-        print(printable(report(result, entry, reference)))
+        print(printable(report(result, f"{entry.name}: {entry.title}", reference)))
         if audit is not None:
             print(f"\nAudit by {audit.e_step}, {audit.seconds:.1f} s\n{audit}")
+        if options.diagnose:
+            print(f"\nDiagnosis\n{result.diagnose(audit)}")
     notes = sys.stderr if options.json else sys.stdout
     if options.out:
         result.save(options.out)
@@ -188,6 +196,15 @@ def _fit(options: argparse.Namespace) -> int:
     if options.plot:
         save_figure(plot_fit(result, reference), options.plot)
         print(f"Picture saved in {options.plot}", file=notes)
+    return OK if result.converged else NOT_CONVERGED
+
+
+def _show(options: argparse.Namespace) -> int:
+    result = load(options.file)
+    if options.json:
+        options.answer = json.dumps(as_json(result))
+    else:
+        print(printable(f"{report(result, options.file)}\n\nDiagnosis\n{result.diagnose()}"))
     return OK if result.converged else NOT_CONVERGED
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from ppl_em.cli import catalog
 from ppl_em.compare import Comparison
 from ppl_em.params import flat_labels
 from ppl_em.result import Audit, EMResult, remarks
@@ -37,6 +36,7 @@ def as_json(result: EMResult, audit: Audit | None = None) -> dict[str, Any]:
         found["certificate"] = plain(result.certificate._asdict())
     if result.penalties:
         found |= {"penalised": result.penalised, "penalties": plain(result.penalties)}
+    found["diagnosis"] = [plain(finding._asdict()) for finding in result.diagnose(audit)]
     if result.degeneracy:
         found["degeneracy"] = result.degeneracy
     if result.restarts is not None:
@@ -75,7 +75,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def report(result: EMResult, entry: catalog.Entry, reference: dict[str, Any] | None) -> str:
+def report(result: EMResult, title: str, reference: dict[str, Any] | None = None) -> str:
     """The fit in lines: estimates, likelihood, how it ended; beside a reference if given."""
     table = result.table()
     if reference is not None:
@@ -89,7 +89,7 @@ def report(result: EMResult, entry: catalog.Entry, reference: dict[str, Any] | N
         table["reference"] = np.array([known.get(label, np.nan) for label in result.labels])
         with np.errstate(divide="ignore", invalid="ignore"):  # no errors of fixed values
             table["off by (se)"] = (table["estimate"] - table["reference"]) / table["se"]
-    lines = [f"{entry.name}: {entry.title}", "", *_aligned(result.labels, table), ""]
+    lines = [title, "", *_aligned(result.labels, table), ""]
     penalised = f", penalised {result.penalised:.6f}" if result.penalties else ""
     lines.append(f"log-likelihood  {result.log_likelihood}{result.doubt}{penalised}")
     if reference is not None:

@@ -4,6 +4,7 @@ from ppl_em.result.audit import Audit
 from ppl_em.result.certificate import Certificate
 from ppl_em.result.datatree import to_datatree
 from ppl_em.result.em_result import EMResult
+from ppl_em.result.finding import Diagnosis, Finding
 from ppl_em.result.latents import LatentPosterior
 from ppl_em.result.netcdf import write_tree
 from ppl_em.result.plots import plot_fit
@@ -18,7 +19,9 @@ __all__ = [
     "NO_OPTIMUM",
     "Audit",
     "Certificate",
+    "Diagnosis",
     "EMResult",
+    "Finding",
     "LatentPosterior",
     "Optimum",
     "Restarts",

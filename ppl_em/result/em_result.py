@@ -11,6 +11,7 @@ import numpy as np
 from ppl_em.params import ActiveConstraint, Boundary, Params, flat_labels
 from ppl_em.posterior import LogLikelihood
 from ppl_em.result.certificate import Certificate
+from ppl_em.result.diagnosis import Diagnosed
 from ppl_em.result.html import as_html
 from ppl_em.result.netcdf import write_tree
 from ppl_em.result.status import CONVERGED, Status
@@ -44,7 +45,7 @@ class Parts(Protocol):
 
 
 @dataclass(frozen=True, repr=False)
-class EMResult:
+class EMResult(Diagnosed):
     """A finished fit; everything in it belongs to `params`.
 
     Attributes

@@ -1,7 +1,7 @@
 """Importance weights, proposals, bridges: statistics of draws; nothing of models in them."""
 
 from ppl_em.stats.bridge import Integral, importance
-from ppl_em.stats.diagnostics import Health, ebfmi, mean_and_error, relative_error
+from ppl_em.stats.diagnostics import Health, ebfmi, mean_and_error, rank_rhat, relative_error
 from ppl_em.stats.pareto import MAX_KHAT, pareto_khat, smooth
 from ppl_em.stats.proposals import DEGREES, Proposals, log_density_of_noise
 
@@ -16,6 +16,7 @@ __all__ = [
     "log_density_of_noise",
     "mean_and_error",
     "pareto_khat",
+    "rank_rhat",
     "relative_error",
     "smooth",
 ]

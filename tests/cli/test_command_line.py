@@ -108,6 +108,27 @@ def test_exit_status_of_the_process(tmp_path, cache):
     assert done.stderr.count("\n") == 1
 
 
+def test_a_saved_fit_is_shown(tmp_path, capsys):
+    """What a file says is what the fit said; so is what speaks against it."""
+    path, options = str(tmp_path / "fit.nc"), ["--no-progress", "--max-steps", "1"]
+    options += ["--e-step", "exact", "--algorithm", "em"]
+    assert cli.main(["fit", "linkage", "--diagnose", "--out", path, *options]) == 1
+    fitted = capsys.readouterr().out
+    assert "Diagnosis\n1. max steps: Not converged" in fitted
+    assert cli.main(["show", path]) == 1
+    shown = capsys.readouterr().out
+    for part in ("log-likelihood", "pi ", "1. max steps"):
+        (old,), (new,) = (
+            [line for line in text.splitlines() if line.startswith(part)]
+            for text in (fitted, shown)
+        )
+        assert old == new
+    assert cli.main(["show", path, "--json"]) == 1
+    assert [f["topic"] for f in json.loads(capsys.readouterr().out)["diagnosis"]] == ["max steps"]
+    assert cli.main(["show", str(tmp_path / "none.nc")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_models_and_compare(tmp_path, cache):
     listed = ppl_em("models", cwd=tmp_path, cache=cache)
     assert listed.returncode == 0
