@@ -113,7 +113,7 @@ def test_origin_of_a_column(name, column):
 
 @pytest.mark.long
 @pytest.mark.parametrize("factor", FACTORS)
-@pytest.mark.parametrize("m_step", ["newton", "scipy"])
+@pytest.mark.parametrize("m_step", ["newton", "scipy", "lbfgs"])
 @pytest.mark.parametrize(("name", "column"), [("sleepstudy", "Days"), ("zero_inflated", "ment")])
 def test_units_with_other_m_steps(name, column, m_step, factor):
     check(name, column, factor, "exact", m_step=m_step)
