@@ -13,7 +13,6 @@ from ppl_em.e_step.mode import Mode, find_mode, first_mode, law_near, mode_of
 from ppl_em.e_step.quadrature_refinement import (
     COARSE,
     HERMITE,
-    MANY,
     Rule,
     choose,
     ladder,
@@ -80,7 +79,7 @@ class Quadrature(Approximation):
     Latents with a support are on the unconstrained scale. The number of nodes is raised until the
     log-likelihood no longer changes, at the first parameters and again at the last ones. Latents
     alone in their block, for which Gauss-Hermite rules need many, get nodes that reach further.
-    Many blocks of several latents get few nodes for second derivatives and until parameters settle.
+    Blocks of several latents get few nodes for second derivatives and until parameters settle.
 
     Attributes
     ----------
@@ -261,8 +260,7 @@ class Quadrature(Approximation):
 
     @property
     def _is_dear(self) -> bool:
-        blocks = self.known_blocks
-        return self.num_nodes is None and blocks.block_size > 1 and blocks.num_blocks > MANY
+        return self.num_nodes is None and self.known_blocks.block_size > 1
 
     def _mode(
         self, problem: Problem, params: Params, center: jax.Array, enough: float = 0.0

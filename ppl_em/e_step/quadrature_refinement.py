@@ -22,9 +22,6 @@ SINH = (15, 21, 27, 33, 39, 47, 63, 91, 127, 181, 255)
 AT_FIRST = 0.1
 """Share of the change allowed that the first rule may be off: parameters are still to move."""
 
-MANY = 200
-"""Blocks of several latents from which nodes are too dear for that."""
-
 DOUBT = 10.0
 """How many times the change allowed the other rule may be away."""
 

@@ -19,7 +19,6 @@ from small_models import GAUSSIAN
 from ppl_em import EM, ModelError
 from ppl_em.cli import catalog
 from ppl_em.e_step import Laplace, Quadrature, expectation
-from ppl_em.e_step.quadrature_refinement import MANY
 from ppl_em.likelihood import marginal_information
 from ppl_em.problem import Problem, build_problem
 from ppl_em.result import LatentPosterior
@@ -202,9 +201,9 @@ def slopes(x, group, number, y):
 
 
 @pytest.mark.long
-def test_many_blocks_start_with_few_nodes_and_end_with_enough():
+@pytest.mark.parametrize("number", [40, 250])
+def test_blocks_of_two_start_with_few_nodes_and_end_with_enough(number):
     rng = np.random.default_rng(2)
-    number = MANY + 50
     group = np.repeat(np.arange(number), 6)
     x = rng.normal(size=len(group))
     logits = -0.5 + x + rng.normal(size=number)[group] + 0.7 * rng.normal(size=number)[group] * x
