@@ -1,0 +1,1 @@
+"""Models of the kinds in NumPyro's examples, notebooks and tests, with what is to come out."""
