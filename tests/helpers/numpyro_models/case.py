@@ -38,8 +38,16 @@ class Case:
     """The kind of the log-likelihood; or a status; or what the refusal says, a pattern."""
     formula: Callable | None = None
     """log of the marginal likelihood, with priors at their modes, from the parameters."""
+    same_as: Callable | None = None
+    """Another way to write the model, which NumPyro's log-density can be asked of."""
+    masked: float = 0.0
+    """The log of the number of values of masked discrete latents, which NumPyro sums over."""
     rows: int | None = None
-    """Axis of the rows, from the end, if there is one continuous latent in each."""
+    """Axis of the rows, from the end, if there is one continuous latent in each; 0: one in all."""
+    draws: int = 0
+    """How many draws of the latents from their law to average over, where all else fails."""
+    newton: int = 0
+    """Steps of Newton's method to the mode of the latents, for Laplace's approximation."""
     window: tuple[float, float] = (-12.0, 12.0)
     """Between which unconstrained values of such a latent its mass lies."""
     start: dict | None = None
@@ -66,8 +74,8 @@ def case(source: str, *data: Any, at_mode: str = "", **options: Any) -> Callable
 
 def marginal(case: Case, params: dict) -> tuple[Callable, np.ndarray, Callable]:
     """The function of unconstrained parameters, them as a vector, and back to their sites."""
-    model = handlers.seed(case.model, 0)
-    trace = handlers.trace(handlers.substitute(model, params)).get_trace(*case.data)
+    written, data = case.same_as or case.model, jax.tree.map(jnp.asarray, case.data)
+    trace = handlers.trace(handlers.substitute(handlers.seed(written, 0), params)).get_trace(*data)
     supports = {name: _support(trace[name]) for name in params}
     free = {name: biject_to(supports[name]).inv(jnp.asarray(params[name])) for name in params}
     x, unravel = ravel_pytree(free)
@@ -87,13 +95,15 @@ def marginal(case: Case, params: dict) -> tuple[Callable, np.ndarray, Callable]:
     shapes = {name: jnp.shape(trace[name]["value"]) for name in latents}
 
     def terms(values: dict, params: dict) -> list[jax.Array]:
-        run = handlers.seed(case.model, 0)
+        run = handlers.seed(written, 0)
         given = {**values, **params}
-        return [*compute_log_probs(run, case.data, {}, given, sum_log_prob=False)[0].values()]
+        return [*compute_log_probs(run, data, {}, given, sum_log_prob=False)[0].values()]
 
     def joint(values: dict, params: dict) -> jax.Array:
         return sum(jnp.sum(term) for term in terms(values, params))
 
+    if case.draws:
+        return _by_draws(case, written, data, params, latents, to_params), x, to_params
     if case.rows is not None:
         (name,) = continuous
         by_row = _by_row(case, trace[name], shapes[name], lambda v, p: terms({name: v}, p))
@@ -103,19 +113,22 @@ def marginal(case: Case, params: dict) -> tuple[Callable, np.ndarray, Callable]:
     def given_discrete(values: dict, params: dict) -> jax.Array:
         if not continuous:
             return joint(values, params)
-        zero, back = ravel_pytree({name: jnp.zeros(shapes[name]) for name in continuous})
+        u, back = ravel_pytree({name: jnp.zeros(shapes[name]) for name in continuous})
         function = lambda u: joint({**values, **back(u)}, params)  # noqa: E731
-        value, slope = jax.value_and_grad(function)(zero)
-        precision = -jax.hessian(function)(zero)
+        for _ in range(case.newton):
+            u = u - jnp.linalg.solve(jax.hessian(function)(u), jax.grad(function)(u))
+        value, slope = jax.value_and_grad(function)(u)
+        precision = -jax.hessian(function)(u)
         _, logdet = jnp.linalg.slogdet(precision)
         peak = 0.5 * slope @ jnp.linalg.solve(precision, slope)
-        return value + peak + 0.5 * len(zero) * jnp.log(2 * jnp.pi) - 0.5 * logdet
+        return value + peak + 0.5 * len(u) * jnp.log(2 * jnp.pi) - 0.5 * logdet
 
     def total(x: jax.Array) -> jax.Array:
         params = to_params(x)
         if not discrete:
             return given_discrete({}, params)
-        return logsumexp(jax.lax.map(lambda v: given_discrete(v, params), tables, batch_size=512))
+        each = jax.lax.map(lambda v: given_discrete(v, params), tables, batch_size=512)
+        return logsumexp(each) - case.masked
 
     return total, x, to_params
 
@@ -158,9 +171,12 @@ def _by_row(case: Case, site: dict, shape: tuple, terms: Callable) -> Callable:
         def at(node: jax.Array) -> tuple[jax.Array, jax.Array]:
             u = jnp.full(shape, node)
             z = transform(u)
-            rows, rest = jnp.zeros(shape[axis]), jnp.zeros(())
+            rest = jnp.zeros(())
+            rows = jnp.zeros(shape[axis] if axis else 1)
             for term in terms(z, params):
-                if term.ndim >= -axis and term.shape[axis] == shape[axis]:
+                if not axis:
+                    rows += jnp.sum(term)
+                elif term.ndim >= -axis and term.shape[axis] == shape[axis]:
                     moved = jnp.moveaxis(term, axis, -1)
                     rows += jnp.sum(moved.reshape(-1, shape[axis]), axis=0)
                 else:
@@ -172,3 +188,46 @@ def _by_row(case: Case, site: dict, shape: tuple, terms: Callable) -> Callable:
         return jnp.sum(logsumexp(rows, axis=0) + jnp.log(nodes[1] - nodes[0])) + rest[0]
 
     return total
+
+
+def _by_draws(
+    case: Case, model: Callable, data: tuple, params: dict, latents: list[str], back: Callable
+) -> Callable:
+    """log of the mean of the density of all that is not drawn, with the same draws everywhere."""
+
+    def density(key: jax.Array, params: dict) -> jax.Array:
+        run = handlers.substitute(handlers.seed(model, key), params)
+        sites = handlers.trace(run).get_trace(*data)
+        kept = [s for n, s in sites.items() if s["type"] == "sample" and n not in latents]
+        return sum(jnp.sum(_log_density(site)) for site in kept)
+
+    def total(x: jax.Array) -> jax.Array:
+        keys = jax.random.split(jax.random.key(1), case.draws)
+        each = jax.lax.map(lambda key: density(key, back(x)), keys, batch_size=5000)
+        return logsumexp(each) - jnp.log(case.draws)
+
+    return total
+
+
+def _log_density(site: dict) -> jax.Array:
+    return site["fn"].log_prob(site["value"], *filter(None, [site["intermediates"]]))
+
+
+def at_maximum(case: Case, params: dict) -> tuple[float, float]:
+    """The marginal log-density, and how far the maximum is by Newton, in standard errors.
+
+    Second derivatives are differences of gradients, as not all models have them.
+    """
+    function, x, _ = marginal(case, params)
+    value, slope = jax.device_get(jax.jit(jax.value_and_grad(function))(x))
+    gradient = jax.jit(jax.grad(function))
+    width = 1e-5 * np.maximum(1.0, np.abs(x))
+    columns = [
+        np.subtract(gradient(x + h * e), gradient(x - h * e)) / (2 * h)
+        for h, e in zip(width, np.eye(len(x)), strict=True)
+    ]
+    information = -0.5 * (np.array(columns) + np.array(columns).T)
+    assert np.linalg.eigvalsh(information).min() > 0, information
+    covariance = np.linalg.inv(information)
+    steps = np.abs(covariance @ slope) / np.sqrt(np.diag(covariance))
+    return float(value), float(np.max(steps, initial=0.0))

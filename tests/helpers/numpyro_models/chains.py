@@ -1,6 +1,7 @@
 """Hidden Markov models: loops, `scan`, plates, history, states used after the chain."""
 
 import functools
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ FUNSOR = "test/contrib/test_funsor.py: "
 HMM = "examples/hmm_enum.py: "
 PARALLEL = {"enumerate": "parallel"}
 DRAW = np.random.default_rng(12)
+OUTSIDE = "Site 'w': it depends on the states 'x' of a `scan`, and is outside of it. Move it into"
+MASKED = "Site 'z': some of its cells are masked, but the log-density of site 'z', .* depends on"
 FIRST = jnp.array([0.6, 0.4])
 MOVES = jnp.array([[0.8, 0.2], [0.1, 0.9]])
 SERIES = DRAW.normal(np.repeat([-1.0, 1.2, -0.8], 3), 0.8)
@@ -41,7 +44,21 @@ def unrolled_chain(y):
         probs = moves[x]
 
 
-@case(FUNSOR + "test_scan_enum_one_latent", SERIES, quick=True)
+def unrolled(y, second=None):
+    """The chains below, as a Python loop; rows of `y` are in a plate if there are columns."""
+    locs, x = locations(), None
+    for t, row in enumerate(y):
+        probs = FIRST if x is None else MOVES[x]
+        with numpyro.plate("series", 3) if y.ndim > 1 and second is None else nullcontext():
+            x = numpyro.sample(f"x_{t}", dist.Categorical(probs))
+            if second is None:
+                numpyro.sample(f"y_{t}", dist.Normal(locs[x], 1.0), obs=row)
+        if second is not None:
+            numpyro.sample(f"y_{t}", dist.Normal(locs[x], 1.0), obs=row)
+            numpyro.sample(f"z_{t}", dist.Normal(locs[x], 1.0), obs=second[t])
+
+
+@case(FUNSOR + "test_scan_enum_one_latent", SERIES, same_as=unrolled, quick=True)
 def chain_from_nothing(y):
     """`scan(step, None, y)`: the first step has no state before it."""
     locs = locations()
@@ -54,7 +71,7 @@ def chain_from_nothing(y):
     scan(step, None, y)
 
 
-@case(FUNSOR + "test_scan_enum_plate", TABLE)
+@case(FUNSOR + "test_scan_enum_plate", TABLE, same_as=unrolled)
 def chains_in_a_plate(y):
     locs = locations()
 
@@ -67,7 +84,9 @@ def chains_in_a_plate(y):
     scan(step, None, y)
 
 
-@case(FUNSOR + "test_scan_enum_separated_plates_same_dim", TABLE, TABLE[:, :2] + 0.3)
+@case(
+    FUNSOR + "test_scan_enum_separated_plates_same_dim", TABLE, TABLE[:, :2] + 0.3, same_as=unrolled
+)
 def a_chain_seen_in_two_plates(first, second):
     locs = locations()
 
@@ -159,6 +178,7 @@ def history_of_two(y):
 def history_of_three(y):
     q = numpyro.param("q", jnp.array([0.25, 0.7]), constraint=constraints.unit_interval)
     w = numpyro.param("w", jnp.array([0.3, -0.2, 0.5]))
+    numpyro.sample("q_prior", dist.Beta(2.0, 2.0).expand([2]).to_event(1), obs=q)
 
     def step(carry, value):
         a, b, c = carry
@@ -220,7 +240,7 @@ def masked_step(use):
     return step
 
 
-@case(HMM + "model_1", NOTES, at_mode="moves tones")
+@case(HMM + "model_1", NOTES, at_mode="moves tones", masked=np.log(2))
 def notes_of_sequences(y):
     moves, tones = prior_tables((2, 3))
 
@@ -233,7 +253,7 @@ def notes_of_sequences(y):
     scan(masked_step(use), (jnp.zeros((2, 1), int), 0), jnp.swapaxes(y, 0, 1))
 
 
-@case(HMM + "model_2", NOTES, at_mode="moves tones")
+@case(HMM + "model_2", NOTES, at_mode="moves tones", masked=np.log(2))
 def notes_that_remember_themselves(y):
     moves, tones = prior_tables((2, 2, 3))
 
@@ -281,7 +301,7 @@ def coupled_chain(y):
     scan(masked_step(use), (start, 0), jnp.swapaxes(y, 0, 1))
 
 
-@case(HMM + "model_6", NOTES, at_mode="tones")
+@case(HMM + "model_6", NOTES, at_mode="tones", masked=np.log(2))
 def second_order_chain(y):
     moves = jnp.array([[[0.7, 0.3], [0.4, 0.6]], [[0.2, 0.8], [0.5, 0.5]]])
     tones = numpyro.sample("tones", dist.Beta(2.0, 3.0).expand([2, 3]).to_event(2))
@@ -319,7 +339,12 @@ def partly_labelled_chain(words_seen, labels):
     numpyro.factor("forward", jax.scipy.special.logsumexp(last))
 
 
-@case("examples/capture_recapture.py: model_1", DRAW.integers(0, 2, (3, 4)), at_mode="phi rho")
+@case(
+    "examples/capture_recapture.py: model_1",
+    DRAW.integers(0, 2, (3, 4)),
+    at_mode="phi rho",
+    verdict=MASKED,
+)
 def capture_and_recapture(history):
     phi = numpyro.sample("phi", dist.Beta(2.0, 2.0))
     rho = numpyro.sample("rho", dist.Beta(2.0, 2.0))
@@ -372,6 +397,7 @@ def the_last_state_is_seen(y, outcome):
     FUNSOR + "test_scan_enum_scan_enum, the second on the states of the first",
     SERIES[:5],
     SERIES[:5],
+    verdict=OUTSIDE,
 )
 def a_chain_driven_by_a_chain(first, second):
     locs = locations()
@@ -390,6 +416,19 @@ def a_chain_driven_by_a_chain(first, second):
         return w, None
 
     scan(follow, 0, (path, second))
+
+
+@case(FUNSOR + "test_scan_enum_scan_enum, from where the first ended", SERIES[:4], SERIES[4:7])
+def a_chain_that_goes_on(first, second):
+    locs = locations()
+
+    def step(name, moves, x, value):
+        x = numpyro.sample(name, dist.Categorical(moves[x]))
+        numpyro.sample("y_" + name, dist.Normal(locs[x], 1.0), obs=value)
+        return x, None
+
+    last, _ = scan(functools.partial(step, "x", MOVES), 0, first)
+    scan(functools.partial(step, "w", MOVES[::-1]), last, second)
 
 
 @case("test/contrib/test_infer_discrete.py: test_scan_hmm_smoke", SERIES)

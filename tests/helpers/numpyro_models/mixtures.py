@@ -34,6 +34,7 @@ WHO = np.array([0, 0, 1, 2])
 def a_network_of_coins(x1, x2, x3):
     """Two causes, each of two of three effects."""
     p = numpyro.param("p", jnp.array([0.3, 0.6]), constraint=constraints.unit_interval)
+    numpyro.sample("prior", dist.Beta(2.0, 2.0).expand([2]).to_event(1), obs=p)
     with numpyro.plate("rows", len(x1)):
         a = numpyro.sample("a", dist.Bernoulli(p[0]), infer=PARALLEL)
         b = numpyro.sample("b", dist.Bernoulli(0.3 + 0.4 * a), infer=PARALLEL)
@@ -57,7 +58,12 @@ def mixture_with_priors(y):
         numpyro.sample("y", dist.Normal(means[z], 1.0), obs=y)
 
 
-@case("test/contrib/test_funsor.py: test_missing_plate", Y, at_mode="weights means")
+@case(
+    "test/contrib/test_funsor.py: test_missing_plate",
+    Y,
+    at_mode="weights means",
+    verdict="Site 'means': its batch shape is .2,. and axis -1 is in no plate",
+)
 def mixture_whose_means_lack_a_plate(y):
     weights = numpyro.sample("weights", dist.Dirichlet(2 * jnp.ones(2)))
     means = numpyro.sample("means", dist.Normal(jnp.arange(2.0), 1.0))
@@ -209,7 +215,7 @@ SEX = np.array([1, 0, -1, 0, 1, 1, -1, 0])
 LIVED = np.array([0, 1, 1, 1, 0, 0, 1, 1])
 
 
-@case("notebooks/source/discrete_imputation.ipynb: model", SEX, LIVED)
+@case("notebooks/source/discrete_imputation.ipynb: model", SEX, LIVED, masked=6 * np.log(2))
 def missing_categories(sex, lived):
     """Unknown categories are latent, the known ones observed, by one site each."""
     p = numpyro.param("p", 0.5, constraint=constraints.unit_interval)
@@ -223,11 +229,20 @@ def missing_categories(sex, lived):
     numpyro.sample("prior", dist.Beta(2.0, 2.0).expand([2]).to_event(1), obs=survival)
 
 
+def ages_integrated(params, age, lived):
+    seen = ~np.isnan(age)
+    known = jnp.where(seen, age, 0.0)
+    slope, mean = params["slope"], params["mean"]
+    both = dist.Normal(mean, 1.0).log_prob(known) + dist.Normal(slope * known, 1.0).log_prob(lived)
+    alone = dist.Normal(slope * mean, jnp.sqrt(1 + slope**2)).log_prob(lived)
+    return jnp.sum(jnp.where(seen, both, alone))
+
+
+MISSING_AGE = np.where(AGE > 50, np.nan, AGE / 10)
+
+
 @case(
-    "notebooks/source/bayesian_imputation.ipynb: model",
-    np.where(AGE > 50, np.nan, AGE / 10),
-    LIVED,
-    verdict="exact|quadrature|estimate",
+    "notebooks/source/bayesian_imputation.ipynb: model", MISSING_AGE, LIVED, formula=ages_integrated
 )
 def missing_ages(age, lived):
     mean = numpyro.param("mean", 2.0)
@@ -260,7 +275,7 @@ def known_mixture_with_a_shift(y):
 @case(
     "examples/gaussian_shells.py: model",
     np.array([2.1, 1.2]),
-    verdict=r"no free parameters|parameters",
+    verdict="it has no free parameters to maximise",
 )
 def nothing_to_maximize(y):
     z = numpyro.sample("z", dist.Bernoulli(0.5), infer=PARALLEL)

@@ -14,16 +14,13 @@ ELBO = "test/contrib/test_enum_elbo.py: "
 DISCRETE = "test/contrib/test_infer_discrete.py: "
 PARALLEL = {"enumerate": "parallel"}
 DRAW = np.random.default_rng(11)
+TOO_BIG = (
+    "Site '.': discrete latents of different plates meet .* exponential in the size of a plate"
+)
 
 
 def simplex(name, value):
     return numpyro.param(name, jnp.array(value), constraint=constraints.simplex)
-
-
-def rows_of(name, value):
-    """Rows of a table of probabilities."""
-    start = jnp.array(value)
-    return numpyro.param(name, start, constraint=constraints.simplex)
 
 
 def share(name, value):
@@ -67,14 +64,19 @@ def one_coin_for_all_rows(y):
 @case(ELBO + "test_elbo_enumerate_plate_2", np.array([0.2, 1.9, 2.1, -1.2, 0.4, 2.2]))
 def a_coin_for_all_and_one_for_each_row(y):
     loc = numpyro.param("loc", jnp.array([-1.0, 1.0]))
-    table = rows_of("table", [[0.75, 0.25], [0.45, 0.55]])
+    table = simplex("table", [[0.75, 0.25], [0.45, 0.55]])
     x = numpyro.sample("x", dist.Categorical(jnp.array([0.4, 0.6])))
     with numpyro.plate("rows", len(y)):
         c = numpyro.sample("c", dist.Categorical(table[x]), infer=PARALLEL)
         numpyro.sample("obs", dist.Normal(loc[c], 0.7), obs=y)
 
 
-@case(ELBO + "test_elbo_enumerate_plate_3, masked", np.array([0.2, 1.9, 2.1, -1.2, 0.4, 2.2]), 4)
+@case(
+    ELBO + "test_elbo_enumerate_plate_3, masked",
+    np.array([0.2, 1.9, 2.1, -1.2, 0.4, 2.2]),
+    4,
+    masked=4 * np.log(2),
+)
 def two_coins_a_row_some_rows_masked(y, seen):
     loc = numpyro.param("loc", jnp.array([-1.0, 1.0]))
     with numpyro.plate("rows", len(y)), handlers.mask(mask=jnp.arange(len(y)) < seen):
@@ -114,7 +116,8 @@ def two_parents_in_a_loop(y):
     for i, row in enumerate(y):
         b = numpyro.sample(f"b_{i}", dist.Categorical(jnp.array([0.6, 0.4])))
         mean = loc + jnp.array([[0.0, 1.0], [2.0, -1.0]])[a, b]
-        numpyro.sample(f"obs_{i}", dist.Normal(mean, 1.0).expand([2]).to_event(1), obs=row)
+        with numpyro.plate(f"columns_{i}", 2):
+            numpyro.sample(f"obs_{i}", dist.Normal(mean, 1.0), obs=row)
 
 
 @case(ELBO + "test_elbo_enumerate_plate_7", np.array([0, 1, 1, 0, 1]))
@@ -170,7 +173,11 @@ def both_levels_reach_the_data(y):
             numpyro.sample("c", dist.Normal(Vindex(locs)[a, b], 1.0), obs=y)
 
 
-@case(ELBO + "test_elbo_enumerate_plates_6", DRAW.normal(0.5, 1.0, (3, 2)))
+@case(
+    ELBO + "test_elbo_enumerate_plates_6, model_plate_plate",
+    DRAW.normal(0.5, 1.0, (3, 2)),
+    verdict=TOO_BIG,
+)
 def crossed_plates(y):
     loc = numpyro.param("loc", 0.0)
     effects = jnp.array([[-1.0, 0.0], [0.5, 2.0]])
@@ -184,7 +191,11 @@ def crossed_plates(y):
         numpyro.sample("d", dist.Normal(loc + Vindex(effects)[b, c], 1.0), obs=y)
 
 
-@case(ELBO + "test_elbo_enumerate_plates_7", DRAW.normal(0.5, 1.0, (2, 3)))
+@case(
+    ELBO + "test_elbo_enumerate_plates_7, model_plate_plate",
+    DRAW.normal(0.5, 1.0, (2, 3)),
+    verdict=TOO_BIG,
+)
 def crossed_plates_with_a_latent_in_each_cell(y):
     loc = numpyro.param("loc", 0.0)
     rows, columns = numpyro.plate("rows", 2, dim=-2), numpyro.plate("columns", 3, dim=-1)
@@ -198,13 +209,41 @@ def crossed_plates_with_a_latent_in_each_cell(y):
         numpyro.sample("e", dist.Normal(loc + 2.0 * d, 1.0), obs=y)
 
 
+@case(ELBO + "test_elbo_enumerate_plates_6, model_iplate_plate", DRAW.normal(0.5, 1.0, (3, 2)))
+def crossed_plates_one_as_a_loop(y):
+    loc = numpyro.param("loc", 0.0)
+    effects = jnp.array([[-1.0, 0.0], [0.5, 2.0]])
+    rows = numpyro.plate("rows", 3)
+    a = numpyro.sample("a", dist.Categorical(jnp.array([0.45, 0.55])))
+    columns = [
+        numpyro.sample(f"b_{j}", dist.Categorical(jnp.array([[0.6, 0.4], [0.4, 0.6]])[a]))
+        for j in range(2)
+    ]
+    with rows:
+        c = numpyro.sample("c", dist.Categorical(jnp.array([[0.75, 0.25], [0.55, 0.45]])[a]))
+        for j, b in enumerate(columns):
+            mean = loc + Vindex(effects)[b, c]
+            numpyro.sample(f"d_{j}", dist.Normal(mean, 1.0), obs=y[:, j])
+
+
+def each_row_twice(params, y):
+    """The marginal of a row, not its density given the coin, is what is there twice."""
+    normal = lambda shift: dist.Normal(params["loc"] + shift, 1.0).log_prob(y)  # noqa: E731
+    terms = []
+    for x, prior in enumerate([0.6, 0.4]):
+        p = 0.3 + 0.4 * x
+        row = jnp.logaddexp(jnp.log1p(-p) + normal(0.0), jnp.log(p) + normal(1.0))
+        terms.append(jnp.log(prior) + 2 * row.sum())
+    return jnp.logaddexp(*terms)
+
+
 @case(
-    ELBO + "test_elbo_enumerate_1, scaled",
+    ELBO + "test_elbo_enumerate_plate_1, scaled",
     np.array([0.5, 1.2, 2.2]),
-    verdict=r"Site '\w+': .*scale.*",
+    formula=each_row_twice,
 )
 def a_tempered_model(y):
-    """One coin and all that hangs on it, to a power."""
+    """Rows with a coin each, under a scale."""
     loc = numpyro.param("loc", 0.5)
     x = numpyro.sample("x", dist.Bernoulli(0.4))
     with handlers.scale(scale=2.0), numpyro.plate("rows", len(y)):
@@ -217,6 +256,7 @@ def one_coin_for_a_plate_and_one_for_each_row():
     p = simplex("p", [0.25, 0.75])
     loc = numpyro.sample("loc", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
     scale = jnp.exp(numpyro.sample("log_scale", dist.Normal(0.0, 1.0)))
+    numpyro.sample("prior", dist.Dirichlet(jnp.array([2.0, 3.0])), obs=p)
     first = numpyro.sample("first", dist.Categorical(p))
     with numpyro.plate("data[0]", 3):
         numpyro.sample("x1", dist.Normal(loc[first], scale), obs=np.array([-1.0, -1.2, 0.0]))
@@ -225,7 +265,7 @@ def one_coin_for_a_plate_and_one_for_each_row():
         numpyro.sample("x2", dist.Normal(loc[second], scale), obs=np.array([-1.0, 1.0, 1.4]))
 
 
-@case(DISCRETE + "test_distribution_3", np.array([0.1, 1.1, 2.3]))
+@case(DISCRETE + "test_distribution_3", np.array([0.1, 1.1, 2.3]), masked=np.log(2))
 def masked_coins(y):
     """Rows 1 and 2 of the latents are masked, with all that depends on them."""
     loc = numpyro.param("loc", 0.2)
@@ -246,7 +286,14 @@ def a_chain_over_plates(y):
             numpyro.sample(f"y_{t}", dist.Normal(loc + x, 0.5), obs=y[:, t])
 
 
-@case(ELBO + "test_model_enum_subsample_1", DRAW.normal(0.5, 1.0, 12), 4, verdict="subsampl")
+def all_rows(y, size):
+    locs = numpyro.param("locs", LOCS)
+    with numpyro.plate("rows", len(y)):
+        z = numpyro.sample("z", dist.Categorical(jnp.array([0.4, 0.6])))
+        numpyro.sample("obs", dist.Normal(locs[z], 1.0), obs=y)
+
+
+@case(ELBO + "test_model_enum_subsample_1", DRAW.normal(0.5, 1.0, 8), 4, same_as=all_rows)
 def sub_sampled_mixture(y, size):
     locs = numpyro.param("locs", LOCS)
     with numpyro.plate("rows", len(y), subsample_size=size) as index:

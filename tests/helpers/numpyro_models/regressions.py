@@ -1,5 +1,6 @@
 """Regressions that are Bayesian throughout: global sites at their modes, effects integrated."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -21,14 +22,14 @@ OUTCOME = X @ np.array([1.0, 0.5, -0.8]) + DRAW.normal(0, 0.6, 30)
 SCHOOLS = np.array([28.0, 8, -3, 7, -1, 1, 18, 12]), np.array([15.0, 10, 16, 11, 9, 11, 10, 18])
 
 
-@case(BASEBALL + "fully_pooled", AT_BATS, HITS, at_mode="phi", verdict="none", quick=True)
+@case(BASEBALL + "fully_pooled", AT_BATS, HITS, at_mode="phi", verdict="exact", quick=True)
 def all_players_alike(at_bats, hits):
     phi = numpyro.sample("phi", dist.Uniform(0.0, 1.0))
     with numpyro.plate("players", len(hits)):
         numpyro.sample("hits", dist.Binomial(at_bats, probs=phi), obs=hits)
 
 
-@case(BASEBALL + "not_pooled", AT_BATS, HITS, at_mode="phi", verdict="none")
+@case(BASEBALL + "not_pooled", AT_BATS, HITS, at_mode="phi", verdict="exact")
 def each_player_alone(at_bats, hits):
     with numpyro.plate("players", len(hits)):
         phi = numpyro.sample("phi", dist.Uniform(0.0, 1.0))
@@ -69,21 +70,26 @@ def players_from_a_normal(at_bats, hits):
         numpyro.sample("hits", dist.Binomial(at_bats, logits=alpha), obs=hits)
 
 
-@case("examples/covtype.py: model", X, LABELS, at_mode="coefs", verdict="none")
+@case("examples/covtype.py: model", X, LABELS, at_mode="coefs", verdict="exact")
 def logistic_regression(x, y):
     coefs = numpyro.sample("coefs", dist.Normal(jnp.zeros(3), jnp.ones(3)))
     with numpyro.plate("rows", len(y), subsample_size=None) as index:
         numpyro.sample("y", dist.Bernoulli(logits=x[index] @ coefs), obs=y[index])
 
 
-@case("examples/covtype.py: model, integrated", X, LABELS, verdict=r"no.*parameters")
+@case(
+    "examples/covtype.py: model, integrated",
+    X,
+    LABELS,
+    verdict="it has no free parameters to maximise",
+)
 def logistic_regression_without_parameters(x, y):
     coefs = numpyro.sample("coefs", dist.Normal(jnp.zeros(3), jnp.ones(3)))
     with numpyro.plate("rows", len(y)):
         numpyro.sample("y", dist.Bernoulli(logits=x @ coefs), obs=y)
 
 
-@case("examples/proportion_test.py: model", X, LABELS, at_mode="coefficients", verdict="none")
+@case("examples/proportion_test.py: model", X, LABELS, at_mode="coefficients", verdict="exact")
 def proportions(x, y):
     prior = dist.MultivariateNormal(loc=0.0, covariance_matrix=jnp.eye(3))
     beta = numpyro.sample("coefficients", prior)
@@ -97,7 +103,7 @@ def proportions(x, y):
     X[:, 2],
     OUTCOME,
     at_mode="a bM bA sigma",
-    verdict="none",
+    verdict="exact",
 )
 def regression_with_optional_terms(marriage=None, age=None, divorce=None):
     a = numpyro.sample("a", dist.Normal(0.0, 0.2))
@@ -154,6 +160,7 @@ def horseshoe(x, y):
     at_mode="tau",
     e_step="nuts",
     verdict="estimate",
+    draws=200_000,
 )
 def logistic_horseshoe(x, y):
     tau = numpyro.sample("tau", dist.Gamma(3.0, 3.0))
@@ -169,6 +176,7 @@ def logistic_horseshoe(x, y):
     at_mode="tau",
     e_step="nuts",
     verdict="estimate",
+    draws=200_000,
 )
 def horseshoe_as_written(x, y):
     tau = numpyro.sample("tau", dist.Gamma(3.0, 3.0))
@@ -197,7 +205,7 @@ def schools_by_reparam(y, sigma):
         numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
 
-@case(MCMC + "test_improper_prior", OUTCOME, at_mode="mean std", verdict="none")
+@case(MCMC + "test_improper_prior", OUTCOME, at_mode="mean std", verdict="exact")
 def improper_priors(y):
     mean = numpyro.sample("mean", dist.Normal(0.0, 1.0).mask(False))
     std = numpyro.sample("std", dist.ImproperUniform(constraints.positive, (), ()))
@@ -212,7 +220,7 @@ def improper_mean_integrated(y):
     numpyro.sample("y", dist.Normal(mean, std), obs=y)
 
 
-@case(MCMC + "test_beta_bernoulli_x64", DRAW.integers(0, 2, (20, 2)), at_mode="p", verdict="none")
+@case(MCMC + "test_beta_bernoulli_x64", DRAW.integers(0, 2, (20, 2)), at_mode="p", verdict="exact")
 def shares_with_beta_priors(y):
     p = numpyro.sample("p", dist.Beta(jnp.full(2, 1.1), jnp.full(2, 1.1)))
     numpyro.sample("y", dist.Bernoulli(p), obs=y)
@@ -225,15 +233,16 @@ def shares_integrated(y):
     numpyro.sample("y", dist.Bernoulli(p), obs=y)
 
 
-@case(MCMC + "test_dirichlet_categorical_x64", DRAW.integers(0, 3, 40), at_mode="p", verdict="none")
+@case(
+    MCMC + "test_dirichlet_categorical_x64", DRAW.integers(0, 3, 40), at_mode="p", verdict="exact"
+)
 def shares_with_a_dirichlet(y):
     p = numpyro.sample("p", dist.Dirichlet(jnp.array([2.0, 2.0, 2.0])))
     numpyro.sample("y", dist.Categorical(p), obs=y)
 
 
 def dirichlet_formula(params, y):
-    from jax.scipy.special import gammaln
-
+    gammaln = jax.scipy.special.gammaln
     a = params["a"] * jnp.ones(3)
     n = jnp.asarray(np.stack([np.bincount(row, minlength=3) for row in y]))
     total = gammaln(a.sum()) - gammaln(a.sum() + n.sum(1))
@@ -253,17 +262,28 @@ def shares_of_groups(y):
             numpyro.sample("y", dist.Categorical(p), obs=y)
 
 
-@case(MCMC + "test_binomial_stable_x64", {"n": 5_000_000, "x": 3849}, at_mode="p", verdict="none")
+@case(MCMC + "test_binomial_stable_x64", {"n": 5_000_000, "x": 3849}, at_mode="p", verdict="exact")
 def rare_events(data):
     p = numpyro.sample("p", dist.Beta(1.0, 1.0))
     numpyro.sample("x", dist.Binomial(data["n"], logits=jnp.log(p) - jnp.log1p(-p)), obs=data["x"])
+
+
+def sum_of_segments(params, y):
+    """tau between (k - 1) / n and k / n puts k days before the change."""
+    rate = 1 / np.mean(y)
+    before, after = (dist.Poisson(params[name]).log_prob(y) for name in ("before", "after"))
+    days = jnp.arange(len(y))
+    each = jnp.where(days < days[:, None] + 1, before, after).sum(1)
+    priors = sum(dist.Exponential(rate).log_prob(params[name]) for name in ("before", "after"))
+    return jax.scipy.special.logsumexp(each) - jnp.log(len(y)) + priors
 
 
 @case(
     MCMC + "test_change_point_x64",
     DRAW.poisson(np.repeat([6.0, 12.0], [14, 10])),
     at_mode="before after",
-    verdict=r"Site 'tau': .*(jump|step|compar)",
+    verdict="estimate",
+    formula=sum_of_segments,
 )
 def a_change_point_on_a_line(y):
     rate = 1 / np.mean(y)
@@ -274,12 +294,7 @@ def a_change_point_on_a_line(y):
     numpyro.sample("y", dist.Poisson(rates), obs=y)
 
 
-@case(
-    MCMC + "test_uniform_normal",
-    0.4,
-    at_mode="alpha",
-    verdict="quadrature|estimate|boundary|maximum",
-)
+@case(MCMC + "test_uniform_normal", 0.4, at_mode="alpha", verdict="quadrature", rows=0)
 def uniform_below_a_parameter(y):
     alpha = numpyro.sample("alpha", dist.Uniform(0.0, 1.0))
     with handlers.reparam(config={"loc": TransformReparam()}):
@@ -289,7 +304,7 @@ def uniform_below_a_parameter(y):
     numpyro.sample("y", dist.Normal(loc, 0.1), obs=y)
 
 
-@case(MCMC + "test_fixed_num_steps", X[:, 1], OUTCOME, at_mode="w b sigma", verdict="none")
+@case(MCMC + "test_fixed_num_steps", X[:, 1], OUTCOME, at_mode="w b sigma", verdict="exact")
 def a_line_with_strong_priors(x, y):
     w = numpyro.sample("w", dist.Normal(10.0, 1.0))
     b = numpyro.sample("b", dist.Normal(1.0, 1.0))
@@ -311,7 +326,8 @@ ADMIT = np.array([51, 9, 35, 3, 12, 20, 14, 13, 5, 9, 2, 3])
     APPLICATIONS,
     ADMIT,
     at_mode="v_mu sigma L_Rho",
-    verdict="quadrature|estimate",
+    verdict="quadrature",
+    draws=400_000,
 )
 def admissions(dept, male, applications, admit):
     v_mu = numpyro.sample("v_mu", dist.Normal(0.0, jnp.array([4.0, 1.0])))
@@ -332,7 +348,7 @@ def ordinal_data():
     "notebooks/source/ordinal_regression.ipynb: model1",
     *ordinal_data(),
     at_mode="slope cuts",
-    verdict="none",
+    verdict="exact",
 )
 def ordered_outcomes(x, y):
     slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
@@ -348,7 +364,7 @@ def ordered_outcomes(x, y):
     "notebooks/source/ordinal_regression.ipynb: model2",
     *ordinal_data(),
     at_mode="slope cuts",
-    verdict="none",
+    verdict="exact",
 )
 def ordered_outcomes_by_an_improper_prior(x, y):
     slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
@@ -382,6 +398,7 @@ def lines_of_patients(patient, week, fvc):
     at_mode="log_tau_zero",
     e_step="nuts",
     verdict="estimate",
+    draws=200_000,
 )
 def scales_of_coefficients(x, y):
     log_tau_zero = numpyro.sample("log_tau_zero", dist.Normal(0.0, 1.0))
@@ -397,7 +414,7 @@ def scales_of_coefficients(x, y):
     LABELS,
     OUTCOME,
     at_mode="a theta s b beta sc",
-    verdict="none",
+    verdict="exact",
 )
 def an_outcome_corrected_by_a_latent(pre, treated, post):
     """The second outcome is computed from a latent of the first part."""
@@ -418,7 +435,7 @@ def an_outcome_corrected_by_a_latent(pre, treated, post):
     "notebooks/source/truncated_distributions.ipynb: truncated_normal_model",
     np.minimum(OUTCOME, 0.8),
     at_mode="loc scale",
-    verdict="none",
+    verdict="exact",
 )
 def truncated_normal(y):
     loc, scale = numpyro.sample("loc", dist.Normal()), numpyro.sample("scale", dist.LogNormal())
@@ -430,7 +447,7 @@ def truncated_normal(y):
     "notebooks/source/truncated_distributions.ipynb: folded_student_model",
     np.abs(OUTCOME),
     at_mode="loc scale df",
-    verdict="none",
+    verdict="exact",
 )
 def folded_student(y):
     df = numpyro.sample("df", dist.Gamma(6.0, 2.0))
@@ -444,7 +461,7 @@ def folded_student(y):
     np.minimum(np.exp(OUTCOME), 3.0),
     np.exp(OUTCOME) > 3.0,
     at_mode="loc scale",
-    verdict="none",
+    verdict="exact",
 )
 def censored_times(y, censored):
     loc, scale = numpyro.sample("loc", dist.Normal()), numpyro.sample("scale", dist.LogNormal())

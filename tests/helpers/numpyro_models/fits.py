@@ -1,0 +1,60 @@
+"""A case fitted, and its verdict compared with what came out."""
+
+import re
+import warnings
+
+import jax
+import numpy as np
+from conftest import SEED
+
+import ppl_em
+from ppl_em import EM, EMResult, ModelError
+
+from .case import Case, at_maximum
+
+ROUNDING = 1e-7
+"""Of a log-likelihood of some tens, by another route of summation or quadrature."""
+
+
+def fitted(case: Case) -> EMResult:
+    """The fit; Monte Carlo E-steps to a coarse tolerance."""
+    e_step, stopping = case.e_step, None
+    if e_step == "nuts" or case.verdict == "estimate":
+        e_step = ppl_em.e_step.NUTS(num_warmup=150)
+        stopping = ppl_em.Stopping(mcse_fraction=0.1)
+    em = EM(case.model, e_step, map_sites=case.at_mode, stopping=stopping, **case.options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # NumPyro's own, of plates and scans
+        key = jax.random.key(SEED)
+        return em.run(key, *case.data, init_params=case.start, progress_bar=False)
+
+
+def check(case: Case) -> str:
+    """Raise if the verdict is wrong; in words, what came out."""
+    if case.refused:
+        try:
+            result = fitted(case)
+        except ModelError as error:
+            text = str(error)
+            assert re.search(case.verdict, text), text
+            assert "\n" not in text and len(text) < 700
+            return text
+        raise AssertionError(f"not refused: {result.status}")
+    result = fitted(case)
+    assert result.converged, result.status
+    assert result.log_likelihood.kind == case.verdict, result.log_likelihood
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        value, steps = at_maximum(case, result.params)
+    off = float(result.penalised) - value
+    exact = case.verdict != "estimate" and not case.draws
+    error = ROUNDING * (1 + abs(value)) if exact else 5 * _noise(case, result)
+    assert abs(off) < error, (float(result.penalised), value, error)
+    assert steps < (1e-3 if exact else 0.5), steps
+    return f"{result.status} {result.log_likelihood}, off by {off:.1e}, {steps:.1e} errors to go"
+
+
+def _noise(case: Case, result: EMResult) -> float:
+    """Monte Carlo error of the fit's value, and of an average over draws by the way."""
+    own = result.log_likelihood.mcse or 0.0
+    return float(np.hypot(own, 10 / np.sqrt(case.draws) if case.draws else 0.0))
