@@ -236,7 +236,8 @@ class Tabulate(Messenger):
             self.step = _Step(time)
             return jax.tree.map(jnp.asarray, new)
 
-        entering = scans.carries(carry_step, scan, series, supports)
+        axes = {name: self._dim(PREVIOUS + name) for name in supports} if scan.order > 1 else {}
+        entering = scans.carries(carry_step, scan, series, supports, axes)
         names: dict[str, tuple[str, ...]] = {}
         fact_names: dict[str, dict[str, tuple[str, ...]]] = {}
 

@@ -134,7 +134,9 @@ class Carries(NamedTuple):
         return jax.tree.unflatten(self.structure, [a[0] if v else a for a, v in pairs])
 
 
-def carries(step: CarryStep, scan: Scan, series: Values, supports: Values) -> Carries:
+def carries(
+    step: CarryStep, scan: Scan, series: Values, supports: Values, axes: dict[str, int]
+) -> Carries:
     """Find the carry entering every step but the first.
 
     What a step hands on may depend on the inputs, on values and on what was handed to it; only
@@ -149,11 +151,13 @@ def carries(step: CarryStep, scan: Scan, series: Values, supports: Values) -> Ca
         The scan, of at least two steps.
     series, supports
         Values of continuous sites at every step, and of discrete sites.
+    axes
+        Of discrete sites whose states are handed on for more than one step: those of the carry.
 
     Raises
     ------
     ModelError
-        If the carry remembers discrete states of more than one step.
+        If the carry remembers discrete states of more steps than the scan says.
     """
     every = (scan.inputs, series)
     once = jax.tree.map(lambda leaf: leaf[0], every)
@@ -162,6 +166,13 @@ def carries(step: CarryStep, scan: Scan, series: Values, supports: Values) -> Ca
     count, others = len(leaves), len(jax.tree.leaves(once))
     own = [any(i >= count + others for i in need) for need in needs]
     discrete = _with_states(needs, own, scan.order)
+    for k, name in enumerate(sorted(axes)):
+        mine = [leaves[i] for i in range(count) if count + others + k in needs[i]]
+        if any(_size(leaf, axes[name]) != len(supports[name]) for leaf in mine):
+            raise ModelError(
+                f"Model: the carry of its `scan` with history={scan.order} holds the states "
+                f"'{name}' in arrays with axes of their own. Hand on the states themselves."
+            )
     constant = {j for j in range(count) if not any(i < count + others for i in needs[j])}
     alone = not _fits(scan.init, leaves, structure)
     if alone and constant:  # what step 1 hands on may be another constant
@@ -183,6 +194,10 @@ def carries(step: CarryStep, scan: Scan, series: Values, supports: Values) -> Ca
         left -= set(ready)
     varies = [j not in constant for j in range(count)]
     return Carries([handed.after[j] for j in range(count)], varies, structure)
+
+
+def _size(leaf: jax.Array, axis: int) -> int:
+    return leaf.shape[axis] if leaf.ndim >= -axis else 1
 
 
 def _with_states(needs: Sequence[frozenset[int]], own: list[bool], order: int) -> list[bool]:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
 from jax.scipy.special import logsumexp
 from numpyro import handlers
@@ -89,6 +90,7 @@ def marginal(case: Case, params: dict) -> tuple[Callable, np.ndarray, Callable]:
         name
         for name, site in trace.items()
         if site["type"] == "sample" and not site["is_observed"] and name not in params
+        if not isinstance(site["fn"], dist.Delta)
     ]
     discrete = [name for name in latents if trace[name]["fn"].support.is_discrete]
     continuous = [name for name in latents if name not in discrete]
