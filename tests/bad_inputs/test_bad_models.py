@@ -52,6 +52,16 @@ def empty(y):
     pass
 
 
+@bad("'scan_in_a_scan': it has a `scan` inside a `scan` at test_bad_models.py:.*Python loop")
+def scan_in_a_scan(y):
+    def inner(z, now):
+        z = numpyro.sample("z", dist.Normal(z, 1.0))
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=now)
+        return z, None
+
+    scan(lambda z, row: (scan(inner, z, row)[0], None), mu(), y.reshape(2, 2))
+
+
 @bad("'no_params': it has no free parameters")
 def no_params(y):
     observed(numpyro.sample("z", NORMAL))
