@@ -195,7 +195,10 @@ def _by_row(case: Case, site: dict, shape: tuple, terms: Callable) -> Callable:
 def _by_draws(
     case: Case, model: Callable, data: tuple, params: dict, latents: list[str], back: Callable
 ) -> Callable:
-    """log of the mean of the density of all that is not drawn, with the same draws everywhere."""
+    """log of the mean of the density of all that is not drawn, with the same draws everywhere.
+
+    Its attribute `error` is a function, too: the Monte Carlo error.
+    """
 
     def density(key: jax.Array, params: dict) -> jax.Array:
         run = handlers.substitute(handlers.seed(model, key), params)
@@ -203,11 +206,18 @@ def _by_draws(
         kept = [s for n, s in sites.items() if s["type"] == "sample" and n not in latents]
         return sum(jnp.sum(_log_density(site)) for site in kept)
 
-    def total(x: jax.Array) -> jax.Array:
+    def each(x: jax.Array) -> jax.Array:
         keys = jax.random.split(jax.random.key(1), case.draws)
-        each = jax.lax.map(lambda key: density(key, back(x)), keys, batch_size=5000)
-        return logsumexp(each) - jnp.log(case.draws)
+        return jax.lax.map(lambda key: density(key, back(x)), keys, batch_size=5000)
 
+    def total(x: jax.Array) -> jax.Array:
+        return logsumexp(each(x)) - jnp.log(case.draws)
+
+    def error(x: jax.Array) -> jax.Array:
+        logs = each(x)
+        return jnp.exp(0.5 * logsumexp(2 * logs) - logsumexp(logs))
+
+    total.error = error
     return total
 
 
@@ -215,8 +225,8 @@ def _log_density(site: dict) -> jax.Array:
     return site["fn"].log_prob(site["value"], *filter(None, [site["intermediates"]]))
 
 
-def at_maximum(case: Case, params: dict) -> tuple[float, float]:
-    """The marginal log-density, and how far the maximum is by Newton, in standard errors.
+def at_maximum(case: Case, params: dict) -> tuple[float, float, float]:
+    """The marginal log-density, its own error, and how many standard errors off the maximum is.
 
     Second derivatives are differences of gradients, as not all models have them.
     """
@@ -232,4 +242,5 @@ def at_maximum(case: Case, params: dict) -> tuple[float, float]:
     assert np.linalg.eigvalsh(information).min() > 0, information
     covariance = np.linalg.inv(information)
     steps = np.abs(covariance @ slope) / np.sqrt(np.diag(covariance))
-    return float(value), float(np.max(steps, initial=0.0))
+    error = float(jax.jit(function.error)(x)) if hasattr(function, "error") else 0.0
+    return float(value), error, float(np.max(steps, initial=0.0))

@@ -45,16 +45,11 @@ def check(case: Case) -> str:
     assert result.log_likelihood.kind == case.verdict, result.log_likelihood
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        value, steps = at_maximum(case, result.params)
+        value, noise, steps = at_maximum(case, result.params)
     off = float(result.penalised) - value
-    exact = case.verdict != "estimate" and not case.draws
-    error = ROUNDING * (1 + abs(value)) if exact else 5 * _noise(case, result)
+    noise = float(np.hypot(noise, result.log_likelihood.mcse or 0.0))
+    assert noise < 0.15, noise
+    error = 5 * noise + ROUNDING * (1 + abs(value))
     assert abs(off) < error, (float(result.penalised), value, error)
-    assert steps < (1e-3 if exact else 0.5), steps
+    assert steps < (0.5 if noise else 1e-3), steps
     return f"{result.status} {result.log_likelihood}, off by {off:.1e}, {steps:.1e} errors to go"
-
-
-def _noise(case: Case, result: EMResult) -> float:
-    """Monte Carlo error of the fit's value, and of an average over draws by the way."""
-    own = result.log_likelihood.mcse or 0.0
-    return float(np.hypot(own, 10 / np.sqrt(case.draws) if case.draws else 0.0))

@@ -174,40 +174,47 @@ def spamming_annotators(who, labels):
 @case(
     ANNOTATION + "hierarchical_dawid_skene",
     WHO,
-    LABELS,
+    np.minimum(LABELS, 1),
     at_mode="zeta omega pi",
     e_step="nuts",
-    verdict="estimate|not a maximum",
+    verdict="estimate",
+    draws=200_000,
 )
 def hierarchical_annotators(who, labels):
-    with numpyro.plate("class", 3):
-        zeta = numpyro.sample("zeta", dist.Normal(0, 1).expand([2]).to_event(1))
-        omega = numpyro.sample("omega", dist.Gamma(4.0, 4.0).expand([2]).to_event(1))
-    with numpyro.plate("annotator", 3, dim=-2), numpyro.plate("class", 3):
+    with numpyro.plate("class", 2):
+        zeta = numpyro.sample("zeta", dist.Normal(0, 1).expand([1]).to_event(1))
+        omega = numpyro.sample("omega", dist.Gamma(4.0, 4.0).expand([1]).to_event(1))
+    with numpyro.plate("annotator", 3, dim=-2), numpyro.plate("class", 2):
         with handlers.reparam(config={"beta": LocScaleReparam(0)}):
             beta = numpyro.sample("beta", dist.Normal(zeta, omega).to_event(1))
         beta = jnp.pad(beta, [(0, 0)] * (jnp.ndim(beta) - 1) + [(0, 1)])
-    pi = numpyro.sample("pi", dist.Dirichlet(2 * jnp.ones(3)))
+    pi = numpyro.sample("pi", dist.Dirichlet(2 * jnp.ones(2)))
     with numpyro.plate("item", len(labels), dim=-2):
         c = numpyro.sample("c", dist.Categorical(pi), infer=PARALLEL)
         with numpyro.plate("position", 4):
             numpyro.sample("y", dist.Categorical(logits=Vindex(beta)[who, c, :]), obs=labels)
 
 
-@case(ANNOTATION + "item_difficulty", LABELS, at_mode="eta chi pi")
+@case(
+    ANNOTATION + "item_difficulty",
+    np.minimum(LABELS, 1),
+    at_mode="eta chi pi",
+    e_step="quadrature",
+    verdict="quadrature",
+    draws=400_000,
+)
 def difficult_items(labels):
     """Continuous latents whose law depends on a discrete one."""
-    with numpyro.plate("class", 3):
-        eta = numpyro.sample("eta", dist.Normal(0, 1).expand([2]).to_event(1))
-        chi = numpyro.sample("chi", dist.Gamma(4.0, 4.0).expand([2]).to_event(1))
-    pi = numpyro.sample("pi", dist.Dirichlet(2 * jnp.ones(3)))
+    with numpyro.plate("class", 2):
+        eta = numpyro.sample("eta", dist.Normal(jnp.array([-1.0, 1.0]), 1.0))
+        chi = numpyro.sample("chi", dist.Gamma(4.0, 4.0))
+    pi = numpyro.sample("pi", dist.Dirichlet(2 * jnp.ones(2)))
     with numpyro.plate("item", len(labels), dim=-2):
         c = numpyro.sample("c", dist.Categorical(pi), infer=PARALLEL)
         with handlers.reparam(config={"theta": LocScaleReparam(0)}):
-            theta = numpyro.sample("theta", dist.Normal(eta[c], chi[c]).to_event(1))
-            theta = jnp.pad(theta, [(0, 0)] * (jnp.ndim(theta) - 1) + [(0, 1)])
+            theta = numpyro.sample("theta", dist.Normal(eta[c], chi[c]))
         with numpyro.plate("position", 4):
-            numpyro.sample("y", dist.Categorical(logits=theta), obs=labels)
+            numpyro.sample("y", dist.Bernoulli(logits=theta), obs=labels)
 
 
 AGE = np.array([22.0, 38.0, 26.0, 35.0, 54.0, 2.0, 27.0, 14.0])
