@@ -250,5 +250,5 @@ def _intractable(names: list[str], coupled: list[str], ordinal: frozenset[str]) 
     return ModelError(
         f"Site '{names[0]}': discrete latents of different plates meet in one factor ({others} in "
         f"{where}), so summing them out is exponential in the size of a plate. Put them in nested "
-        f"plates, or make one of them continuous."
+        f"plates, write the smaller plate as a Python loop, or make one of them continuous."
     )

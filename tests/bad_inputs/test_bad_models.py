@@ -290,6 +290,18 @@ def unused_param(y):
     observed(mu())
 
 
+@bad("Site 'v': its prior is improper, and the data see it only together with 'w'.*proper prior")
+def improper_together(y):
+    v, w = (numpyro.sample(name, NORMAL.mask(False)) for name in "vw")
+    observed(v - 2 * w + mu())
+
+
+@bad("Site 'z': it is a latent ProjectedNormal, on .*ProjectedNormalReparam")
+def direction(y):
+    z = numpyro.sample("z", dist.ProjectedNormal(jnp.ones(2)))
+    observed(z[0] + mu())
+
+
 @bad("Site 'w': no data depend on it and its prior is improper")
 def improper_and_idle(y):
     numpyro.sample("w", dist.ImproperUniform(constraints.real, (), ()))

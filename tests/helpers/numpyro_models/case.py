@@ -78,11 +78,12 @@ def marginal(case: Case, params: dict) -> tuple[Callable, np.ndarray, Callable]:
     written, data = case.same_as or case.model, jax.tree.map(jnp.asarray, case.data)
     trace = handlers.trace(handlers.substitute(handlers.seed(written, 0), params)).get_trace(*data)
     supports = {name: _support(trace[name]) for name in params}
-    free = {name: biject_to(supports[name]).inv(jnp.asarray(params[name])) for name in params}
-    x, unravel = ravel_pytree(free)
+    maps = {name: biject_to(supports[name]) for name in params}
+    free = {name: jax.tree.map(maps[name].inv, params[name]) for name in params}
+    x, unravel = ravel_pytree(jax.tree.map(jnp.asarray, free))
 
     def to_params(x: jax.Array) -> dict:
-        return {name: biject_to(supports[name])(value) for name, value in unravel(x).items()}
+        return {name: jax.tree.map(maps[name], value) for name, value in unravel(x).items()}
 
     if case.formula is not None:
         return lambda x: case.formula(to_params(x), *case.data), x, to_params
