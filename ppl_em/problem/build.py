@@ -144,6 +144,9 @@ def build_problem(
     )
     parts = [_unconstrained_start(continuous[site.name]) for site in sites]
     u = jax.device_put(np.concatenate(parts)) if parts else zeros((0,))
+    if sites and not u.size:
+        what = "a single value is possible for it" if sites[0].shape != (0,) else "it is empty"
+        raise site_error(sites[0].name, f"{what}, so it is no latent", "Write the value itself")
     with explained(model, args, kwargs, lambda a, k: _with_arguments(spec, a, k, fixed, u)):
         problem = _with_arguments(spec, args, kwargs, fixed, u)
         if draws and program_of(problem) != problem.spec.program:

@@ -247,11 +247,11 @@ def _together(problem: Problem, values: Params, names: list[str]) -> list[str]:
     for v in problem.start[index] + draws:
         rows.append(jax.jit(jax.grad(density))(v, problem.start)[None])
         rows.append(jax.jit(jax.hessian(density))(v, problem.start))
-    rows = np.concatenate(jax.device_get(rows))
-    if not np.all(np.isfinite(rows)):
+    table = np.concatenate(jax.device_get(rows))
+    if not np.all(np.isfinite(table)):
         return []
-    _, sizes, ways = np.linalg.svd(rows)
-    if sizes[-1] > 1e3 * np.finfo(rows.dtype).eps * sizes[0]:
+    _, sizes, ways = np.linalg.svd(table)
+    if sizes[-1] > 1e3 * np.finfo(table.dtype).eps * sizes[0]:
         return []
     moving = np.abs(ways[-1]) > 1e-3
     owners = np.repeat(names, [np.size(numbers[name]) for name in names])

@@ -296,6 +296,16 @@ def improper_together(y):
     observed(v - 2 * w + mu())
 
 
+@bad("Site 'z': a single value is possible for it, so it is no latent. Write the value")
+def simplex_of_one(y):
+    observed(numpyro.sample("z", dist.Dirichlet(jnp.ones(1)))[0] + mu())
+
+
+@bad("Site 'z': it is empty, so it is no latent")
+def empty_latent(y):
+    observed(numpyro.sample("z", NORMAL.expand([0])).sum() + mu())
+
+
 @bad("Site 'z': it is a latent ProjectedNormal, on .*ProjectedNormalReparam")
 def direction(y):
     z = numpyro.sample("z", dist.ProjectedNormal(jnp.ones(2)))

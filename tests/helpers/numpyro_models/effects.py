@@ -454,7 +454,10 @@ def latent_directions(y):
     numpyro.sample("prior", dist.Normal(loc, 1.0).to_event(1), obs=jnp.zeros(2))
 
 
-@case("test/infer/test_mcmc.py: test_trivial_dirichlet")
+@case(
+    "test/infer/test_mcmc.py: test_trivial_dirichlet",
+    verdict="Site 'x': a single value is possible for it, so it is no latent",
+)
 def a_simplex_of_one():
     """A latent with a single possible value."""
     loc = numpyro.param("loc", 0.0)
