@@ -425,12 +425,32 @@ def haar_coefficients(y):
     numpyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=y)
 
 
+CIRCLE = jnp.linspace(-jnp.pi, jnp.pi, 721)[1:]
+
+
+def on_circle(logs):
+    return jnp.sum(jax.scipy.special.logsumexp(logs, axis=0) + jnp.log(2 * jnp.pi / 720))
+
+
+def angles_on_a_grid(params, y):
+    at = CIRCLE[:, None]
+    law = dist.VonMises(params["loc"], 3.0)
+    return on_circle(law.log_prob(at) + dist.VonMises(at, 5.0).log_prob(y))
+
+
+def directions_on_a_grid(params, y):
+    at = jnp.stack([jnp.cos(CIRCLE), jnp.sin(CIRCLE)], axis=-1)
+    law = dist.ProjectedNormal(params["loc"]).log_prob(at)[:, None]
+    value = on_circle(law + dist.Normal(at[:, None], 0.5).log_prob(y).sum(-1))
+    return value + dist.Normal(params["loc"], 1.0).log_prob(0.0).sum()
+
+
 @case(
     REPARAM + "test_circular",
     np.array([0.2, 0.5, -0.3]),
     e_step="nuts",
     verdict="estimate",
-    draws=200_000,
+    formula=angles_on_a_grid,
 )
 def latent_angles(y):
     loc = numpyro.param("loc", 0.1)
@@ -444,7 +464,7 @@ def latent_angles(y):
     np.array([[0.9, 0.2], [0.7, 0.6]]),
     e_step="nuts",
     verdict="estimate",
-    draws=200_000,
+    formula=directions_on_a_grid,
 )
 def latent_directions(y):
     loc = numpyro.param("loc", jnp.array([1.0, 0.5]))

@@ -231,7 +231,9 @@ def missing_categories(sex, lived):
     )
     known = sex >= 0
     with numpyro.plate("rows", len(sex)):
-        site = numpyro.sample("sex", dist.Bernoulli(p), obs=np.where(known, sex, 0), obs_mask=known)
+        site = numpyro.sample(
+            "sex", dist.Bernoulli(p), obs=jnp.where(known, sex, 0), obs_mask=known
+        )
         numpyro.sample("lived", dist.Bernoulli(Vindex(survival)[site]), obs=lived)
     numpyro.sample("prior", dist.Beta(2.0, 2.0).expand([2]).to_event(1), obs=survival)
 
