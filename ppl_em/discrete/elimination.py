@@ -27,7 +27,18 @@ LOG_ZERO = -1e30
 
 
 PREVIOUS = "previous "
-"""Prefix of the axis of a site's value one step before, inside a scan."""
+"""Prefix of the axis of a site's value one step before, inside a scan; twice, of two steps."""
+
+LAST = "last "
+"""Prefix of the axis of a site's value in the last step of a scan, seen from outside of it."""
+
+
+def site_of(axis: str) -> str:
+    """The site whose values an axis holds, those of steps before and of the last step included."""
+    axis = axis.removeprefix(LAST)
+    while axis.startswith(PREVIOUS):
+        axis = axis.removeprefix(PREVIOUS)
+    return axis
 
 
 def true_zero(value: jax.Array) -> jax.Array:
@@ -239,5 +250,5 @@ def _intractable(names: list[str], coupled: list[str], ordinal: frozenset[str]) 
     return ModelError(
         f"Site '{names[0]}': discrete latents of different plates meet in one factor ({others} in "
         f"{where}), so summing them out is exponential in the size of a plate. Put them in nested "
-        f"plates, or make one of them continuous."
+        f"plates, write the smaller plate as a Python loop, or make one of them continuous."
     )

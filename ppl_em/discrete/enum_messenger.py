@@ -12,27 +12,15 @@ from numpyro.primitives import Messenger
 
 from ppl_em.discrete import scans
 from ppl_em.discrete.axes import Named, log_prob, named, scaled, stripped
-from ppl_em.discrete.elimination import LOG_ZERO, PREVIOUS, Variable
+from ppl_em.discrete.elimination import LAST, LOG_ZERO, PREVIOUS, Variable, site_of
 from ppl_em.discrete.rows import rows_of
 from ppl_em.discrete.safe_laws import impossible
-from ppl_em.discrete.scans import Scan, Values
+from ppl_em.discrete.scans import Chain, Scan, Values
 from ppl_em.discrete.supports import is_delta, mask_of, support_of
 from ppl_em.util import ModelError, site_error
 
 BASIS = "basis of "
 """Prefix of the axis of points that stand for the rows along another axis."""
-
-
-class Chain(NamedTuple):
-    """A scan: `time` names its axis of `length` steps after the first.
-
-    `first` and `rest` are the keys of the tables of the first step, and of all others together.
-    """
-
-    time: str
-    length: int
-    first: tuple[str, ...]
-    rest: tuple[str, ...]
 
 
 class Tabulate(Messenger):
@@ -134,7 +122,7 @@ class Tabulate(Messenger):
         if mask is not True:
             table = jnp.where(mask, table, -jnp.log(self.variables[site["name"]].size))
         array, names = self._named(site, table)
-        if any(name.removeprefix(PREVIOUS) in self.variables for name in names):
+        if any(site_of(name) in self.variables for name in names):
             table = jnp.where(impossible(stripped(site["fn"]), site["value"]), -jnp.inf, table)
             array, names = self._named(site, table)
         if scaled(site) and not self._touches_weighted(names):
@@ -146,8 +134,10 @@ class Tabulate(Messenger):
         times = {chain.time for chain in self.chains}
         states = {name for name, variable in self.variables.items() if variable.plates & times}
         for dim, owner in self.dims.items():
-            if owner in states and table.ndim >= -dim and table.shape[dim] > 1:
-                fact = f"it depends on the states '{owner}' of a `scan`, and is outside of it"
+            inside = site_of(owner) in states and not owner.startswith(LAST)
+            if inside and table.ndim >= -dim and table.shape[dim] > 1:
+                what = f"the states '{site_of(owner)}' of a `scan`"
+                fact = f"it depends on {what}, and is outside of it"
                 raise site_error(site["name"], fact, "Move it into the step of that `scan`")
 
     def _mask(self, site: dict[str, Any]) -> Any:
@@ -156,7 +146,7 @@ class Tabulate(Messenger):
 
     def _touches_weighted(self, names: tuple[str, ...]) -> bool:
         """Whether one of these axes is that of a discrete site under a scale."""
-        return any(name.removeprefix(PREVIOUS) in self.weighted for name in names)
+        return any(site_of(name) in self.weighted for name in names)
 
     def facts(self, site: dict[str, Any]) -> tuple[dict[str, jax.Array], dict[str, Any]]:
         """Mask and scale of a site, if it has any: arrays and the names of their axes."""
@@ -205,8 +195,9 @@ class Tabulate(Messenger):
         if scan.length > 1:
             supports = {k: self.values[k] for k in sites if k in self.values}
             rest, carry, others = self._other_steps(scan, time, series, supports)
-            output = jax.tree.map(_join, output, others)
+            output = jax.tree.map(scans.join, output, others)
         self.step = _Step()
+        carry = self._ended(scan, carry, [name for name in sites if name in self.variables])
         self.chains.append(Chain(time, scan.length - 1, tuple(f"{k}[0]" for k in sites), rest))
         return (scan.length, rng_key, carry), (PytreeTrace({}), output)
 
@@ -221,18 +212,32 @@ class Tabulate(Messenger):
         sites = {name: site for name, site in trace.items() if site["type"] == "sample"}
         return sites, program.series, carry, output
 
+    def _ended(self, scan: Scan, carry: Any, states: list[str]) -> Any:
+        """The last carry with its states on axes for what comes after the scan."""
+        names = [PREVIOUS * k + name for name in states for k in range(scan.order)]
+        moves = [(self._dim(name), self._dim(LAST + name)) for name in names]
+        return jax.tree.map(lambda leaf: scans.moved(leaf, moves), carry)
+
+    def _older(self, scan: Scan, carry: Any, supports: Values) -> Any:
+        """A carry with its states one step older: on the axes of one step before that."""
+        names = [PREVIOUS * k + name for name in supports for k in range(scan.order - 1, 0, -1)]
+        moves = [(self._dim(name), self._dim(PREVIOUS + name)) for name in names]
+        return jax.tree.map(lambda leaf: scans.moved(leaf, moves), carry) if moves else carry
+
     def _other_steps(
         self, scan: Scan, time: str, series: Values, supports: Values
     ) -> tuple[tuple[str, ...], Any, Any]:
         """Record the tables of all steps after the first; return keys, last carry and outputs."""
 
         def carry_step(carry: Any, x: Any, data: Values, supports: Values) -> Any:
+            carry = self._older(scan, carry, supports)
             self.step = _Step(time, True, supports)
             new = self._run(scan, carry, x, data)[2]
             self.step = _Step(time)
             return jax.tree.map(jnp.asarray, new)
 
-        entering = scans.carries(carry_step, scan, series, supports)
+        axes = {name: self._dim(PREVIOUS + name) for name in supports} if scan.order > 1 else {}
+        entering = scans.carries(carry_step, scan, series, supports, axes)
         names: dict[str, tuple[str, ...]] = {}
         fact_names: dict[str, dict[str, tuple[str, ...]]] = {}
 
@@ -291,8 +296,3 @@ class _Delegate(Messenger):
     def __init__(self, outer: Tabulate):
         super().__init__()
         self.process_message = outer.process_message  # type: ignore[method-assign]
-
-
-def _join(first: jax.Array, others: jax.Array) -> jax.Array:
-    shape = jnp.broadcast_shapes(first.shape[1:], others.shape[1:])
-    return jnp.concatenate([jnp.broadcast_to(a, (len(a), *shape)) for a in (first, others)])

@@ -9,8 +9,9 @@ import jax
 from numpyro import handlers
 
 from ppl_em.discrete.elimination import Table, Variable, Weights
-from ppl_em.discrete.enum_messenger import Chain, Tabulate
+from ppl_em.discrete.enum_messenger import Tabulate
 from ppl_em.discrete.rows import rows_of
+from ppl_em.discrete.scans import Chain
 
 
 @dataclass(frozen=True)

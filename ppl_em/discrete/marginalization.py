@@ -8,10 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.discrete import elimination, forward_backward
-from ppl_em.discrete.elimination import PREVIOUS, Reduce, Table, Variable, Weights
-from ppl_em.discrete.enum_messenger import Chain
+from ppl_em.discrete.elimination import (
+    LAST,
+    LOG_ZERO,
+    PREVIOUS,
+    Reduce,
+    Table,
+    Variable,
+    Weights,
+    site_of,
+)
 from ppl_em.discrete.factors import Layout, LogFactors
+from ppl_em.discrete.scans import Chain
 from ppl_em.util import ModelError
+
+HELD = "held "
+"""Prefix of the axis of what a state was some steps before, as part of the state now."""
 
 
 class Method(NamedTuple):
@@ -128,38 +140,52 @@ def _remaining(factors: LogFactors, extra: dict[str, jax.Array], method: Method)
         name = key.removesuffix("[0]")
         axes = (*_order(layout, variables[name]), name)
         tables.setdefault(key, []).append(Table(array, axes[key != name :]))
-    outer: list[Table] = []
-    chained: set[str] = set()
-    for i, chain in enumerate(layout.chains):
-        outer += _contract(chain, i, tables, variables, plates, method, factors.weights)
-        chained |= {*chain.first, *chain.rest}
-    outer += [t for key, group in tables.items() if key not in chained for t in group]
-    inside = {n for n, v in variables.items() if any(c.time in v.plates for c in layout.chains)}
-    remove = set(variables) - inside
+    variables |= _last_states(layout, variables)
+    chained = {key for chain in layout.chains for key in (*chain.first, *chain.rest)}
+    outer = [t for key, group in tables.items() if key not in chained for t in group]
+    for i, chain in reversed([*enumerate(layout.chains)]):  # a chain may begin where another ends
+        inside = {name for name, v in variables.items() if chain.time in v.plates}
+        ends = [any(a.startswith(LAST) and site_of(a) in inside for a in t.names) for t in outer]
+        after = [t for t, end in zip(outer, ends, strict=True) if end]
+        outer = [t for t, end in zip(outer, ends, strict=True) if not end]
+        outer += _contract(chain, i, tables, after, variables, plates, method, factors.weights)
+    times = {chain.time for chain in layout.chains}
+    remove = {n for n, v in variables.items() if not (v.plates & times or n.startswith(LAST))}
     return elimination.eliminate(
         outer, variables, plates, remove, method.reduce, method.sum_plates, factors.weights
     )
+
+
+def _last_states(layout: Layout, variables: dict[str, Variable]) -> dict[str, Variable]:
+    """States of the last step of a chain, as sites outside of it see them."""
+    times = {chain.time for chain in layout.chains}
+    axes = {axis for _, names in layout.names for axis in names if axis.startswith(LAST)}
+    found = {axis: variables[site_of(axis)] for axis in axes}
+    return {axis: Variable(v.size, v.plates - times) for axis, v in found.items()}
 
 
 def _contract(
     chain: Chain,
     index: int,
     tables: dict[str, list[Table]],
+    after: list[Table],
     variables: dict[str, Variable],
     plates: dict[str, int],
     method: Method,
     weights: Weights,
 ) -> list[Table]:
-    """The tables of a chain with its states summed out."""
+    """The tables of a chain, and those `after` it that see its end, with its states summed out."""
     first = [t for key in chain.first for t in tables[key]]
     rest = [t for key in chain.rest for t in tables[key]]
     inside = {name for name, v in variables.items() if chain.time in v.plates}
-    states = [n for n in inside if any(PREVIOUS + n in t.names for t in rest)]
-    states.sort()
-    copies = {PREVIOUS + n: variables[n] for n in states}
+    seen = {a for t in rest for a in t.names if a.startswith(PREVIOUS)}
+    seen |= {PREVIOUS + a.removeprefix(LAST) for t in after for a in t.names if a.startswith(LAST)}
+    states = sorted({site_of(a) for a in seen} & inside)
+    before, now, ties = _memory(states, seen, variables, chain.time)
+    copies = {name: variables[site_of(name)] for name in before}
     start = {n: Variable(v.size, v.plates - {chain.time}) for n, v in variables.items()}
     known = {**variables, **copies}
-    weights = {**weights, **{PREVIOUS + n: weights[n] for n in states if n in weights}}
+    weights = {**weights, **{n: weights[site_of(n)] for n in before if site_of(n) in weights}}
     eliminate = partial(
         elimination.eliminate,
         reduce=method.reduce,
@@ -168,23 +194,28 @@ def _contract(
     )
     if not states:
         return eliminate(first, start, plates, inside) + eliminate(rest, known, plates, inside)
+    after = [_at_end(t, states) for t in eliminate(after, known, plates, ())]
+    if not chain.length:
+        return eliminate([*first, *after], start, plates, inside)
     local = inside - set(states)
     first = eliminate(first, start, plates, local)
     rest = eliminate(rest, known, plates, local)
-    previous = [PREVIOUS + n for n in states]
-    scalars = [t for t in (*first, *rest) if not set(t.names) & {*states, *previous}]
+    scalars = [t for t in (*first, *rest) if not set(t.names) & {*states, *before}]
     first = [t for t in first if set(t.names) & set(states)]
-    rest = [t for t in rest if set(t.names) & {*states, *previous}]
+    rest = [t for t in rest if set(t.names) & {*states, *before}]
     batch = tuple(
         dict.fromkeys(
-            n for t in (*first, *rest) for n in t.names if n not in (chain.time, *states, *previous)
+            n
+            for t in (*first, *rest, *after)
+            for n in t.names
+            if n not in (chain.time, *now, *before)
         )
     )
     _check_plates(states, variables, chain, batch)
-    move = [t for t in rest if set(t.names) & set(previous)]
-    emit = [t for t in rest if not set(t.names) & set(previous)]
-    size = int(np.prod([variables[n].size for n in states]))
-    shape = [variables[n].size for n in states]
+    move = [*(t for t in rest if set(t.names) & set(before)), *ties[1]]
+    emit = [t for t in rest if not set(t.names) & set(before)]
+    shape = [variables[site_of(n)].size for n in before]
+    size = int(np.prod(shape))
 
     def flat(group: list[Table], lead: tuple[str, ...], axes: list[list[str]]) -> jax.Array:
         order = (*lead, *batch, *(name for part in axes for name in part))
@@ -192,17 +223,55 @@ def _contract(
         array = elimination.add([zero, *group], order).array
         return array.reshape((*array.shape[: len(lead) + len(batch)], *[size] * len(axes)))
 
-    emission = flat(emit, (chain.time,), [states])
+    emission = flat(emit, (chain.time,), [now])
     emission = jnp.broadcast_to(emission, (chain.length, *emission.shape[1:]))
+    if after:
+        end = emission[-1] + flat(after, (), [now])
+        emission = jnp.broadcast_to(emission, (chain.length, *end.shape)).at[-1].set(end)
     key = None if method.rng_key is None else jax.random.fold_in(method.rng_key, index)
     value = forward_backward.contract(
-        flat(first, (), [states]),
-        flat(move, (chain.time,), [previous, states]),
+        flat([*first, *ties[0]], (), [now]),
+        flat(move, (chain.time,), [before, now]),
         emission,
         method.chain,
         key,
     )
     return [elimination.weighted(Table(value, batch), states, weights), *scalars]
+
+
+def _at_end(table: Table, states: list[str]) -> Table:
+    """A table with the axes that a chain's last step has."""
+
+    def renamed(axis: str) -> str:
+        if not axis.startswith(LAST) or site_of(axis) not in states:
+            return axis
+        axis = axis.removeprefix(LAST)
+        return HELD + axis if axis.startswith(PREVIOUS) else axis
+
+    return Table(table.array, tuple(renamed(axis) for axis in table.names))
+
+
+def _memory(
+    states: list[str], axes: set[str], variables: dict[str, Variable], time: str
+) -> tuple[list[str], list[str], tuple[list[Table], list[Table]]]:
+    """The axes of a chain's whole state, a step before and now; and what ties the one to the other.
+
+    In a chain of order 2 it is a state and the one before, so that the transition from (a, b) to
+    (c, b') is possible for b = b' only. In the first step what came before counts for nothing:
+    it is the first value.
+    """
+    before, now, start, rest = [], [], [], []
+    for name in states:
+        before.append(PREVIOUS + name)
+        now.append(name)
+        while PREVIOUS + before[-1] in axes:
+            held = HELD + before[-1]
+            same = jnp.eye(variables[name].size, dtype=bool)
+            rest.append(Table(jnp.where(same, 0.0, LOG_ZERO)[None], (time, before[-1], held)))
+            start.append(Table(jnp.where(same[0], 0.0, LOG_ZERO), (held,)))
+            before.append(PREVIOUS + before[-1])
+            now.append(held)
+    return before, now, (start, rest)
 
 
 def _check_plates(

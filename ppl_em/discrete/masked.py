@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ppl_em.discrete.axes import Named
-from ppl_em.discrete.elimination import PREVIOUS
+from ppl_em.discrete.elimination import LAST, PREVIOUS, site_of
 from ppl_em.discrete.enum_messenger import Tabulate
 from ppl_em.discrete.factors import run
 
@@ -28,10 +28,13 @@ def reached(
     for key, names in program.names.items():
         table = np.asarray(program.tables[key], float)
         for axis in names:
-            site = axis.removeprefix(PREVIOUS)
+            site = site_of(axis)
             if axis not in program.dims.values() or site not in masks:
                 continue
-            here = _entering(program, key, masks[site], axis != site)
+            whole = masks[site]
+            if axis.startswith(LAST) and len(whole) > 1:
+                whole = ((whole[1][0][-1], whole[1][1][1:]),)
+            here = _entering(program, key, whole, axis.count(PREVIOUS))
             if here is None:
                 continue
             low, high = table.min(names.index(axis)), table.max(names.index(axis))
@@ -56,14 +59,14 @@ def partly_scaled(
     latents_first = sorted(program.names, key=lambda key: _name(key) not in program.weighted)
     for key in latents_first:
         names = program.names[key]
-        touched = {name.removeprefix(PREVIOUS) for name in names} & {*program.variables}
+        touched = {site_of(name) for name in names} & {*program.variables}
         under = touched & program.weighted
         for site in sorted(under):
             for other in sorted(touched - under):
                 if not program.variables[other].plates < program.variables[site].plates:
                     return site, other
             first = scales[site][0]
-            own = _entering(program, key, scales.get(_name(key), ((np.ones(()), ()),)), False)
+            own = _entering(program, key, scales.get(_name(key), ((np.ones(()), ()),)), 0)
             if own is None or not _same(first, own):
                 return site, _name(key)
     return None
@@ -89,8 +92,8 @@ def _by_site(program: Tabulate, found: dict[str, Named]) -> dict[str, Whole]:
     return {name: tuple(group) for name, group in parts.items()}
 
 
-def _entering(program: Tabulate, key: str, whole: Whole, before: bool) -> Array | None:
-    """What a table with this key sees of a site: in its step, or in the step `before`."""
+def _entering(program: Tabulate, key: str, whole: Whole, before: int) -> Array | None:
+    """What a table with this key sees of a site: in its step, or so many steps `before`."""
     time = next((c.time for c in program.chains if key in c.rest), None)
     if time is None or len(whole) == 1:
         return whole[0]
@@ -99,10 +102,9 @@ def _entering(program: Tabulate, key: str, whole: Whole, before: bool) -> Array 
         return rest, names
     target = names[1:]
     start = _spread((first, first_names), target)
-    others = rest[:-1]
-    shape = np.broadcast_shapes(start.shape, others.shape[1:])
-    both = [np.broadcast_to(start, shape)[None], np.broadcast_to(others, (len(others), *shape))]
-    return np.concatenate(both), names
+    shape = np.broadcast_shapes(start.shape, rest.shape[1:])
+    steps = [start] * before + [*rest[: len(rest) - before]]  # no table sees what was before 1
+    return np.stack([np.broadcast_to(step, shape) for step in steps])[: len(rest)], names
 
 
 def _spread(named: Array, names: tuple[str, ...]) -> np.ndarray:

@@ -14,24 +14,23 @@ import numpy as np
 from numpyro import handlers
 from numpyro.primitives import _PYRO_STACK
 
+from ppl_em.discrete.handed_on import CarryStep, Handed, Values
 from ppl_em.util import ModelError
 from ppl_em.util.dependence import dependence
 
-Values = dict[str, jax.Array]
-"""Sample site to its given values."""
-
-CarryStep = Callable[..., Any]
-"""Carry, input, given values and supports of discrete sites, to the new carry."""
-
 
 class Scan(NamedTuple):
-    """The arguments of one `scan` statement; `given` looks up a site's value, or None."""
+    """The arguments of one `scan` statement; `given` looks up a site's value, or None.
+
+    `order` is how many steps back its states are remembered.
+    """
 
     body: Callable[[Any, Any], tuple[Any, Any]]
     init: Any
     inputs: Any
     length: int
     given: Callable[[dict[str, Any]], jax.Array | None]
+    order: int = 1
 
 
 def read(
@@ -46,11 +45,10 @@ def read(
     **_: Any,
 ) -> Scan:
     """The scan that a `control_flow` message asks for, or an error if it is not supported."""
-    if reverse or history != 1:
-        what = "runs in reverse" if reverse else f"has history={history}"
+    if reverse:
         raise ModelError(
-            f"Model: its `scan` over discrete latents {what}. Only forward chains of order 1 are "
-            f"summed out: turn the inputs around, or let one state stand for two steps."
+            "Model: its `scan` over discrete latents runs in reverse. Only forward chains are "
+            "summed out: turn the inputs around."
         )
     if length is None:
         length = np.shape(jax.tree.leaves(xs)[0])[0]
@@ -67,7 +65,19 @@ def read(
             found = found if value is None else value
         return found
 
-    return Scan(f, init, xs, int(length), given)
+    return Scan(f, init, xs, int(length), given, max(1, history))
+
+
+class Chain(NamedTuple):
+    """A scan: `time` names its axis of `length` steps after the first.
+
+    `first` and `rest` are the keys of the tables of the first step, and of all others together.
+    """
+
+    time: str
+    length: int
+    first: tuple[str, ...]
+    rest: tuple[str, ...]
 
 
 class substituted(handlers.substitute):
@@ -124,7 +134,9 @@ class Carries(NamedTuple):
         return jax.tree.unflatten(self.structure, [a[0] if v else a for a, v in pairs])
 
 
-def carries(step: CarryStep, scan: Scan, series: Values, supports: Values) -> Carries:
+def carries(
+    step: CarryStep, scan: Scan, series: Values, supports: Values, axes: dict[str, int]
+) -> Carries:
     """Find the carry entering every step but the first.
 
     What a step hands on may depend on the inputs, on values and on what was handed to it; only
@@ -139,30 +151,37 @@ def carries(step: CarryStep, scan: Scan, series: Values, supports: Values) -> Ca
         The scan, of at least two steps.
     series, supports
         Values of continuous sites at every step, and of discrete sites.
+    axes
+        Of discrete sites whose states are handed on for more than one step: those of the carry.
 
     Raises
     ------
     ModelError
-        If the carry remembers discrete states of more than one step.
+        If the carry remembers discrete states of more steps than the scan says.
     """
     every = (scan.inputs, series)
     once = jax.tree.map(lambda leaf: leaf[0], every)
     leaves, structure = jax.tree.flatten(step(scan.init, *once, supports))
     needs = dependence(step, jax.tree.unflatten(structure, leaves), *once, supports)
     count, others = len(leaves), len(jax.tree.leaves(once))
-    discrete = [any(i >= count + others for i in need) for need in needs]
-    if any(i < count and discrete[i] for need in needs for i in need):
-        raise ModelError(
-            "Model: the carry of its `scan` depends on discrete states of more than one step "
-            "before. Only chains of order 1 are summed out: let one state stand for two steps."
-        )
+    own = [any(i >= count + others for i in need) for need in needs]
+    discrete = _with_states(needs, own, scan.order)
+    for k, name in enumerate(sorted(axes)):
+        mine = [leaves[i] for i in range(count) if count + others + k in needs[i]]
+        if any(_size(leaf, axes[name]) != len(supports[name]) for leaf in mine):
+            raise ModelError(
+                f"Model: the carry of its `scan` with history={scan.order} holds the states "
+                f"'{name}' in arrays with axes of their own. Hand on the states themselves."
+            )
     constant = {j for j in range(count) if not any(i < count + others for i in needs[j])}
     alone = not _fits(scan.init, leaves, structure)
     if alone and constant:  # what step 1 hands on may be another constant
         again = jax.tree.leaves(step(jax.tree.unflatten(structure, leaves), *once, supports))
         constant = {j for j in constant if again[j] is leaves[j]}
     earlier = jax.tree.map(lambda leaf: leaf[int(alone) : -1], every)
-    handed = _Handed(step, scan, earlier, supports, leaves, structure, constant, alone)
+    handed = Handed(
+        step, scan.init, scan.length, earlier, supports, leaves, structure, constant, alone
+    )
     left = set(range(count)) - constant
     while left:
         ready = sorted(j for j in left if all(i >= count or i in handed.after for i in needs[j]))
@@ -175,6 +194,35 @@ def carries(step: CarryStep, scan: Scan, series: Values, supports: Values) -> Ca
         left -= set(ready)
     varies = [j not in constant for j in range(count)]
     return Carries([handed.after[j] for j in range(count)], varies, structure)
+
+
+def _size(leaf: jax.Array, axis: int) -> int:
+    return leaf.shape[axis] if leaf.ndim >= -axis else 1
+
+
+def _with_states(needs: Sequence[frozenset[int]], own: list[bool], order: int) -> list[bool]:
+    """Which leaves of the carry hold discrete states; an error for those of too long ago."""
+    ages = [int(o) for o in own]
+    for _ in range(order):
+        handed = [max((ages[i] for i in need if i < len(own)), default=0) for need in needs]
+        ages = [max(age + 1 if age else 0, int(o)) for age, o in zip(handed, own, strict=True)]
+    if max(ages, default=0) > order:
+        raise ModelError(
+            f"Model: the carry of its `scan` depends on discrete states of more than {order} "
+            f"{'step' if order == 1 else 'steps'} before. Say how many steps back they count, as "
+            f"in `scan(..., history=2)`, or let one state stand for several steps."
+        )
+    return [age > 0 for age in ages]
+
+
+def moved(leaf: jax.Array, moves: list[tuple[int, int]]) -> jax.Array:
+    """A leaf of the carry with its states on other axes, counted from the right."""
+    leaf = jnp.asarray(leaf)
+    for old, new in moves:
+        if leaf.ndim >= -old and leaf.shape[old] > 1:
+            shape = (1,) * (-new - leaf.ndim) + leaf.shape
+            leaf = jnp.swapaxes(leaf.reshape(shape), old, new)
+    return leaf
 
 
 def _fits(init: Any, leaves: list[jax.Array], structure: Any) -> bool:
@@ -211,71 +259,7 @@ def _varying(entering: Carries, now: tuple) -> list[jax.Array]:
     return [leaf for leaf, varies in pairs if varies] + jax.tree.leaves(now)
 
 
-class _Handed:
-    """What each step but the last hands on: `after` by leaf, stacked over steps if it varies."""
-
-    def __init__(
-        self,
-        step: CarryStep,
-        scan: Scan,
-        inputs: tuple,
-        supports: Values,
-        leaves: list[jax.Array],
-        structure: Any,
-        constant: set[int],
-        alone: bool,
-    ):
-        self.step, self.init, self.supports, self.alone = step, scan.init, supports, alone
-        self.length = scan.length - 1 - int(alone)
-        self.inputs = (jnp.arange(self.length), inputs)
-        self.leaves, self.structure, self.constant = leaves, structure, constant
-        self.after = {i: leaves[i] for i in constant}
-
-    def side_by_side(self, wanted: list[int], used: set[int]) -> None:
-        """Find leaves that depend on the carry only through the known leaves `used`."""
-
-        def at(before: dict[int, jax.Array], inputs: tuple) -> list[jax.Array]:
-            return self._run(before, inputs, wanted)
-
-        before = {i: self._before(i) for i in used}
-        for j, value in zip(wanted, jax.vmap(at)(before, self.inputs), strict=True):
-            self.after[j] = self._with_first(j, value)
-
-    def in_order(self, wanted: list[int], used: set[int]) -> None:
-        """Follow leaves that depend on themselves."""
-
-        def body(carry: list[jax.Array], inputs: tuple) -> tuple[list[jax.Array], list[jax.Array]]:
-            known, inputs = inputs
-            own = dict(zip(wanted, carry, strict=True))
-            new = self._run({**known, **own}, inputs, wanted)
-            return new, new
-
-        start = [self._start(j) for j in wanted]
-        before = {i: self._before(i) for i in used}
-        values = jax.lax.scan(body, start, (before, self.inputs))[1]
-        self.after |= {j: self._with_first(j, v) for j, v in zip(wanted, values, strict=True)}
-
-    def _with_first(self, i: int, value: jax.Array) -> jax.Array:
-        """Leaf `i` for all steps but the last: ahead of `value` that of the first, if run alone."""
-        return jnp.concatenate([self.leaves[i][None], value]) if self.alone else value
-
-    def _run(
-        self, before: dict[int, jax.Array], inputs: tuple, wanted: list[int]
-    ) -> list[jax.Array]:
-        carry = [before.get(i, leaf) for i, leaf in enumerate(self.leaves)]
-        new = self.step(jax.tree.unflatten(self.structure, carry), *inputs[1], self.supports)
-        flat = jax.tree.leaves(new)
-        return [jnp.asarray(flat[j], self.leaves[j].dtype) for j in wanted]
-
-    def _start(self, i: int) -> jax.Array:
-        if self.alone:
-            return self.leaves[i]
-        leaf, initial = self.leaves[i], jax.tree.leaves(self.init)[i]
-        return jnp.broadcast_to(jnp.asarray(initial, leaf.dtype), leaf.shape)
-
-    def _before(self, i: int) -> jax.Array:
-        """Leaf `i` of the carry that enters each step but the last, stacked."""
-        after = self.after[i]
-        if i in self.constant:
-            after = jnp.broadcast_to(after, (self.length + int(self.alone), *after.shape))
-        return after[:-1] if self.alone else jnp.concatenate([self._start(i)[None], after[:-1]])
+def join(first: jax.Array, others: jax.Array) -> jax.Array:
+    """Outputs of the first step and of the others, in one array."""
+    shape = jnp.broadcast_shapes(first.shape[1:], others.shape[1:])
+    return jnp.concatenate([jnp.broadcast_to(a, (len(a), *shape)) for a in (first, others)])

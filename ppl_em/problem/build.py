@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import ImproperUniform, biject_to, constraints
+from numpyro.distributions import biject_to, constraints
 
 from ppl_em.params import (
     Params,
@@ -43,7 +43,7 @@ from ppl_em.problem.masks import (
     check_scales,
 )
 from ppl_em.problem.prepared import Prepared
-from ppl_em.problem.probe import probe
+from ppl_em.problem.probe import check_proper, probe
 from ppl_em.problem.problem import Problem
 from ppl_em.problem.sites import ProblemSpec, _discrete_site, _latent_site
 from ppl_em.problem.subsampling import Plate, Whole
@@ -144,6 +144,9 @@ def build_problem(
     )
     parts = [_unconstrained_start(continuous[site.name]) for site in sites]
     u = jax.device_put(np.concatenate(parts)) if parts else zeros((0,))
+    if sites and not u.size:
+        what = "a single value is possible for it" if sites[0].shape != (0,) else "it is empty"
+        raise site_error(sites[0].name, f"{what}, so it is no latent", "Write the value itself")
     with explained(model, args, kwargs, lambda a, k: _with_arguments(spec, a, k, fixed, u)):
         problem = _with_arguments(spec, args, kwargs, fixed, u)
         if draws and program_of(problem) != problem.spec.program:
@@ -162,7 +165,7 @@ def _looked_at(rng_key: jax.Array, problem: Problem, values: Params, trace: Trac
     if any("_scan_current_index" in site["infer"] for site in trace.values() if "infer" in site):
         problem = _side_by_side(problem, values)
     problem = probe(rng_key, problem, values)
-    _check_proper(problem, trace)
+    check_proper(problem, values, trace)
     check_masks(problem, values, trace)
     check_scales(problem, values, trace)
     return problem
@@ -172,23 +175,6 @@ def _random_states() -> tuple[Any, ...]:
     """Of the generators that Python and NumPy have one of for all."""
     _, keys, *rest = np.random.get_state(legacy=True)
     return random.getstate(), np.asarray(keys).tobytes(), rest
-
-
-def _check_proper(problem: Problem, trace: Trace) -> None:
-    """Raise if a latent that nothing depends on has no prior that integrates to one."""
-    if problem.spec.idle is None:
-        return
-    idle = problem.unravel(jnp.asarray(problem.spec.idle.value))
-    for name, flags in idle.items():
-        law = trace[name]["fn"]
-        while not isinstance(law, ImproperUniform) and hasattr(law, "base_dist"):
-            law = law.base_dist
-        if isinstance(law, ImproperUniform) and bool(jnp.any(flags)):
-            raise site_error(
-                name,
-                "no data depend on it and its prior is improper, so that its integral is infinite",
-                "Remove the site, or give it a proper prior",
-            )
 
 
 def _parameters(

@@ -102,6 +102,12 @@ def failed(model: Callable, args: tuple, kwargs: dict[str, Any], error: Exceptio
             f"{_where(error)}, which differentiation has none of. Use `jax.numpy.where` or "
             f"`jax.lax.cond` for `if`, and `jax.numpy` for `numpy`, `math` and `float`."
         )
+    if "nested scan" in str(error):
+        return ModelError(
+            f"Model '{name_of(model)}': it has a `scan` inside a `scan`{_where(error)}, to whose "
+            f"latents NumPyro can give no values. Merge them into one `scan`, or write one of them "
+            f"as a plate or as a Python loop."
+        )
     if "NoneType" in str(error):
         none = [n for n, v in named_leaves(model, args, kwargs, _is_leaf) if v is None]
         if none:

@@ -9,6 +9,7 @@ import numpy as np
 from numpyro.distributions import biject_to
 
 from ppl_em.discrete import is_delta
+from ppl_em.util import site_error
 
 
 def init_near_mean(spread: Iterable[str] = ()) -> Callable[[dict[str, Any]], Any]:
@@ -28,7 +29,15 @@ def init_near_mean(spread: Iterable[str] = ()) -> Callable[[dict[str, Any]], Any
             return None
         fn = site["fn"]
         shape = (*site["kwargs"].get("sample_shape", ()), *fn.shape())
-        transform = biject_to(fn.support)
+        try:
+            transform = biject_to(fn.support)
+        except NotImplementedError:
+            raise site_error(
+                site["name"],
+                f"it is a latent {type(fn).__name__}, on {fn.support}, where no plain numbers lead",
+                "Put a `numpyro.handlers.reparam` around it, `ProjectedNormalReparam` for "
+                "directions, say",
+            ) from None
         unconstrained = np.zeros(transform.inverse_shape(shape))
         if site["name"] not in names or unconstrained.size < 2:
             return _inside(fn, _moment(fn, "mean", shape), transform(unconstrained))

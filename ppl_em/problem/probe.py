@@ -3,12 +3,15 @@
 import dataclasses
 import logging
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.distributions import ImproperUniform
 from numpyro.distributions.distribution import validation_enabled
 
+from ppl_em.discrete import mask_of
 from ppl_em.params import Params
 from ppl_em.problem.derivatives import WIDE, Look, density_and_gradients, log_joint_at, look
 from ppl_em.problem.impossible import impossible
@@ -23,6 +26,9 @@ logger = logging.getLogger("ppl_em")
 LARGE = 1_000_000
 """Numbers of data above which a model without continuous latents is probed without gradients:
 their memory would be several times that of a whole fit."""
+
+MOST_FLAT = 200
+"""Coordinates with improper priors up to which directions that no data see are looked for."""
 
 STRIDES = (-4.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0)
 """Steps on the unconstrained scale after which a parameter without a gradient may show."""
@@ -190,3 +196,63 @@ def _gaps(problem: Problem, x: jax.Array, u: jax.Array) -> ModelError | None:
     if first and bool(jnp.isfinite(_density_at(whole, x, u))):
         return ModelError(first)
     return None
+
+
+def check_proper(problem: Problem, values: Params, trace: dict[str, Any]) -> None:
+    """Raise if the integral over latents is infinite, as improper priors may leave it."""
+    names = [site.name for site in problem.spec.latents]
+    flat = [name for name in names if _is_improper(trace[name]["fn"])]
+    if problem.spec.idle is not None:
+        idle = problem.unravel(jnp.asarray(problem.spec.idle.value))
+        for name in names:
+            if _is_improper(trace[name]["fn"], masked=False) and bool(jnp.any(idle[name])):
+                raise site_error(
+                    name,
+                    "no data depend on it and its prior is improper, so that its integral is "
+                    "infinite",
+                    "Remove the site, or give it a proper prior",
+                )
+    if flat and problem.spec.gradients is None and (found := _together(problem, values, flat)):
+        name, *others = found
+        raise site_error(
+            name,
+            f"its prior is improper, and the data see it only together with "
+            f"{' and '.join(repr(other) for other in others) or 'elements of its own'}, so that "
+            f"its integral is infinite",
+            "Give it a proper prior",
+        )
+
+
+def _is_improper(law: Any, masked: bool = True) -> bool:
+    """Whether this law of a latent has no integral; with `masked`, whether it is masked away."""
+    while not isinstance(law, ImproperUniform) and hasattr(law, "base_dist"):
+        if masked and mask_of(law) is not True and not np.any(mask_of(law)):
+            return True
+        law = law.base_dist
+    return isinstance(law, ImproperUniform)
+
+
+def _together(problem: Problem, values: Params, names: list[str]) -> list[str]:
+    """Those of the latents `names` that the log-joint sees in combination only; else none.
+
+    Along such a direction it has neither slope nor curvature, at two points.
+    """
+    numbers = problem.unravel(jnp.arange(problem.start.size))
+    index = np.concatenate([np.ravel(numbers[name]) for name in names]).astype(int)
+    if index.size > MOST_FLAT:
+        return []
+    draws = generator(jax.random.key(0)).normal(size=(2, index.size))
+    density = lambda v, u: problem.log_joint_unconstrained(values, u.at[index].set(v))  # noqa: E731
+    rows = []
+    for v in problem.start[index] + draws:
+        rows.append(jax.jit(jax.grad(density))(v, problem.start)[None])
+        rows.append(jax.jit(jax.hessian(density))(v, problem.start))
+    table = np.concatenate(jax.device_get(rows))
+    if not np.all(np.isfinite(table)):
+        return []
+    _, sizes, ways = np.linalg.svd(table)
+    if sizes[-1] > 1e3 * np.finfo(table.dtype).eps * sizes[0]:
+        return []
+    moving = np.abs(ways[-1]) > 1e-3
+    owners = np.repeat(names, [np.size(numbers[name]) for name in names])
+    return [*dict.fromkeys(owners[moving].tolist())]

@@ -12,6 +12,9 @@ SCALARS = (bool, int, float, complex, str, bytes, type(None), np.generic)
 NO_ARRAY = ("len()", "unsized", "0-dim", "not iterable", "not subscriptable", "too many ind")
 """What a model complains of that gets one number instead of many."""
 
+INDEXED = "__array__() was called on traced array with shape int"
+"""What JAX says if an array of NumPy is indexed by what is known in a program only."""
+
 
 class Repair(NamedTuple):
     """A fact about an argument, what a user can do about it, and the value after that."""
@@ -65,7 +68,11 @@ def repairs(name: str, value: Any, complaint: str) -> list[Repair]:
         array = np.asarray(getattr(value, method)())
         array_of, what = f"an array, `{name}.{method}()`", f"a {kind}"
     elif isinstance(value, np.ndarray):
-        return _of_array(name, value, complaint)
+        found = _of_array(name, value, complaint)
+        if not found and INDEXED in complaint:
+            fact = "it is an array of NumPy, which no number inside a `scan` or a plate can index"
+            found = [Repair(fact, f"Pass `jax.numpy.asarray({name})`", jnp.asarray(value))]
+        return found
     elif isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.number):
         return _of_array(name, np.asarray(value), complaint)
     else:

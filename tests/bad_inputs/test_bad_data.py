@@ -84,6 +84,17 @@ def driven(x, y):
     scan(step, 0.0, (x, y))
 
 
+def lagged(y):
+    """An outcome looked up by the step, which is a number of JAX."""
+    b = numpyro.param("b", 0.1)
+
+    def step(carry, t):
+        numpyro.sample("y", dist.Normal(b * carry, 1.0), obs=y[t])
+        return y[t], None
+
+    scan(step, 0.0, jnp.arange(1, N))
+
+
 def at(value, array=Y, place=5):
     """`array` with one other value, of objects if that is no number."""
     array = np.array(array, float if isinstance(value, float) else object)
@@ -247,6 +258,7 @@ CASES = {
     "outcome xarray": (r"'y': it is a DataArray", effects, (GROUP, X, xarray.DataArray(Y))),
     "empty": (r"Argument 'group': it is empty.*Pass data", effects, (GROUP[:0], X[:0], Y[:0])),
     "empty outcome": (r"Argument 'y': it is empty", mixture, (Y[:0],)),
+    "looked up in a scan": (r"'y': it is an array of NumPy.*jax\.numpy\.asarray", lagged, (Y,)),
     "empty series": (r"'y'.* (empty|no data)", series, (Y[:0],)),
     "series of series": (r"Site 'y': .*in no plate.*numpyro\.plate", series, (np.ones((10, 3)),)),
     "series of two": (r"Site 'y': .*in no plate", series, (np.ones((10, 2)),)),

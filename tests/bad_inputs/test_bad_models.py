@@ -52,6 +52,16 @@ def empty(y):
     pass
 
 
+@bad("'scan_in_a_scan': it has a `scan` inside a `scan` at test_bad_models.py:.*Python loop")
+def scan_in_a_scan(y):
+    def inner(z, now):
+        z = numpyro.sample("z", dist.Normal(z, 1.0))
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=now)
+        return z, None
+
+    scan(lambda z, row: (scan(inner, z, row)[0], None), mu(), y.reshape(2, 2))
+
+
 @bad("'no_params': it has no free parameters")
 def no_params(y):
     observed(numpyro.sample("z", NORMAL))
@@ -278,6 +288,28 @@ def moving_support(y):
 def unused_param(y):
     numpyro.param("nu", 0.0)
     observed(mu())
+
+
+@bad("Site 'v': its prior is improper, and the data see it only together with 'w'.*proper prior")
+def improper_together(y):
+    v, w = (numpyro.sample(name, NORMAL.mask(False)) for name in "vw")
+    observed(v - 2 * w + mu())
+
+
+@bad("Site 'z': a single value is possible for it, so it is no latent. Write the value")
+def simplex_of_one(y):
+    observed(numpyro.sample("z", dist.Dirichlet(jnp.ones(1)))[0] + mu())
+
+
+@bad("Site 'z': it is empty, so it is no latent")
+def empty_latent(y):
+    observed(numpyro.sample("z", NORMAL.expand([0])).sum() + mu())
+
+
+@bad("Site 'z': it is a latent ProjectedNormal, on .*ProjectedNormalReparam")
+def direction(y):
+    z = numpyro.sample("z", dist.ProjectedNormal(jnp.ones(2)))
+    observed(z[0] + mu())
 
 
 @bad("Site 'w': no data depend on it and its prior is improper")

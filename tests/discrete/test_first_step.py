@@ -187,7 +187,7 @@ def test_a_site_of_the_first_step_alone_is_refused():
         build_problem(jax.random.key(0), model, (Y,), {})
 
 
-@pytest.mark.parametrize("where", ["plate", "last", "second scan"])
+@pytest.mark.parametrize("where", ["plate", "second scan"])
 def test_states_used_after_the_scan_are_refused_by_their_names(where):
     def model(y):
         level = numpyro.param("level", jnp.asarray(LEVEL))
@@ -201,12 +201,10 @@ def test_states_used_after_the_scan_are_refused_by_their_names(where):
             numpyro.sample("y", dist.Normal(level[state], 0.5), obs=now)
             return before, None
 
-        last, states = scan(step, 0, None, length=len(y))
+        _, states = scan(step, 0, None, length=len(y))
         if where == "plate":
             with numpyro.plate("time", len(y)):
                 numpyro.sample("y", dist.Normal(level[states], 0.5), obs=y)
-        elif where == "last":
-            numpyro.sample("y", dist.Normal(level[last], 0.5), obs=y[0])
         else:
             scan(other, 0.0, (y, states))
 
