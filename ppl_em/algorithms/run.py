@@ -167,7 +167,8 @@ def _climb(run: Run, m_step: MStep) -> tuple[Status, float]:
         if _at_limit(run):
             return Status.BOUNDARY, seconds
         run.history.decide("the information does not confirm a maximum: EM steps tell")
-        run = replace(run, limits=replace(run.limits, plan=Plan(finish=None)))
+        finish = "auto" if run.e_step.holds else None
+        run = replace(run, limits=replace(run.limits, plan=Plan(finish=finish)))
     return Deterministic(run, m_step).run()
 
 

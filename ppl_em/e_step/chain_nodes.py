@@ -95,7 +95,7 @@ class ChainQuadrature(Approximation):
     strength: ClassVar[Strength] = Strength.NODES
     kind: ClassVar[str] = "quadrature"
     runs_long: ClassVar[bool] = True
-    moves_nodes: ClassVar[bool] = True
+    holds: ClassVar[bool] = True
 
     @property
     def noise(self) -> float:
@@ -132,11 +132,11 @@ class ChainQuadrature(Approximation):
 
         def again(_: int, found: tuple[ChainNodes, PathSums]) -> tuple[ChainNodes, PathSums]:
             before = found[0]
-            return at(active(before.reach, jnp.sum(before.probs, axis=2)))
+            return at(active(before.reach, jnp.sum(before.probs, axis=2), stays=True))
 
         # A loop, so that what is evaluated twice is compiled once; of no law nodes stay as they are.
         shapes = jax.eval_shape(at, state.reach)
-        nothing, sums = jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), shapes)
+        nothing, sums = jax.tree.map(_unknown, shapes)
         nothing = replace(nothing, reach=state.reach, terms=state.terms)
         posterior, sums = jax.lax.fori_loop(0, 2, again, (nothing, sums))
         info = ChainInfo(_guarded(sums), jnp.asarray(self.num_nodes), sums.half - sums.value)
@@ -229,6 +229,11 @@ def _guarded(sums: PathSums) -> jax.Array:
     return jnp.where(gap <= APART, sums.value, jnp.nan)
 
 
+def _unknown(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    real = jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jnp.full(leaf.shape, jnp.nan if real else 0, leaf.dtype)
+
+
 def _stays(before: Reach, after: Reach) -> bool:
     width = np.asarray(after.high - after.low)
     moved = [np.abs(np.asarray(a - b)) for a, b in zip(before, after, strict=True)]
@@ -239,7 +244,7 @@ def _narrowed_once(
     chain: Chain, count: int, problem: Problem, params: Params, state: ChainState, power: jax.Array
 ) -> tuple[ChainState, PathSums]:
     found, sums = chain_nodes(problem, params, chain, state.terms, state.reach, count, power)
-    return state._replace(reach=active(state.reach, jnp.sum(found.probs, axis=2))), sums
+    return state._replace(reach=active(state.reach, jnp.sum(found.probs, axis=2), stays=False)), sums
 
 
 _narrowed = compiled(_narrowed_once, static_argnums=(0, 1), runs_long=True)

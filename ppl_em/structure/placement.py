@@ -16,8 +16,14 @@ from ppl_em.problem import Problem
 from ppl_em.structure.chain import Chain
 from ppl_em.util import compiled
 
-FALL = 16.0
+FALL = 18.0
 """Fall of a log-density from its maximum, in nats, at which nodes end."""
+
+KEPT = 14.0
+"""Fall at which they have to end if nodes that are there already are to stay."""
+
+LEAST = 0.6
+"""Share of their range that is reached, from which they stay."""
 
 BEYOND = 0.25
 """Share of a range that is added at an end where the density has not fallen so far."""
@@ -45,24 +51,32 @@ class Reach(NamedTuple):
         return jnp.log((self.high - self.low) / (count - 1))
 
 
-def active(span: Reach, probs: jax.Array) -> Reach:
+def active(reach: Reach, probs: jax.Array, stays: bool) -> Reach:
     """The range where a density is within `FALL` of its maximum, a node further on either side.
 
-    `probs` (B, T, K) are proportional to it, on nodes that fill the `span`. A step whose density is
-    unknown stays as it is.
+    `probs` (B, T, K) are proportional to it, on nodes that fill the `reach`. A step whose density is
+    unknown keeps its range; with `stays` one whose range still does keeps it, too.
     """
+    low, high, _ = _ends(reach, probs, FALL)
+    known = jnp.all(jnp.isfinite(probs), axis=-1) & (jnp.max(probs, axis=-1) > 0)
+    if stays:
+        share = (high - low) / (reach.high - reach.low)
+        known &= ~(_ends(reach, probs, KEPT)[2] & (share >= LEAST))
+    return Reach(jnp.where(known, low, reach.low), jnp.where(known, high, reach.high))
+
+
+def _ends(reach: Reach, probs: jax.Array, fall: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Where a density has fallen so far, (B, T), and whether that is within the range."""
     count = probs.shape[-1]
-    most = jnp.max(probs, axis=-1, keepdims=True)
-    inside = probs > most * np.exp(-FALL)
+    inside = probs > jnp.max(probs, axis=-1, keepdims=True) * np.exp(-fall)
     first = jnp.argmax(inside, axis=-1)
     last = count - 1 - jnp.argmax(inside[..., ::-1], axis=-1)
-    width = span.high - span.low
+    width = reach.high - reach.low
     step = width / (count - 1)
-    known = jnp.all(jnp.isfinite(probs), axis=-1) & (most[..., 0] > 0)
     below = jnp.where(first == 0, BEYOND * width, step)
     above = jnp.where(last == count - 1, BEYOND * width, step)
-    low, high = span.low + first * step - below, span.low + last * step + above
-    return Reach(jnp.where(known, low, span.low), jnp.where(known, high, span.high))
+    within = (first > 0) & (last < count - 1)
+    return reach.low + first * step - below, reach.low + last * step + above, within
 
 
 def prior_reach(problem: Problem, params: Params, chain: Chain, rng_key: jax.Array) -> Reach | None:
