@@ -1,6 +1,6 @@
 """A nonlinear time series whose states are seen by their squares only: system identification.
 
-Data: a simulated series (``y``) of 100 steps, in their order, and the states ``x_true`` it came from.
+Data: a simulated series (``y``) of 100 steps, in their order, and the states ``x_true`` behind it.
 
 Model: with x_1 ~ Normal(0, 1), for t = 1, 2, ...,
 
@@ -52,8 +52,8 @@ REFERENCE: dict[str, Any] = {
     },
     "log_likelihood": -93.6612251551263,
     "kind": "quadrature",
-    "source": "grid filter with 1343 nodes on [-28, 28], BFGS and a Newton step, float64; 2775 nodes "
-    "give the same log-likelihood to 1e-10",
+    "source": "grid filter with 1343 nodes on [-28, 28], BFGS and a Newton step, float64; 2775 "
+    "nodes give the same log-likelihood to 1e-10",
 }
 
 

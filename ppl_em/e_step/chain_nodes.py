@@ -1,4 +1,4 @@
-"""Quadrature along chains of one latent each: sums over all paths through the nodes of the steps."""
+"""Quadrature along chains of one latent each: sums over all paths through nodes."""
 
 import logging
 from dataclasses import dataclass, field, replace
@@ -110,9 +110,9 @@ class ChainQuadrature(Approximation):
         reach = prior_reach(problem, params, self.chain, rng_key)
         if reach is None:
             raise ModelError(
-                f"Site '{problem.spec.latents[0].name}': no draws can be made from its prior, which "
-                f"e_step='quadrature' takes to see how far a chain reaches. Use proper laws for "
-                f"its first step, e_step='laplace' or e_step='nuts'."
+                f"Site '{problem.spec.latents[0].name}': no draws can be made from its prior, "
+                f"which e_step='quadrature' takes to see how far a chain reaches. Use a proper law "
+                f"for its first step, e_step='laplace' or e_step='nuts'."
             )
         state, count = ChainState(reach, found[1]), max(self.num_nodes, WIDE)
         for power in POWERS:
@@ -127,6 +127,7 @@ class ChainQuadrature(Approximation):
         self, problem: Problem, params: Params, state: ChainState
     ) -> tuple[ChainNodes, ChainState, ChainInfo]:
         """The nodes moved to where the posterior is at `params`, and the sum over paths."""
+
         def at(reach: Reach) -> tuple[ChainNodes, PathSums]:
             return chain_nodes(problem, params, self.chain, state.terms, reach, self.num_nodes)
 
@@ -134,7 +135,7 @@ class ChainQuadrature(Approximation):
             before = found[0]
             return at(active(before.reach, jnp.sum(before.probs, axis=2), stays=True))
 
-        # A loop, so that what is evaluated twice is compiled once; of no law nodes stay as they are.
+        # A loop, to compile once what is evaluated twice; of no law nodes stay as they are.
         shapes = jax.eval_shape(at, state.reach)
         nothing, sums = jax.tree.map(_unknown, shapes)
         nothing = replace(nothing, reach=state.reach, terms=state.terms)
@@ -244,7 +245,9 @@ def _narrowed_once(
     chain: Chain, count: int, problem: Problem, params: Params, state: ChainState, power: jax.Array
 ) -> tuple[ChainState, PathSums]:
     found, sums = chain_nodes(problem, params, chain, state.terms, state.reach, count, power)
-    return state._replace(reach=active(state.reach, jnp.sum(found.probs, axis=2), stays=False)), sums
+    return state._replace(
+        reach=active(state.reach, jnp.sum(found.probs, axis=2), stays=False)
+    ), sums
 
 
 _narrowed = compiled(_narrowed_once, static_argnums=(0, 1), runs_long=True)

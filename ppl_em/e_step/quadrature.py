@@ -82,6 +82,7 @@ class Quadrature(Approximation):
     log-likelihood no longer changes, at the first parameters and again at the last ones. Latents
     alone in their block, for which Gauss-Hermite rules need many, get nodes that reach further.
     Many blocks of several latents get few nodes for second derivatives and until parameters settle.
+    Chains with one latent in each step are summed over all paths, see `chain_nodes.py`.
 
     Attributes
     ----------

@@ -54,8 +54,8 @@ class Reach(NamedTuple):
 def active(reach: Reach, probs: jax.Array, stays: bool) -> Reach:
     """The range where a density is within `FALL` of its maximum, a node further on either side.
 
-    `probs` (B, T, K) are proportional to it, on nodes that fill the `reach`. A step whose density is
-    unknown keeps its range; with `stays` one whose range still does keeps it, too.
+    `probs` (B, T, K) are proportional to it, on nodes that fill the `reach`. A step whose density
+    is unknown keeps its range; with `stays` one whose range still does keeps it, too.
     """
     low, high, _ = _ends(reach, probs, FALL)
     known = jnp.all(jnp.isfinite(probs), axis=-1) & (jnp.max(probs, axis=-1) > 0)
@@ -85,7 +85,7 @@ def prior_reach(problem: Problem, params: Params, chain: Chain, rng_key: jax.Arr
         draws = np.asarray(_prior_draws(problem, params, rng_key))
     except NotImplementedError:  # improper laws
         return None
-    values = np.asarray(chain.split(draws))[..., 0]
+    values = draws[:, chain.index.value[..., 0]]
     if not np.all(np.isfinite(values)):
         return None
     low, high = np.percentile(values, (TAIL, 100 - TAIL), axis=0)

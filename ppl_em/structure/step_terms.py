@@ -77,7 +77,8 @@ def owned_terms(problem: Problem, x: jax.Array, chain: Chain, by_table: bool) ->
     chains, length = chain.num_chains, chain.length
     digits = int(length - 1).bit_length()
     steps = (np.arange(chains)[:, None] << digits) + np.arange(length)
-    labels = np.asarray(chain.join(steps[..., None]))
+    labels = np.zeros(chain.size, int)
+    labels[chain.index.value[..., 0]] = steps
     slopes = partial(_slopes, by_table)
     found = told_apart(problem, x, np.asarray(problem.start), labels, _later(digits), slopes)
     if found is None:

@@ -225,7 +225,7 @@ def test_counts_with_jumps_against_a_dense_grid():
     first = dense_chain.student_t(nodes, 5.0, 0.6, 0.5)
     with np.errstate(over="ignore"):
         seen = dense_chain.poisson(y[:, None], nodes)
-    expected = dense_chain.filtered(nodes, weights, first, lambda t: move, seen)
+    expected = dense_chain.filtered(weights, first, lambda t: move, seen)
     assert abs(info.objective - expected) < 1e-4
 
 

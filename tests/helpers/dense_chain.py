@@ -21,7 +21,6 @@ def poisson(y, log_rate):
 
 
 def filtered(
-    nodes: np.ndarray,
     weights: np.ndarray,
     first: np.ndarray,
     move: Callable[[int], np.ndarray],
@@ -29,8 +28,8 @@ def filtered(
 ) -> float:
     """The log-likelihood by a forward pass on nodes (G,) that stay the same.
 
-    `first` (G,) and `move(t)` (G, G), from row to column, are log-densities of states, `seen` (T, G)
-    those of what is observed.
+    `first` (G,) and `move(t)` (G, G), from row to column, are log-densities of states, `seen`
+    (T, G) those of what is observed.
     """
     log_weights, total = np.log(weights), 0.0
     state = first + log_weights + seen[0]
@@ -44,5 +43,4 @@ def filtered(
         most = np.max(state)
         total += most
         state = state - most
-    del nodes
     return total + np.log(np.sum(np.exp(state)))
