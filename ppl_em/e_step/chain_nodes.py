@@ -10,7 +10,7 @@ import numpy as np
 
 from ppl_em.e_step.base import Approximation, Strength, expectation
 from ppl_em.params import Params
-from ppl_em.posterior import ChainNodes, PathSums, chain_nodes, path_sums
+from ppl_em.posterior import ChainNodes, PathSums, on_nodes, path_sums
 from ppl_em.problem import Problem
 from ppl_em.structure import Chain, Reach, StepTerms, active, find_lone_chain, prior_reach
 from ppl_em.util import ModelError, compiled
@@ -129,7 +129,7 @@ class ChainQuadrature(Approximation):
         """The nodes moved to where the posterior is at `params`, and the sum over paths."""
 
         def at(reach: Reach) -> tuple[ChainNodes, PathSums]:
-            return chain_nodes(problem, params, self.chain, state.terms, reach, self.num_nodes)
+            return on_nodes(problem, params, self.chain, state.terms, reach, self.num_nodes)
 
         def again(_: int, found: tuple[ChainNodes, PathSums]) -> tuple[ChainNodes, PathSums]:
             before = found[0]
@@ -244,7 +244,7 @@ def _stays(before: Reach, after: Reach) -> bool:
 def _narrowed_once(
     chain: Chain, count: int, problem: Problem, params: Params, state: ChainState, power: jax.Array
 ) -> tuple[ChainState, PathSums]:
-    found, sums = chain_nodes(problem, params, chain, state.terms, state.reach, count, power)
+    found, sums = on_nodes(problem, params, chain, state.terms, state.reach, count, power)
     return state._replace(
         reach=active(state.reach, jnp.sum(found.probs, axis=2), stays=False)
     ), sums

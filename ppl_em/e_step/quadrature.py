@@ -82,7 +82,7 @@ class Quadrature(Approximation):
     log-likelihood no longer changes, at the first parameters and again at the last ones. Latents
     alone in their block, for which Gauss-Hermite rules need many, get nodes that reach further.
     Many blocks of several latents get few nodes for second derivatives and until parameters settle.
-    Chains with one latent in each step are summed over all paths, see `chain_nodes.py`.
+    Chains of one latent in each step have sums over all paths.
 
     Attributes
     ----------
@@ -137,8 +137,7 @@ class Quadrature(Approximation):
         """
         problem.require_continuous(self.flag)
         problem.require_gradient(self.flag)
-        x = problem.unconstrain(params)
-        blocks = find_blocks(problem, x, problem.start, rng_key, SPREAD)
+        blocks = find_blocks(problem, problem.unconstrain(params), problem.start, rng_key, SPREAD)
         name, size = problem.spec.latents[0].name, blocks.block_size
         if size > self.max_dimension:
             along = along_chain(rng_key, problem, params, self.num_nodes)

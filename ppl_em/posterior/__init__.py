@@ -2,7 +2,7 @@
 
 from ppl_em.posterior.base import Posterior, constrain_draws
 from ppl_em.posterior.block_draws import BlockDraws, Proposal, TermLayout, draw_mixing
-from ppl_em.posterior.chain_nodes import ChainNodes, PathSums, chain_nodes, path_sums
+from ppl_em.posterior.chain_nodes import ChainNodes, PathSums, on_nodes, path_sums
 from ppl_em.posterior.conjugate import LogGamma, LogitBeta
 from ppl_em.posterior.draws import WeightedDraws
 from ppl_em.posterior.enumerated import Enumerated
@@ -66,7 +66,6 @@ __all__ = [
     "UserLaw",
     "WeightedDraws",
     "block_sums",
-    "chain_nodes",
     "constant_part",
     "constrain_draws",
     "draw_mixing",
@@ -77,6 +76,7 @@ __all__ = [
     "guide_hessian",
     "half_trace",
     "mul",
+    "on_nodes",
     "path_sums",
     "roots",
     "semi_cholesky",

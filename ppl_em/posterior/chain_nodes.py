@@ -12,7 +12,7 @@ from ppl_em.discrete import forward_backward
 from ppl_em.params import Params
 from ppl_em.posterior.base import Posterior, constrain_draws
 from ppl_em.problem import Latents, Problem
-from ppl_em.structure import Chain, Reach, StepTerms, Tables, node_tables, weighted_sum
+from ppl_em.structure import Chain, Reach, StepTerms, Tables, pair_tables, weighted_sum
 
 
 class PathSums(NamedTuple):
@@ -70,6 +70,14 @@ class ChainNodes(Posterior):
             sds[name] = jnp.sqrt(jnp.sum(weights[name] * (values - means[name]) ** 2, axis=0))
         return means, sds
 
+    def responsibilities(self) -> dict[str, jax.Array] | None:
+        """Of discrete states that follow one another, where they are of one site."""
+        names = self.terms.sites
+        if len(names) != 1:
+            return None
+        probs = jnp.sum(self.probs, axis=-1)
+        return {names[0]: probs[0] if len(probs) == 1 else jnp.moveaxis(probs, 0, 1)}
+
     def site_means(self, problem: Problem, params: Params) -> Latents:
         """Of all sites."""
         return self.moments(problem, params)[0]
@@ -106,7 +114,7 @@ class ChainNodes(Posterior):
         return jnp.moveaxis(jnp.concatenate([before, end[None]]), 0, -1)
 
 
-def chain_nodes(
+def on_nodes(
     problem: Problem,
     params: Params,
     chain: Chain,
@@ -116,7 +124,7 @@ def chain_nodes(
     power: jax.Array | float = 1.0,
 ) -> tuple[ChainNodes, PathSums]:
     """The posterior on `count` nodes, of the log-joint times `power`, and the log-likelihood."""
-    tables = node_tables(problem, params, chain, terms, reach.nodes(count))
+    tables = pair_tables(problem, params, chain, terms, reach.nodes(count))
     weights = reach.log_weights(count)
 
     def total(first: jax.Array, move: jax.Array) -> jax.Array:
@@ -137,7 +145,7 @@ def path_sums(
     count: int,
 ) -> PathSums:
     """The log-likelihood on `count` nodes, differentiable, and on every second one."""
-    tables = node_tables(problem, params, chain, terms, reach.nodes(count))
+    tables = pair_tables(problem, params, chain, terms, reach.nodes(count))
     weights = reach.log_weights(count)
     half = _half(jax.lax.stop_gradient(tables), weights, terms.num_states)
     return PathSums(_sum(tables, weights), half)

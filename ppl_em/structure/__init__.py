@@ -33,7 +33,7 @@ from ppl_em.structure.condense_steps import (
 )
 from ppl_em.structure.exchangeability import Group, exchangeable, nearest, permuted
 from ppl_em.structure.find_chain import find_lone_chain
-from ppl_em.structure.node_tables import Tables, node_tables, weighted_sum
+from ppl_em.structure.node_tables import Tables, pair_tables, weighted_sum
 from ppl_em.structure.own_units import in_own_units
 from ppl_em.structure.placement import Reach, active, prior_reach
 from ppl_em.structure.search import find_blocks, find_structure
@@ -71,9 +71,9 @@ __all__ = [
     "in_own_units",
     "log_joints",
     "nearest",
-    "node_tables",
     "other_terms",
     "owners",
+    "pair_tables",
     "permuted",
     "prior_reach",
     "restrict",

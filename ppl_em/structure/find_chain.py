@@ -10,8 +10,8 @@ from ppl_em.discrete import forward_backward
 from ppl_em.problem import Problem
 from ppl_em.structure.candidates import lone_chains
 from ppl_em.structure.chain import Chain
-from ppl_em.structure.node_tables import ROUNDING, Tables, node_tables
-from ppl_em.structure.step_terms import StepTerms, owned_terms
+from ppl_em.structure.node_tables import ROUNDING, Tables, pair_tables
+from ppl_em.structure.step_terms import StepTerms, owned_terms, regime_terms
 from ppl_em.util import compiled, moved_by
 
 FEW = 3
@@ -45,6 +45,9 @@ def _told_apart(problem: Problem, x: jax.Array, chain: Chain) -> Iterator[StepTe
         found = owned_terms(problem, x, chain, way)
         if found is not None:
             yield found
+    regimes = regime_terms(problem, x, chain) if problem.spec.discrete else None
+    if regimes is not None:
+        yield regimes
 
 
 def _adds_up(problem: Problem, x: jax.Array, chain: Chain, terms: StepTerms) -> bool:
@@ -77,7 +80,7 @@ def _on_paths(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The log-joint on paths (n, B, T) through nodes, by the tables, and the size of its terms."""
     params = problem.constrain(x)
-    tables = node_tables(problem, params, chain, terms, nodes)
+    tables = pair_tables(problem, params, chain, terms, nodes)
 
     def along(path: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         point = jnp.take_along_axis(nodes, path[..., None], axis=-1)

@@ -31,7 +31,7 @@ class Tables(NamedTuple):
     base: jax.Array
 
 
-def node_tables(
+def pair_tables(
     problem: Problem, params: Params, chain: Chain, terms: StepTerms, nodes: jax.Array
 ) -> Tables:
     """The tables on `nodes` (B, T, K)."""

@@ -32,6 +32,11 @@ class StepTerms(Protocol):
         """S, the states of the discrete sites of a step; 1 without any."""
         ...
 
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The discrete sites of these states."""
+        ...
+
     def at(self, problem: Problem, params: Params, u: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Terms by step at `u` (D,), and their rest.
 
@@ -54,12 +59,75 @@ class OwnedTerms:
         """Discrete sites are summed out in the terms."""
         return 1
 
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
     def at(self, problem: Problem, params: Params, u: jax.Array) -> tuple[jax.Array, jax.Array]:
         """See `StepTerms`."""
         values = _terms(self.by_table, problem, params, u)
         count = int(np.prod(self.shape))
         sums = jax.ops.segment_sum(values, self.owner, num_segments=count + 1)
         return sums[:-1].reshape(*self.shape, 1, 1), sums[-1]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RegimeTerms:
+    """Terms of a `scan` with discrete states beside the latent, which follow one another."""
+
+    shape: tuple[int, int] = field(metadata={"static": True})
+    num_states: int = field(metadata={"static": True})
+    chain: Chain = field(metadata={"static": True})
+    sites: tuple[str, ...] = field(metadata={"static": True})
+
+    def at(self, problem: Problem, params: Params, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """See `StepTerms`."""
+        u, idle = problem.without_idle(u)
+        latents, jacobians = problem.transformed(u)
+        found = marginalization.step_potentials(problem.log_factors(params, latents))
+        if found is None:
+            raise ValueError("there is not one chain of discrete states")
+        parts, rest = found
+        order = np.argsort(parts.batch)
+        chains, length = self.shape
+
+        def steps(array: jax.Array, lead: int, states: int) -> jax.Array:
+            axes = [*range(lead), *(order + lead), *range(lead + len(order), array.ndim)]
+            full = array.transpose(axes)
+            return full.reshape(*full.shape[:lead], -1, *full.shape[full.ndim - states :])
+
+        move = steps(parts.move, 1, 2) + steps(parts.emission, 1, 1)[..., None, :]
+        first = steps(parts.first, 0, 1)[:, None]
+        move = jnp.broadcast_to(move, (length - 1, chains, *move.shape[2:]))
+        first = jnp.broadcast_to(first, (chains, *move.shape[2:]))
+        values = jnp.moveaxis(jnp.concatenate([first[None], move]), 0, 1)
+        own = idle + jnp.concatenate([jnp.ravel(part) for part in jacobians])
+        return values + self.chain.split(own)[..., None], rest
+
+
+def regime_terms(problem: Problem, x: jax.Array, chain: Chain) -> RegimeTerms | None:
+    """The discrete states of every step of a chain; None if they form no chain beside it."""
+    kept: list[marginalization.Potentials] = []
+
+    def look(x: jax.Array) -> jax.Array:
+        latents, jacobians = problem.transformed(problem.start)
+        own = sum(jnp.size(part) for part in jacobians)
+        found = marginalization.step_potentials(problem.log_factors(problem.constrain(x), latents))
+        if found is not None and own == chain.size:
+            kept.append(found[0])
+        return jnp.zeros(())
+
+    jax.eval_shape(look, x)
+    if not kept or kept[0].emission.shape[0] != chain.length - 1:
+        return None
+    batch = kept[0].emission.shape[1:-1]
+    if int(np.prod(batch)) not in (1, chain.num_chains):
+        return None
+    states = kept[0].first.shape[-1]
+    shape = chain.num_chains, chain.length
+    return RegimeTerms(shape, int(states), chain, kept[0].states)
 
 
 def _terms(by_table: bool, problem: Problem, params: Params, u: jax.Array) -> jax.Array:
