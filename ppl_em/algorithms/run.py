@@ -19,6 +19,7 @@ from ppl_em.algorithms.limit_laws import with_laws
 from ppl_em.algorithms.monte_carlo import monte_carlo
 from ppl_em.algorithms.sampler import Sampler
 from ppl_em.algorithms.separation import to_limit
+from ppl_em.algorithms.trust_region import may_leave
 from ppl_em.e_step import EStep, StochasticEStep
 from ppl_em.m_step import MStep, for_problem
 from ppl_em.params import AtBounds, Params
@@ -156,7 +157,10 @@ def _at_limit(run: Run) -> bool:
 
 
 def _climb(run: Run, m_step: MStep) -> tuple[Status, float]:
-    if run.limits.plan.direct:
+    early = run.e_step.holds and run.limits.plan == Plan() and may_leave(run)
+    if early:
+        run.history.decide("EM would creep along a chain: the direct method from the start")
+    if run.limits.plan.direct or early:
         status, seconds = climb_directly(run)
         if status is not Status.STALLED:
             return status, seconds

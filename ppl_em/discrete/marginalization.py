@@ -257,8 +257,8 @@ def _potentials(
 
     emission = flat(emit, (chain.time,), [states])
     emission = jnp.broadcast_to(emission, (chain.length, *emission.shape[1:]))
-    start, between = flat(first, (), [states]), flat(move, (chain.time,), [previous, states])
-    return Potentials(start, between, emission, batch, tuple(states), scalars)
+    begin, between = flat(first, (), [states]), flat(move, (chain.time,), [previous, states])
+    return Potentials(begin, between, emission, batch, tuple(states), scalars)
 
 
 def _check_plates(
