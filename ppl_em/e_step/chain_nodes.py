@@ -110,7 +110,7 @@ class ChainQuadrature(Approximation):
         reach = prior_reach(problem, params, self.chain, rng_key)
         if reach is None:
             raise ModelError(
-                f"Site '{problem.spec.latents[0].name}': no draws can be made from its prior, "
+                f"Site '{problem.spec.latents[0].name}': no finite draws come from its prior, "
                 f"which e_step='quadrature' takes to see how far a chain reaches. Use a proper law "
                 f"for its first step, e_step='laplace' or e_step='nuts'."
             )

@@ -1,5 +1,6 @@
 """Chains on nodes against closed forms and dense grids, however the model is written."""
 
+import pickle
 from collections.abc import Callable
 from functools import cache
 
@@ -15,7 +16,7 @@ from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 
 from ppl_em import ModelError
-from ppl_em.e_step import Quadrature, expectation
+from ppl_em.e_step import Approximation, Quadrature, expectation
 from ppl_em.likelihood import value_and_score
 from ppl_em.problem import build_problem
 
@@ -198,6 +199,22 @@ def test_the_posterior_of_a_chain():
     assert np.all(np.abs(draws.mean(0) - covariance @ left) < 4.5 * error)
     spread = np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)) / 4000)
     assert np.all(np.abs(np.cov(draws.T) - covariance) < 6.5 * spread)
+
+
+def test_the_contract_of_an_approximation():
+    """Configuration and posterior can be pickled; a state keeps its type from step to step."""
+    problem, engine, x, params, posterior, state, info = setting("scan")
+    again = pickle.loads(pickle.dumps(engine))
+    assert again == engine and hash(again) == hash(engine)
+    assert isinstance(engine, Approximation) and engine.refined(problem, params, state) is None
+    follows, more = expectation(engine, problem, x, state)[1:]
+    assert jax.tree.map(jnp.shape, follows) == jax.tree.map(jnp.shape, state)
+    for before, after in zip(follows.reach, state.reach, strict=True):
+        np.testing.assert_array_equal(before, after)  # nodes that still do stay
+    assert float(more.objective) == float(info.objective)
+    leaves = jax.tree.leaves(pickle.loads(pickle.dumps(posterior)))
+    assert all(np.all(np.isfinite(leaf)) for leaf in leaves)
+    assert np.isclose(posterior.first.sum(), 1) and np.allclose(posterior.pairs.sum((-2, -1)), 1)
 
 
 def poisson_chain(y):
