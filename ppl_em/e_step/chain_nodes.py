@@ -12,7 +12,15 @@ from ppl_em.e_step.base import Approximation, Strength, expectation
 from ppl_em.params import Params
 from ppl_em.posterior import ChainNodes, PathSums, on_nodes, path_sums
 from ppl_em.problem import Problem
-from ppl_em.structure import Chain, Reach, StepTerms, active, find_lone_chain, prior_reach
+from ppl_em.structure import (
+    Chain,
+    Reach,
+    StepTerms,
+    active,
+    find_lone_chain,
+    prior_reach,
+    terms_by_step,
+)
 from ppl_em.util import ModelError, compiled
 
 logger = logging.getLogger("ppl_em")
@@ -104,8 +112,8 @@ class ChainQuadrature(Approximation):
 
     def init(self, rng_key: jax.Array, problem: Problem, params: Params) -> ChainState:
         """Nodes where the posterior is at the first parameters."""
-        found = find_lone_chain(problem, problem.unconstrain(params))
-        if found is None or found[0] != self.chain:
+        terms = terms_by_step(problem, problem.unconstrain(params), self.chain)
+        if terms is None:
             raise ValueError("call `resolve` first")
         reach = prior_reach(problem, params, self.chain, rng_key)
         if reach is None:
@@ -114,7 +122,7 @@ class ChainQuadrature(Approximation):
                 f"which e_step='quadrature' takes to see how far a chain reaches. Use a proper law "
                 f"for its first step, e_step='laplace' or e_step='nuts'."
             )
-        state, count = ChainState(reach, found[1]), max(self.num_nodes, WIDE)
+        state, count = ChainState(reach, terms), max(self.num_nodes, WIDE)
         for power in POWERS:
             state = self._narrowed(problem, params, state, count, power)[0]
         for _ in range(MORE):
@@ -201,7 +209,7 @@ def along_chain(
         If no nodes that memory takes are enough there.
     """
     x = problem.unconstrain(params)
-    found = find_lone_chain(problem, x)
+    found = find_lone_chain(problem, x, rng_key)
     if found is None:
         return None
     chain, terms = found

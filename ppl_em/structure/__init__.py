@@ -32,7 +32,7 @@ from ppl_em.structure.condense_steps import (
     totals,
 )
 from ppl_em.structure.exchangeability import Group, exchangeable, nearest, permuted
-from ppl_em.structure.find_chain import find_lone_chain
+from ppl_em.structure.find_chain import find_lone_chain, terms_by_step
 from ppl_em.structure.node_tables import Tables, pair_tables, weighted_sum
 from ppl_em.structure.own_units import in_own_units
 from ppl_em.structure.placement import Reach, active, prior_reach
@@ -81,6 +81,7 @@ __all__ = [
     "steps_term",
     "summed",
     "targets",
+    "terms_by_step",
     "tolerance",
     "totals",
     "weighted_sum",

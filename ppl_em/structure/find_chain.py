@@ -11,6 +11,7 @@ from ppl_em.problem import Problem
 from ppl_em.structure.candidates import lone_chains
 from ppl_em.structure.chain import Chain
 from ppl_em.structure.node_tables import ROUNDING, Tables, pair_tables
+from ppl_em.structure.search import not_excluded
 from ppl_em.structure.step_terms import StepTerms, owned_terms, regime_terms
 from ppl_em.util import compiled, moved_by
 
@@ -24,18 +25,29 @@ PATHS = 4
 """Random paths through these nodes, at every place."""
 
 
-def find_lone_chain(problem: Problem, x: jax.Array) -> tuple[Chain, StepTerms] | None:
+def find_lone_chain(
+    problem: Problem, x: jax.Array, rng_key: jax.Array
+) -> tuple[Chain, StepTerms] | None:
     """Chains (B, T, 1) along which the log-joint couples neighbors only, and its terms by step.
 
     None if that cannot be shown, at the parameters `x` (p,) and others around them.
     """
     if problem.spec.has_moving_supports:
         return None
-    for chain in lone_chains(problem):
-        for terms in _told_apart(problem, x, chain):
-            if _adds_up(problem, x, chain, terms):
-                return chain, terms
+    proposed = list(lone_chains(problem))
+    if not any(site.in_scan for site in problem.spec.discrete):  # which couple all steps
+        proposed = not_excluded(proposed, problem, x, rng_key)
+    for chain in proposed:
+        terms = terms_by_step(problem, x, chain)
+        if terms is not None:
+            return chain, terms
     return None
+
+
+def terms_by_step(problem: Problem, x: jax.Array, chain: Chain) -> StepTerms | None:
+    """The terms of the log-joint by step of these chains; None if it does not add up from them."""
+    ways = _told_apart(problem, x, chain)
+    return next((terms for terms in ways if _adds_up(problem, x, chain, terms)), None)
 
 
 def _told_apart(problem: Problem, x: jax.Array, chain: Chain) -> Iterator[StepTerms]:
