@@ -263,7 +263,7 @@ class Deterministic:
             reason = reason or "the maximum is not near"
         if not reason or (auto and is_early(self.of)):
             return Status.STALLED if near else None
-        if auto and not is_large(self.problem):
+        if auto and not is_large(self.problem) and not self.e_step.holds:
             history.decide(f"{reason}: on by Newton steps")
             status = Region(self.of).climb()
         else:

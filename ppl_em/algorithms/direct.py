@@ -20,8 +20,13 @@ from ppl_em.algorithms.history import History, Limits, Run
 from ppl_em.algorithms.newton import take_newton_steps
 from ppl_em.algorithms.separation import is_time, to_limit
 from ppl_em.algorithms.stopping import Step, rounding
-from ppl_em.e_step import DeterministicEStep
-from ppl_em.likelihood import is_large, marginal_information, value_and_score
+from ppl_em.e_step import DeterministicEStep, expectation
+from ppl_em.likelihood import (
+    held_value_and_score,
+    is_large,
+    marginal_information,
+    value_and_score,
+)
 from ppl_em.m_step import NEEDS, Region, Scipy, for_problem
 from ppl_em.optimize import DERIVATIVE_FREE, SECOND_ORDER, TAKES, maximize
 from ppl_em.problem import Problem, bounds, conditions, needs, violated
@@ -46,6 +51,10 @@ WORTH = 15
 
 FINE = 1e-10
 """Gap up to which they are counted: the last digits cost the direct method steps, too."""
+
+
+WORTHWHILE = 0.01
+"""Gain by a search from which another one follows, where values change with what is held."""
 
 
 class _Late(Exception):
@@ -124,6 +133,16 @@ class Ascent:
         return Status.MAX_STEPS if spent else Status.STALLED
 
     def _climb(self) -> Status | None:
+        """Searches while they gain, one if nothing is held; a status if nothing is to be done."""
+        while True:
+            before = self.history.objective
+            ended = self._search()
+            if ended is not None or not self.e_step.holds:
+                return ended
+            if not self.history.objective > before + WORTHWHILE:
+                return None
+
+    def _search(self) -> Status | None:
         """One search; a status if nothing is to be done after it."""
         problem, history = self.problem, self.history
         budget, start = self.limits.max_steps - len(history.rows), np.asarray(history.x, float)
@@ -165,7 +184,11 @@ class Ascent:
     def _value_and_gradient(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         self.history.evaluations += 1
         point = jnp.asarray(x, self.history.x.dtype)
-        found, slope, state = value_and_score(self.e_step, self.problem, point, self.state)
+        if self.e_step.holds:
+            found, slope = held_value_and_score(self.e_step, self.problem, point, self.state)
+            state = self.state
+        else:
+            found, slope, state = value_and_score(self.e_step, self.problem, point, self.state)
         value, gradient = float(found), np.asarray(slope, float)
         if np.isfinite(value) and np.all(np.isfinite(gradient)):
             self.state, self.norm = state, float(np.linalg.norm(gradient))
@@ -199,6 +222,8 @@ class Ascent:
             Step(value, value - history.objective, 0.0, length), point, "direct", seconds
         )
         history.rows[-1]["gradient_norm"] = self.norm
+        if self.e_step.holds:
+            self.state = expectation(self.e_step, self.problem, point, self.state)[1]
         history.x, history.e_state = point, self.state
         self.run.bar.update(1)
         self.run.bar.set_postfix_str(f"{self.method} {value:.6f}, |grad| {self.norm:.1e}")

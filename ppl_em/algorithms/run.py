@@ -19,6 +19,7 @@ from ppl_em.algorithms.limit_laws import with_laws
 from ppl_em.algorithms.monte_carlo import monte_carlo
 from ppl_em.algorithms.sampler import Sampler
 from ppl_em.algorithms.separation import to_limit
+from ppl_em.algorithms.trust_region import may_leave
 from ppl_em.e_step import EStep, StochasticEStep
 from ppl_em.m_step import MStep, for_problem
 from ppl_em.params import AtBounds, Params
@@ -156,7 +157,10 @@ def _at_limit(run: Run) -> bool:
 
 
 def _climb(run: Run, m_step: MStep) -> tuple[Status, float]:
-    if run.limits.plan.direct:
+    early = run.e_step.holds and run.limits.plan == Plan() and may_leave(run)
+    if early:
+        run.history.decide("EM would creep along a chain: the direct method from the start")
+    if run.limits.plan.direct or early:
         status, seconds = climb_directly(run)
         if status is not Status.STALLED:
             return status, seconds
@@ -167,7 +171,8 @@ def _climb(run: Run, m_step: MStep) -> tuple[Status, float]:
         if _at_limit(run):
             return Status.BOUNDARY, seconds
         run.history.decide("the information does not confirm a maximum: EM steps tell")
-        run = replace(run, limits=replace(run.limits, plan=Plan(finish=None)))
+        finish = "auto" if run.e_step.holds else None
+        run = replace(run, limits=replace(run.limits, plan=Plan(finish=finish)))
     return Deterministic(run, m_step).run()
 
 

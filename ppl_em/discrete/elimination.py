@@ -183,6 +183,11 @@ def product(tables: list[Table], plates: dict[str, int]) -> jax.Array:
     return sum((jnp.sum(_multiply_over(t, t.names, plates).array) for t in tables), jnp.zeros(()))
 
 
+def kept(table: Table, names: tuple[str, ...], plates: dict[str, int]) -> Table:
+    """A table without variables over the plates `names` alone, size 1 where it has none of them."""
+    return add([_multiply_over(table, set(table.names) - set(names), plates)], names)
+
+
 def add(tables: list[Table], names: tuple[str, ...] | None = None) -> Table:
     """Join tables into one over `names` (by default all of theirs, in order of appearance)."""
     if names is None:

@@ -175,6 +175,71 @@ def _contract(
     weights: Weights,
 ) -> list[Table]:
     """The tables of a chain, and those `after` it that see its end, with its states summed out."""
+    found = _potentials(chain, tables, after, variables, plates, method, weights)
+    if isinstance(found, list):
+        return found
+    key = None if method.rng_key is None else jax.random.fold_in(method.rng_key, index)
+    value = forward_backward.contract(found.first, found.move, found.emission, method.chain, key)
+    return [elimination.weighted(Table(value, found.batch), found.states, weights), *found.rest]
+
+
+class Potentials(NamedTuple):
+    """Of a chain of discrete states: log-potentials of `forward_backward.contract`, and the rest.
+
+    `batch` names the plates on the axes in front; `states` the sites whose values make a state.
+    `rest` are tables that touch none.
+    """
+
+    first: jax.Array
+    move: jax.Array
+    emission: jax.Array
+    batch: tuple[str, ...]
+    states: tuple[str, ...]
+    rest: list[Table]
+
+
+def step_potentials(factors: LogFactors) -> tuple[Potentials, jax.Array] | None:
+    """The only chain, with all that belongs to its steps, and what belongs to none, a scalar.
+
+    None if there is not one chain of discrete states, or if they have weights.
+    """
+    layout = factors.layout
+    if len(layout.chains) != 1 or factors.weights:
+        return None
+    chain, names = layout.chains[0], dict(layout.names)
+    variables, plates = dict(layout.variables), dict(layout.plates)
+    variables |= _last_states(layout, variables)
+    tables = {key: [Table(array, names[key])] for key, array in factors.tables.items()}
+    method = Method(elimination.log_sum, mode(), sum_plates=False)
+    found = _potentials(chain, tables, [], variables, plates, method, {})
+    outer = [
+        t for key, group in tables.items() if key not in (*chain.first, *chain.rest) for t in group
+    ]
+    if isinstance(found, list) or any(set(t.names) & set(variables) for t in outer):
+        return None
+    first, emission = found.first, found.emission
+    for table in found.rest:
+        lead = (chain.time,) if chain.time in table.names else ()
+        own = elimination.kept(table, (*lead, *found.batch), plates).array
+        if lead:
+            emission = emission + own[..., None]
+        else:
+            first = first + own[..., None]
+    return found._replace(first=first, emission=emission, rest=[]), elimination.product(
+        outer, plates
+    )
+
+
+def _potentials(
+    chain: Chain,
+    tables: dict[str, list[Table]],
+    after: list[Table],
+    variables: dict[str, Variable],
+    plates: dict[str, int],
+    method: Method,
+    weights: Weights,
+) -> Potentials | list[Table]:
+    """The potentials of a chain; tables alone if no state of it follows another."""
     first = [t for key in chain.first for t in tables[key]]
     rest = [t for key in chain.rest for t in tables[key]]
     inside = {name for name, v in variables.items() if chain.time in v.plates}
@@ -228,15 +293,9 @@ def _contract(
     if after:
         end = emission[-1] + flat(after, (), [now])
         emission = jnp.broadcast_to(emission, (chain.length, *end.shape)).at[-1].set(end)
-    key = None if method.rng_key is None else jax.random.fold_in(method.rng_key, index)
-    value = forward_backward.contract(
-        flat([*first, *ties[0]], (), [now]),
-        flat(move, (chain.time,), [before, now]),
-        emission,
-        method.chain,
-        key,
-    )
-    return [elimination.weighted(Table(value, batch), states, weights), *scalars]
+    begin = flat([*first, *ties[0]], (), [now])
+    between = flat(move, (chain.time,), [before, now])
+    return Potentials(begin, between, emission, batch, tuple(states), scalars)
 
 
 def _at_end(table: Table, states: list[str]) -> Table:

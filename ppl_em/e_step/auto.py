@@ -22,7 +22,8 @@ logger = logging.getLogger("ppl_em")
 class Auto(Choice):
     """The first that applies of `Exact`, `Quadrature` and `NUTS`: never one with a bias.
 
-    Quadrature applies where latents are in independent blocks of at most three.
+    Quadrature applies where latents are in independent blocks of at most three, and along chains of
+    one latent in each step.
 
     Examples
     --------

@@ -179,6 +179,8 @@ class DeterministicEStep(EStep, Protocol):
 
     stochastic: ClassVar[bool] = False
     is_function: ClassVar[bool] = True
+    holds: ClassVar[bool] = False
+    """Whether searches evaluate it on what the state holds, and move that once for each step."""
 
     def step(self, problem: Problem, params: Params, state: Any) -> tuple[Posterior, Any, Any]:
         """Pure and traceable: the posterior at `params`, the next state, and info."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.e_step.base import Approximation, Strength
+from ppl_em.e_step.chain_nodes import along_chain
 from ppl_em.e_step.mode import Mode, find_mode, first_mode, law_near, mode_of
 from ppl_em.e_step.quadrature_refinement import (
     COARSE,
@@ -80,6 +81,7 @@ class Quadrature(Approximation):
     log-likelihood no longer changes, at the first parameters and again at the last ones. Latents
     alone in their block, for which Gauss-Hermite rules need many, get nodes that reach further.
     Blocks of several latents get few nodes for second derivatives and until parameters settle.
+    Chains of one latent in each step have sums over all paths.
 
     Attributes
     ----------
@@ -124,7 +126,7 @@ class Quadrature(Approximation):
             return COARSE * self.blocks.num_blocks
         return 10 * self.tol
 
-    def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> "Quadrature":
+    def resolve(self, rng_key: jax.Array, problem: Problem, params: Params) -> Approximation:
         """Find the blocks, and how many nodes they take.
 
         Raises
@@ -134,10 +136,12 @@ class Quadrature(Approximation):
         """
         problem.require_continuous(self.flag)
         problem.require_gradient(self.flag)
-        x = problem.unconstrain(params)
-        blocks = find_blocks(problem, x, problem.start, rng_key, SPREAD)
+        blocks = find_blocks(problem, problem.unconstrain(params), problem.start, rng_key, SPREAD)
         name, size = problem.spec.latents[0].name, blocks.block_size
         if size > self.max_dimension:
+            along = along_chain(rng_key, problem, params, self.num_nodes)
+            if along is not None:
+                return along
             least = f"{HERMITE[2][1]}^{size} nodes or more"
             raise ModelError(
                 f"Site '{name}': the latents depend on one another in blocks of {size}, for which "

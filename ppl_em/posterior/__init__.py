@@ -2,6 +2,7 @@
 
 from ppl_em.posterior.base import Posterior, constrain_draws
 from ppl_em.posterior.block_draws import BlockDraws, Proposal, TermLayout, draw_mixing
+from ppl_em.posterior.chain_nodes import ChainNodes, PathSums, on_nodes, path_sums
 from ppl_em.posterior.conjugate import LogGamma, LogitBeta
 from ppl_em.posterior.draws import WeightedDraws
 from ppl_em.posterior.enumerated import Enumerated
@@ -34,6 +35,7 @@ __all__ = [
     "AutoLaw",
     "BlockDraws",
     "BlockLayout",
+    "ChainNodes",
     "Enumerated",
     "Expectation",
     "Factorized",
@@ -52,6 +54,7 @@ __all__ = [
     "LogitBeta",
     "Nodes",
     "PartPosterior",
+    "PathSums",
     "Placed",
     "Posterior",
     "Product",
@@ -73,6 +76,8 @@ __all__ = [
     "guide_hessian",
     "half_trace",
     "mul",
+    "on_nodes",
+    "path_sums",
     "roots",
     "semi_cholesky",
     "semi_solve",

@@ -32,8 +32,12 @@ from ppl_em.structure.condense_steps import (
     totals,
 )
 from ppl_em.structure.exchangeability import Group, exchangeable, nearest, permuted
+from ppl_em.structure.find_chain import find_lone_chain, terms_by_step
+from ppl_em.structure.node_tables import Tables, pair_tables, weighted_sum
 from ppl_em.structure.own_units import in_own_units
+from ppl_em.structure.placement import Reach, active, prior_reach
 from ppl_em.structure.search import find_blocks, find_structure
+from ppl_em.structure.step_terms import StepTerms
 
 __all__ = [
     "Arrow",
@@ -45,10 +49,14 @@ __all__ = [
     "Density",
     "Group",
     "NotAdditive",
+    "Reach",
     "StepPoints",
+    "StepTerms",
     "StepTotals",
     "Structure",
+    "Tables",
     "Target",
+    "active",
     "by_block",
     "by_component",
     "compressed_hessian",
@@ -57,6 +65,7 @@ __all__ = [
     "exchangeable",
     "find_blocks",
     "find_components",
+    "find_lone_chain",
     "find_structure",
     "hessian_product",
     "in_own_units",
@@ -64,12 +73,16 @@ __all__ = [
     "nearest",
     "other_terms",
     "owners",
+    "pair_tables",
     "permuted",
+    "prior_reach",
     "restrict",
     "site_names",
     "steps_term",
     "summed",
     "targets",
+    "terms_by_step",
     "tolerance",
     "totals",
+    "weighted_sum",
 ]

@@ -41,6 +41,10 @@ Target = Callable[[np.ndarray], tuple[np.ndarray, float]]
 """Points (n, D) to the log-joint of every component relative to a center, (n, G), and there."""
 
 
+Read = Callable[[np.ndarray, np.ndarray, int], np.ndarray | None]
+"""The owners of terms, (E,), from what they depend on, (2 bits, E), the bits, and how many own."""
+
+
 class NotAdditive(ValueError):
     """The log-joint is not a sum of functions of the proposed components."""
 
@@ -212,6 +216,18 @@ def owners(
     well: NaN times 0 is NaN, and reaches all that depends on them. Sums of products with zeros
     are reached needlessly; slopes at several places, near and far, then have to do.
     """
+    return told_apart(problem, x, center, labels, _owner, _slopes)
+
+
+def told_apart(
+    problem: Problem,
+    x: jax.Array,
+    center: np.ndarray,
+    labels: np.ndarray,
+    read: Read,
+    slopes_of: Callable,
+) -> np.ndarray | None:
+    """As `owners`, by any way to `read` the owners of terms, and for any terms with slopes."""
     if problem.spec.has_moving_supports:
         return None
     count = int(labels.max()) + 1
@@ -226,16 +242,17 @@ def owners(
         there = moved_by(x, spread * rng.normal(size=x.shape))
         point = center + scale * rng.uniform(1.0, 2.0, len(labels)) * rng.choice([-1, 1])
         ways = moved * rng.uniform(1.0, 2.0, len(labels))
-        slopes = _slopes(problem, there, point.astype(center.dtype), ways.astype(center.dtype))
+        point = point.astype(center.dtype)
+        slopes = np.asarray(slopes_of(problem, there, point, ways.astype(center.dtype)))
         marks = np.where(moved, np.nan, 0.0).astype(center.dtype)
-        reached = ~np.isfinite(_slopes(problem, there, point.astype(center.dtype), marks))
+        reached = ~np.isfinite(np.asarray(slopes_of(problem, there, point, marks)))
         if not np.all(np.isfinite(slopes)):
             continue
         seen = seen | (slopes != 0)
-        owner = _owner(seen | reached, bits, count)
+        owner = read(seen | reached, bits, count)
         if owner is not None:
             return owner
-    return _owner(seen, bits, count) if seen.size > 1 else None
+    return read(seen, bits, count) if seen.size > 1 else None
 
 
 def _owner(depends: np.ndarray, bits: np.ndarray, count: int) -> np.ndarray | None:

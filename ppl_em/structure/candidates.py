@@ -17,6 +17,9 @@ STRIDES = (1, 2, 3, 4, 6, 12)
 MIN_LENGTH = 8
 """Shorter axes are no chains."""
 
+SHORTEST = 3
+"""Steps of a chain of single latents, at least."""
+
 MAX_SHARED = 500
 """Shared coordinates of an arrow, at most, ..."""
 
@@ -88,6 +91,36 @@ def chain_candidates(problem: Problem, names: tuple[str, ...] | None = None) -> 
         for stride in STRIDES:
             if length >= 3 * stride:
                 yield Chain(Static(_strided(steps, first, stride)))
+
+
+def lone_chains(problem: Problem) -> Iterator[Chain]:
+    """Chains of one latent in each step, through all sites in the order of the model.
+
+    A site has a step for each place along its time axis, or is a step itself, as in a loop. All
+    other axes count independent chains, first the plates by name.
+    """
+    sites = _placed(problem, None)
+    free = [_free_axis(site, plates=False) for site in sites]
+    inside = [_free_axis(site, plates=True) for site in sites]
+    for axes in (free, inside, [None] * len(sites)):
+        parts = [_steps(site, axis) for site, axis in zip(sites, axes, strict=True)]
+        if len({len(part) for part in parts}) == 1 and sum(p.shape[1] for p in parts) >= SHORTEST:
+            yield Chain(Static(np.concatenate(parts, axis=1)[..., None]))
+
+
+def _free_axis(site: _Placed, plates: bool) -> int | None:
+    """The first axis that is a plate, or that is none."""
+    axes = range(site.positions.ndim)
+    return next((axis for axis in axes if (axis in site.plates.values()) == plates), None)
+
+
+def _steps(site: _Placed, time: int | None) -> np.ndarray:
+    """Positions (B, T) with the time axis last, (B, 1) without one."""
+    plates = [site.plates[name] for name in sorted(site.plates)]
+    others = [axis for axis in range(site.positions.ndim) if axis not in plates]
+    order = [axis for axis in (*plates, *others) if axis != time]
+    moved = site.positions.transpose(*order, *([] if time is None else [time]))
+    return moved.reshape(-1, 1 if time is None else moved.shape[-1])
 
 
 def arrow_candidates(problem: Problem, names: tuple[str, ...] | None = None) -> Iterator[Arrow]:

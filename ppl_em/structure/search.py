@@ -64,6 +64,15 @@ def find_blocks(
     return _cheapest(proposed, problem, x, u, rng_key, None, (0.0, spread, spread))
 
 
+def not_excluded(
+    proposed: Sequence[S], problem: Problem, x: jax.Array, rng_key: jax.Array
+) -> list[S]:
+    """Those structures over all latents that a few products of the Hessian leave possible."""
+    every = np.arange(problem.num_latents)
+    probe = _Probe.around(problem, x, problem.start, every, rng_key, (0.0, 0.3))
+    return _screened(proposed, probe) if proposed else []
+
+
 def _cheapest(
     proposed: Sequence[S],
     problem: Problem,

@@ -66,6 +66,8 @@ class Compiled:
     def _for(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         if not trace_state_clean() or jax.default_backend() != "cpu":
             return self.usual
+        if any(getattr(value, "runs_long", False) for value in args):
+            return self.careless
         leaves = jax.tree.leaves((args, kwargs))
         count = sum(leaf.size for leaf in leaves if isinstance(leaf, jax.Array | np.ndarray))
         return self.hurried if count <= FEW else self.careless if count <= MANY else self.usual

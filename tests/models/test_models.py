@@ -28,6 +28,7 @@ NAMES = [
     "local_level",
     "lsat",
     "nile",
+    "nonlinear_growth",
     "poisson_mixture",
     "pump",
     "seeds",
