@@ -44,6 +44,9 @@ def setting(name: str) -> Setting:
     x = problem.unconstrain(params)
     x = x + 0.4 * jax.random.normal(keys[2], x.shape)
     state = engine.init(keys[1], problem, params)
+    if engine.known_blocks.block_size > 1:  # few nodes until parameters settle
+        engine = engine.refined(problem, problem.constrain(x), state) or engine
+        state = engine.init(keys[1], problem, params)
     posterior, state, info = expectation(engine, problem, x, state)
     return Setting(problem, engine, x, problem.constrain(x), posterior, state, info)
 
