@@ -13,6 +13,7 @@ from ppl_em.posterior import LogLikelihood
 from ppl_em.result.certificate import Certificate
 from ppl_em.result.html import as_html
 from ppl_em.result.netcdf import write_tree
+from ppl_em.result.new_data import NewData
 from ppl_em.result.status import CONVERGED, Status
 from ppl_em.result.text import doubt, in_short, in_words
 from ppl_em.result.uncertainty import Uncertainty
@@ -44,7 +45,7 @@ class Parts(Protocol):
 
 
 @dataclass(frozen=True, repr=False)
-class EMResult:
+class EMResult(NewData):
     """A finished fit; everything in it belongs to `params`.
 
     Attributes
