@@ -5,10 +5,12 @@ from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ppl_em.params import Params
 from ppl_em.posterior.log_likelihood import LogLikelihood
 from ppl_em.problem import Latents, Problem
+from ppl_em.structure import NotAdditive
 from ppl_em.util import ModelError
 
 
@@ -71,6 +73,22 @@ class Posterior(Protocol):
         )
 
 
+    def integrals(
+        self, rng_key: jax.Array, problem: Problem, x: jax.Array, labels: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The log-joint at `x` (p,) integrated over groups of the latents, one by one.
+
+        With `labels` (D,), the group of every latent, 0, 1, ...: a point u (D,), and for each group
+        the log of the integral of exp(log-joint relative to that point), (G,).
+
+        Raises
+        ------
+        NotAdditive
+            If the groups are not independent, or this posterior cannot tell them apart.
+        """
+        raise NotAdditive("the posterior is one for all latents")
+
+
 class Centered(Posterior, Protocol):
     """A law that knows a center on the unconstrained scale, and points with its moments."""
 
@@ -99,6 +117,32 @@ class Centered(Posterior, Protocol):
         """Of sites on the real line."""
         spread = problem.unravel(jnp.std(self.points(), axis=0))
         return {name: spread[name] for name in on_the_line(problem, params, self.center)}
+
+
+class InBlocks(Protocol):
+    """A law with independent blocks."""
+
+    def by_block(self, u: jax.Array) -> tuple[np.ndarray, jax.Array]:
+        """The block of every latent, (D,), and the log-density at `u` (D,) by block."""
+        ...
+
+
+def of_law(law: InBlocks, u: jax.Array, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As of `Posterior.integrals`, where the log-joint and the law differ by a constant.
+
+    `u` (D,) is any point at which they are the same, but for that.
+    """
+    blocks, values = law.by_block(u)
+    return np.asarray(u), -gathered(blocks, np.asarray(values), labels)
+
+
+def gathered(blocks: np.ndarray, values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Values of blocks, (B,), summed over groups, (G,); `blocks` and `labels` are (D,)."""
+    group = np.zeros(len(values), int)
+    group[blocks] = labels
+    if np.any(group[blocks] != labels):
+        raise NotAdditive("a block of latents is in two groups")
+    return np.bincount(group, values, minlength=int(labels.max()) + 1)
 
 
 def on_the_line(problem: Problem, params: Params, center: jax.Array) -> list[str]:

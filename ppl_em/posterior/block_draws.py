@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.params import Params
-from ppl_em.posterior.base import Posterior, constrain_draws
+from ppl_em.posterior.base import Posterior, constrain_draws, gathered
 from ppl_em.posterior.evidence import NUM_SAMPLES
 from ppl_em.posterior.log_likelihood import LogLikelihood
 from ppl_em.problem import Latents, Problem
@@ -123,6 +123,22 @@ class BlockDraws(Posterior):
         normal = rng.standard_normal((num_samples, self.draws.shape[1]))
         mixing = draw_mixing(rng, num_samples, blocks.num_blocks)
         return self.proposal.move(blocks, jnp.asarray(normal, dtype), jnp.asarray(mixing, dtype))
+
+    def integrals(
+        self, rng_key: jax.Array, problem: Problem, x: jax.Array, labels: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """By importance sampling, on fresh draws; bounds for blocks that are not corrected."""
+        draws, log_density = self.fresh(rng_key, NUM_SAMPLES)
+        there = jnp.concatenate([draws, self.proposal.loc[None]])
+        found = np.asarray(_pieces(self.layout, problem, x, there), float)[:, :-1]
+        ratios = found[:-1] - found[-1] - np.asarray(log_density)
+        good = np.asarray(self.corrected)
+        values = [
+            importance(column).value if own else float(np.mean(column))
+            for column, own in zip(ratios.T, good, strict=True)
+        ]
+        blocks = self.layout.blocks.labels
+        return np.asarray(self.proposal.loc), gathered(blocks, np.asarray(values), labels)
 
     def log_likelihood(self, rng_key: jax.Array, problem: Problem, x: jax.Array) -> LogLikelihood:
         """Importance sampling, block by block, on fresh draws from the proposals.

@@ -72,6 +72,10 @@ class GaussianArrow:
         value = standard_normal(noise, noise.size) + log_det(self.tril)
         return value + standard_normal(shared_noise, shared.size) + log_det(self.shared_tril)
 
+    def by_block(self, u: jax.Array) -> tuple[np.ndarray, jax.Array]:
+        """One block for all coordinates, (d,), and log q(u), (1,)."""
+        return np.zeros(u.size, int), self.log_density(u)[None]
+
     def points(self) -> jax.Array:
         """2 (k + s) equally weighted points, (2 (k + s), d), for the exact mean of the log-joint.
 

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ppl_em.params import Params
-from ppl_em.posterior.base import Centered, constrain_draws
+from ppl_em.posterior.base import Centered, constrain_draws, of_law
 from ppl_em.posterior.gaussian_arrow import GaussianArrow
 from ppl_em.posterior.gaussian_blocks import Gaussian
 from ppl_em.posterior.gaussian_chain import GaussianChain
@@ -58,6 +59,12 @@ class LaplaceApproximation(Centered):
         """Draws from the Gaussian, its mean corrected; each (num_samples, *site_shape)."""
         draws = self.law.draw(rng_key, num_samples) + self.shift
         return constrain_draws(problem, params, draws)
+
+    def integrals(
+        self, rng_key: jax.Array, problem: Problem, x: jax.Array, labels: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """From the density at the mode."""
+        return of_law(self.law, self.law.center, labels)
 
 
 def half_trace(density: Density, u: jax.Array, columns: jax.Array) -> jax.Array:

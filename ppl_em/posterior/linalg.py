@@ -22,6 +22,11 @@ def standard_normal(noise: jax.Array, size: int) -> jax.Array:
     return -0.5 * jnp.sum(noise**2) - 0.5 * size * np.log(2 * np.pi)
 
 
+def log_normal(noise: jax.Array) -> jax.Array:
+    """Log-density of every entry of standard normal `noise`, of its shape."""
+    return -0.5 * noise**2 - 0.5 * np.log(2 * np.pi)
+
+
 def roots(covariance: jax.Array, fallback: jax.Array) -> jax.Array:
     """Square roots of covariances (G, d, d), or `fallback` where they are not positive definite."""
     tril = cholesky(covariance)

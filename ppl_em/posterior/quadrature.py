@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.params import Params
-from ppl_em.posterior.base import Posterior, constrain_draws
+from ppl_em.posterior.base import Posterior, constrain_draws, gathered
 from ppl_em.posterior.gaussian_blocks import Gaussian
 from ppl_em.posterior.quadrature_rules import Placed
 from ppl_em.problem import Latents, Problem
@@ -67,6 +67,15 @@ class Nodes(Posterior):
             return weight[self.owner] @ terms(problem, params, _point(self.law, offsets))
 
         return jnp.sum(in_batches(part, (self.placed.offsets, weights), AT_ONCE // self.owner.size))
+
+    def integrals(
+        self, rng_key: jax.Array, problem: Problem, x: jax.Array, labels: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """From the sums over nodes."""
+        params, nowhere = problem.constrain(x), jnp.zeros_like(self.placed.offsets[:1])
+        here = block_sums(problem, params, self.law, self.owner, nowhere)[0, :-1]
+        blocks = self.law.blocks.labels
+        return np.asarray(self.law.mean), gathered(blocks, np.asarray(self.log_sums - here), labels)
 
     def moments(self, problem: Problem, params: Params) -> tuple[Latents, Latents]:
         """Means and standard deviations on the model's own scale, each of the site's shape."""

@@ -82,7 +82,7 @@ def at(
     if args or kwargs:
         problem = on_other_data(problem, fit.e_step, x, args, kwargs)
     elif e_step is None:
-        apart = partial(by_plate, keys[3], problem, x, fit.posterior, result.log_likelihood)
+        apart = partial(by_plate, keys[3], problem, x, fit.posterior)
         return Evaluated(result.log_likelihood, result.posterior, result.e_step, apart)
     params = problem.constrain(x)
     engine = _chosen(fit, e_step).choose(keys[0], problem, params)[0]
@@ -90,7 +90,7 @@ def at(
     posterior, _, found = evaluated(keys[2], problem, x, engine, state)
     value = found.value - sum(penalties(problem, params).values())
     found = found._replace(value=value)
-    apart = partial(by_plate, keys[3], problem, x, posterior, found)
+    apart = partial(by_plate, keys[3], problem, x, posterior)
     return Evaluated(found, LatentPosterior(problem, params, posterior, keys[3]), engine.flag, apart)
 
 
