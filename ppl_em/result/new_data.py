@@ -48,12 +48,8 @@ class Evaluated:
         Plate to array of shape (size,). A plate is there if the log-likelihood is a sum over it:
         groups with latents of their own, rows without any or with discrete ones of their own. Each
         array has the sum over everything else; its own sum is `log_likelihood` but for terms
-        outside of the plate. Empty where nothing falls apart, as in a single chain.
-
-        Raises
-        ------
-        ModelError
-            If the E-step of the fit does not tell the groups apart.
+        outside of the plate. Empty where nothing falls apart, as in a single chain, and where the
+        E-step knows no parts, as with guides fitted by stochastic gradients.
         """
         return self.by_plate()
 

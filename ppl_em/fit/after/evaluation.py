@@ -64,8 +64,9 @@ def settled(
             state = expectation(e_step, problem, x, state)[1]
         return e_step, state
     if e_step.noise is not None:
-        finer = cast(Approximation, e_step).refined(problem, problem.constrain(x), state)
-        return (e_step, state) if finer is None else (finer, state)
+        own = cast(Approximation, e_step)
+        own = own.refined(problem, problem.constrain(x), state) or own
+        return own.for_evaluation(), state
     before = -np.inf
     for _ in range(MAX_SETTLING):
         _, state, info = expectation(e_step, problem, x, state)

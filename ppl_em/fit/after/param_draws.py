@@ -1,5 +1,6 @@
 """Draws of parameters from their law, and of latents given each of them."""
 
+from dataclasses import replace
 from typing import Any, cast
 
 import jax
@@ -12,6 +13,10 @@ from ppl_em.posterior import Posterior
 from ppl_em.problem import Latents, Problem
 from ppl_em.result.latents import _sample_discrete
 from ppl_em.util import ModelError, compiled, generator, split
+
+
+PER_DRAW = 10
+"""Transitions of each chain from one draw of the parameters to the next."""
 
 
 def draw_params(
@@ -39,7 +44,9 @@ def draw_latents(
     keys = split(rng_key)
     draws_keys = jax.random.split(keys[0], len(xs))
     if e_step.stochastic:
-        own, state = cast(StochasticEStep, e_step).fresh(state)
+        sampler = cast(StochasticEStep, e_step)
+        own, state = sampler.fresh(sampler.resume(state))  # a fit ends with the state of a fresh one
+        own = replace(own, num_samples=min(own.num_samples, PER_DRAW))  # type: ignore[type-var]
         return _along(own, problem, xs, draws_keys, state)
     draws, values = _given(e_step, problem, xs, draws_keys, state)
     bad = np.flatnonzero(~np.isfinite(np.asarray(values)))

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 OPTIONS = ("groups", "uncertainty", "num_samples")
 
+AT_ONCE = 20
+"""Draws made side by side."""
+
 CHAINS = 4
 """Chains that draws are laid out in, where their number allows."""
 
@@ -132,9 +135,8 @@ def _simulated(
         return found
 
     def run() -> dict[str, jax.Array]:
-        if len(xs) == 1:
-            return jax.lax.map(lambda pair: one((pair[0], xs[0], pair[1])), (keys, latents))
-        return jax.lax.map(one, (keys, xs, latents))
+        each = jnp.broadcast_to(xs, (count, xs.shape[1]))
+        return jax.lax.map(one, (keys, each, latents), batch_size=AT_ONCE)
 
     found = jax.device_get(at_once(run))
     return found, dims
