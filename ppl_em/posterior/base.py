@@ -46,6 +46,16 @@ class Posterior(Protocol):
         """
         return None
 
+    def by_coordinate(
+        self, problem: Problem, params: Params
+    ) -> tuple[jax.Array, jax.Array] | None:
+        """A point u (D,), and terms of the log-density there, (D,), each at a coordinate.
+
+        The log-joint at u minus these is the E-step's value, and so it is block by block where
+        latents are independent. None where the law has no density, as if it consists of draws.
+        """
+        return None
+
     def site_means(self, problem: Problem, params: Params) -> Latents:
         """Means on the model's own scale, of the continuous sites for which they are known."""
         return {}
@@ -79,14 +89,19 @@ class Posterior(Protocol):
         """The log-joint at `x` (p,) integrated over groups of the latents, one by one.
 
         With `labels` (D,), the group of every latent, 0, 1, ...: a point u (D,), and for each group
-        the log of the integral of exp(log-joint relative to that point), (G,).
+        the log of the integral of exp(log-joint relative to that point), (G,). It is for those who
+        know that the log-joint is a sum over the groups.
 
         Raises
         ------
         NotAdditive
-            If the groups are not independent, or this posterior cannot tell them apart.
+            If this posterior cannot tell the groups apart.
         """
-        raise NotAdditive("the posterior is one for all latents")
+        found = self.by_coordinate(problem, problem.constrain(x))
+        if found is None:
+            raise NotAdditive("the posterior is one for all latents")
+        u, terms = (np.asarray(part) for part in found)
+        return u, -np.bincount(labels, terms, minlength=int(labels.max()) + 1)
 
 
 class Centered(Posterior, Protocol):
@@ -117,32 +132,6 @@ class Centered(Posterior, Protocol):
         """Of sites on the real line."""
         spread = problem.unravel(jnp.std(self.points(), axis=0))
         return {name: spread[name] for name in on_the_line(problem, params, self.center)}
-
-
-class InBlocks(Protocol):
-    """A law with independent blocks."""
-
-    def by_block(self, u: jax.Array) -> tuple[np.ndarray, jax.Array]:
-        """The block of every latent, (D,), and the log-density at `u` (D,) by block."""
-        ...
-
-
-def of_law(law: InBlocks, u: jax.Array, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As of `Posterior.integrals`, where the log-joint and the law differ by a constant.
-
-    `u` (D,) is any point at which they are the same, but for that.
-    """
-    blocks, values = law.by_block(u)
-    return np.asarray(u), -gathered(blocks, np.asarray(values), labels)
-
-
-def gathered(blocks: np.ndarray, values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Values of blocks, (B,), summed over groups, (G,); `blocks` and `labels` are (D,)."""
-    group = np.zeros(len(values), int)
-    group[blocks] = labels
-    if np.any(group[blocks] != labels):
-        raise NotAdditive("a block of latents is in two groups")
-    return np.bincount(group, values, minlength=int(labels.max()) + 1)
 
 
 def on_the_line(problem: Problem, params: Params, center: jax.Array) -> list[str]:

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.params import Params
-from ppl_em.posterior.base import Posterior, constrain_draws, gathered
+from ppl_em.posterior.base import Posterior, constrain_draws
 from ppl_em.posterior.evidence import NUM_SAMPLES
 from ppl_em.posterior.log_likelihood import LogLikelihood
 from ppl_em.problem import Latents, Problem
 from ppl_em.stats import DEGREES, importance, log_density_of_noise
-from ppl_em.structure import Blocks, by_block
+from ppl_em.structure import Blocks, NotAdditive, by_block
 from ppl_em.util import Static, compiled, generator, in_batches
 
 logger = logging.getLogger("ppl_em")
@@ -138,7 +138,12 @@ class BlockDraws(Posterior):
             for column, own in zip(ratios.T, good, strict=True)
         ]
         blocks = self.layout.blocks.labels
-        return np.asarray(self.proposal.loc), gathered(blocks, np.asarray(values), labels)
+        group = np.zeros(len(values), int)
+        group[blocks] = labels
+        if np.any(group[blocks] != labels):
+            raise NotAdditive("a block of latents is in two groups")
+        found = np.bincount(group, values, minlength=int(labels.max()) + 1)
+        return np.asarray(self.proposal.loc), found
 
     def log_likelihood(self, rng_key: jax.Array, problem: Problem, x: jax.Array) -> LogLikelihood:
         """Importance sampling, block by block, on fresh draws from the proposals.

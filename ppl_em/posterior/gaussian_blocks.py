@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.posterior.linalg import inverse_transpose, log_det, log_normal, standard_normal
+from ppl_em.posterior.linalg import inverse_transpose, log_det, normal_terms, standard_normal
 from ppl_em.structure import Blocks
 from ppl_em.util import cholesky, solve_lower, solve_lower_transposed
 
@@ -59,11 +59,10 @@ class Gaussian:
         away = jnp.einsum("gji,gj->gi", self.precision_tril, self.blocks.split(u - self.mean))
         return standard_normal(away, u.size) + log_det(self.precision_tril)
 
-    def by_block(self, u: jax.Array) -> tuple[np.ndarray, jax.Array]:
-        """The block of every coordinate, (d,), and log q(u) by block, (G,)."""
+    def log_densities(self, u: jax.Array) -> jax.Array:
+        """Terms of `log_density`, (d,), each at a coordinate of its block."""
         away = jnp.einsum("gji,gj->gi", self.precision_tril, self.blocks.split(u - self.mean))
-        diagonal = jnp.diagonal(self.precision_tril, axis1=-2, axis2=-1)
-        return self.blocks.labels, jnp.sum(log_normal(away) + jnp.log(diagonal), axis=-1)
+        return self.blocks.join(normal_terms(away, self.precision_tril))
 
     def points(self) -> jax.Array:
         """2 k equally weighted points, (2k, d), that integrate every quadratic exactly.

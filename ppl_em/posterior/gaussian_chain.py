@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.posterior.linalg import inverse_transpose, log_det, log_normal, standard_normal
+from ppl_em.posterior.linalg import inverse_transpose, log_det, normal_terms, standard_normal
 from ppl_em.structure import Band, Chain
 
 
@@ -78,16 +78,12 @@ class GaussianChain:
         """log q(u), all chains together; a scalar."""
         return standard_normal(self._noise(u), u.size) + log_det(self.tril)
 
-    def by_block(self, u: jax.Array) -> tuple[np.ndarray, jax.Array]:
-        """The chain of every coordinate, (d,), and log q(u) by chain, (B,)."""
-        inside = np.moveaxis(self.chain.index.value >= 0, 1, 0)
-        diagonal = jnp.diagonal(self.tril, axis1=-2, axis2=-1)
-        terms = jnp.where(inside, log_normal(self._noise(u)) + jnp.log(diagonal), 0.0)
-        labels = np.broadcast_to(np.arange(inside.shape[1])[:, None, None], self.chain.index.value.shape)
-        return np.asarray(self.chain.join(labels)), jnp.sum(terms, axis=(0, 2))
+    def log_densities(self, u: jax.Array) -> jax.Array:
+        """Terms of `log_density`, (d,), each at a coordinate of its chain."""
+        return self.chain.join(jnp.moveaxis(normal_terms(self._noise(u), self.tril), 0, 1))
 
     def _noise(self, u: jax.Array) -> jax.Array:
-        """What is standard normal if `u` (d,) is of this law, (T, B, k)."""
+        """What is standard normal if `u` (d,) has this law, (T, B, k)."""
         away = jnp.moveaxis(self.chain.split(u - self.mean), 1, 0)
         after = jnp.concatenate([away[1:], jnp.zeros_like(away[:1])])
         away = away - jnp.einsum("tbij,tbj->tbi", self.gain, after)

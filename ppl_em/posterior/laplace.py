@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ppl_em.params import Params
-from ppl_em.posterior.base import Centered, constrain_draws, of_law
+from ppl_em.posterior.base import Centered, constrain_draws
 from ppl_em.posterior.gaussian_arrow import GaussianArrow
 from ppl_em.posterior.gaussian_blocks import Gaussian
 from ppl_em.posterior.gaussian_chain import GaussianChain
@@ -40,6 +39,10 @@ class LaplaceApproximation(Centered):
         """Not unless the transform is the identity, (D,)."""
         return jnp.zeros(self.shift.shape, bool)
 
+    def by_coordinate(self, problem: Problem, params: Params) -> tuple[jax.Array, jax.Array]:
+        """At the mode."""
+        return self.law.center, self.law.log_densities(self.law.center)
+
     def points(self) -> jax.Array:
         """Equally weighted points, (n, D), with the moments of the Gaussian."""
         return self.law.points() + self.shift
@@ -59,12 +62,6 @@ class LaplaceApproximation(Centered):
         """Draws from the Gaussian, its mean corrected; each (num_samples, *site_shape)."""
         draws = self.law.draw(rng_key, num_samples) + self.shift
         return constrain_draws(problem, params, draws)
-
-    def integrals(
-        self, rng_key: jax.Array, problem: Problem, x: jax.Array, labels: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """From the density at the mode."""
-        return of_law(self.law, self.law.center, labels)
 
 
 def half_trace(density: Density, u: jax.Array, columns: jax.Array) -> jax.Array:

@@ -8,8 +8,8 @@ import numpy as np
 
 from ppl_em.discrete import States
 from ppl_em.params import Params
-from ppl_em.posterior.base import Centered, constrain_draws, of_law
-from ppl_em.posterior.linalg import inverse_transpose, log_normal
+from ppl_em.posterior.base import Centered, constrain_draws
+from ppl_em.posterior.linalg import inverse_transpose
 from ppl_em.problem import Latents, Problem
 from ppl_em.structure import Blocks
 from ppl_em.util import cholesky, in_batches
@@ -76,22 +76,20 @@ class GaussianMixture(Centered):
 
     def log_density(self, u: jax.Array) -> jax.Array:
         """log q(u) for `u` of shape (D,), discrete sites summed out; a scalar."""
-        return jnp.sum(self.by_block(u)[1])
+        return jnp.sum(self._by_block(u))
 
-    def by_block(self, u: jax.Array) -> tuple[np.ndarray, jax.Array]:
-        """The block of every coordinate, (D,), and log q(u) by block, (G,)."""
+    def by_coordinate(self, problem: Problem, params: Params) -> tuple[jax.Array, jax.Array]:
+        """At the center; the log-density of a block is at the first of its coordinates."""
+        u, index = self.center, self.layout.blocks.index.value[:, 0]
+        return u, jnp.zeros_like(u).at[index].set(self._by_block(u))
+
+    def _by_block(self, u: jax.Array) -> jax.Array:
+        """Terms of `log_density`, (G,)."""
         away = self.layout.blocks.split(u) - self.means
         noise = jnp.einsum("sgji,sgj->sgi", self.precision_trils, away)
         diagonal = jnp.diagonal(self.precision_trils, axis1=-2, axis2=-1)
-        normal = jnp.log(diagonal) + log_normal(noise)
-        by_state = jax.nn.logsumexp(jnp.sum(normal, -1), axis=0, b=self.weights)
-        return self.layout.blocks.labels, by_state
-
-    def integrals(
-        self, rng_key: jax.Array, problem: Problem, x: jax.Array, labels: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """From the density at the center."""
-        return of_law(self, self.center, labels)
+        normal = jnp.log(diagonal) - 0.5 * noise**2 - 0.5 * np.log(2 * np.pi)
+        return jax.nn.logsumexp(jnp.sum(normal, -1), axis=0, b=self.weights)
 
     def points(self) -> jax.Array:
         """2d equally weighted points, (2d, D), with the mean and covariance of every block."""

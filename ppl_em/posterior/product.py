@@ -11,7 +11,7 @@ import numpy as np
 
 from ppl_em.discrete import LogFactors
 from ppl_em.params import Params
-from ppl_em.posterior.base import Centered, constrain_draws, of_law, weighted_mean
+from ppl_em.posterior.base import Centered, constrain_draws, weighted_mean
 from ppl_em.problem import Latents, Problem
 from ppl_em.structure import StepTotals, other_terms, steps_term
 from ppl_em.util import Static, in_batches
@@ -40,8 +40,8 @@ class PartPosterior(Protocol):
         """The normalised log-density at `u` (d,); a scalar."""
         ...
 
-    def by_block(self, u: jax.Array) -> tuple[np.ndarray, jax.Array]:
-        """The independent block of every coordinate, (d,), and the log-density by block."""
+    def log_densities(self, u: jax.Array) -> jax.Array:
+        """Terms of `log_density`, (d,), each at a coordinate of its independent block."""
         ...
 
     def points(self) -> jax.Array:
@@ -83,20 +83,10 @@ class Product(Centered):
         terms = [p.log_density(u[i.value]) for p, i in zip(self.parts, self.index, strict=True)]
         return jnp.sum(jnp.stack(terms))
 
-    def by_block(self, u: jax.Array) -> tuple[np.ndarray, jax.Array]:
-        """The block of every coordinate, (D,), and log q(u) by block, those of all parts."""
-        labels, values = np.zeros(u.size, int), []
-        for part, index in zip(self.parts, self.index, strict=True):
-            own, terms = part.by_block(u[index.value])
-            labels[index.value] = own + sum(map(len, values))
-            values.append(terms)
-        return labels, jnp.concatenate(values)
-
-    def integrals(
-        self, rng_key: jax.Array, problem: Problem, x: jax.Array, labels: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """From the density at the center."""
-        return of_law(self, self.center, labels)
+    def by_coordinate(self, problem: Problem, params: Params) -> tuple[jax.Array, jax.Array]:
+        """At the center; any point would do."""
+        own = [part.log_densities(part.center) for part in self.parts]
+        return self.center, self._join(own)
 
     def points(self) -> jax.Array:
         """Equally weighted points, (n, D): those of the parts, repeated to a common number.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.params import Params
-from ppl_em.posterior.base import Posterior, constrain_draws, gathered
+from ppl_em.posterior.base import Posterior, constrain_draws
 from ppl_em.posterior.gaussian_blocks import Gaussian
 from ppl_em.posterior.quadrature_rules import Placed
 from ppl_em.problem import Latents, Problem
@@ -57,6 +57,13 @@ class Nodes(Posterior):
         """The log-likelihood; a scalar."""
         return jnp.sum(self.log_sums) + self.base
 
+    def by_coordinate(self, problem: Problem, params: Params) -> tuple[jax.Array, jax.Array]:
+        """At the modes; the log-density of a block is at the first of its coordinates."""
+        here = jnp.zeros_like(self.placed.offsets[:1])
+        values = block_sums(problem, params, self.law, self.owner, here)[0, :-1]
+        index = self.law.blocks.index.value[:, 0]
+        return self.law.mean, jnp.zeros_like(self.law.mean).at[index].set(values - self.log_sums)
+
     def expected_log_joint(self, problem: Problem, params: Params) -> jax.Array:
         """Q(params), with the probabilities of the nodes held; a scalar."""
         rest = jnp.full((len(self.probs), 1), 1 / len(self.probs), self.probs.dtype)
@@ -67,15 +74,6 @@ class Nodes(Posterior):
             return weight[self.owner] @ terms(problem, params, _point(self.law, offsets))
 
         return jnp.sum(in_batches(part, (self.placed.offsets, weights), AT_ONCE // self.owner.size))
-
-    def integrals(
-        self, rng_key: jax.Array, problem: Problem, x: jax.Array, labels: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """From the sums over nodes."""
-        params, nowhere = problem.constrain(x), jnp.zeros_like(self.placed.offsets[:1])
-        here = block_sums(problem, params, self.law, self.owner, nowhere)[0, :-1]
-        blocks = self.law.blocks.labels
-        return np.asarray(self.law.mean), gathered(blocks, np.asarray(self.log_sums - here), labels)
 
     def moments(self, problem: Problem, params: Params) -> tuple[Latents, Latents]:
         """Means and standard deviations on the model's own scale, each of the site's shape."""
