@@ -46,9 +46,7 @@ class Posterior(Protocol):
         """
         return None
 
-    def by_coordinate(
-        self, problem: Problem, params: Params
-    ) -> tuple[jax.Array, jax.Array] | None:
+    def by_coordinate(self, problem: Problem, params: Params) -> tuple[jax.Array, jax.Array] | None:
         """A point u (D,), and terms of the log-density there, (D,), each at a coordinate.
 
         The log-joint at u minus these is the E-step's value, and so it is block by block where
@@ -81,7 +79,6 @@ class Posterior(Protocol):
             f"({type(self).__name__}). Use e_step='exact' with latents that are Gaussian or "
             f"conjugate, e_step='nuts', or `expectation.probs` for discrete latents."
         )
-
 
     def integrals(
         self, rng_key: jax.Array, problem: Problem, x: jax.Array, labels: np.ndarray

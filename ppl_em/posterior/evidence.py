@@ -119,9 +119,7 @@ def sampled_by_group(
     center = draws.mean(axis=(0, 1))
     for target in targets(problem, x, center, labels):
         with suppress(NotAdditive):
-            found = _integrals(
-                generator(rng_key), problem, x, target, draws, labels, NUM_SAMPLES
-            )
+            found = _integrals(generator(rng_key), problem, x, target, draws, labels, NUM_SAMPLES)
             return center, np.array([part.value for part in found[0]])
     raise NotAdditive("no group stands alone")
 

@@ -18,6 +18,7 @@ from ppl_em.problem.feasibility import (
     violated,
 )
 from ppl_em.problem.fingerprint import check_unchanged, on_request
+from ppl_em.problem.initial_values import init_near_mean
 from ppl_em.problem.minibatches import check_batches, draw_rows
 from ppl_em.problem.prepared import Prepared
 from ppl_em.problem.problem import Latents, Problem
@@ -51,6 +52,7 @@ __all__ = [
     "explained",
     "firm",
     "has_barrier",
+    "init_near_mean",
     "is_factor",
     "is_inside",
     "look",

@@ -34,9 +34,7 @@ DISTANCES = (0.0, 0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 _density_at = compiled(log_joint_at)
 
 
-def probe(
-    rng_key: jax.Array, problem: Problem, values: Params, over: bool = False
-) -> Problem:
+def probe(rng_key: jax.Array, problem: Problem, values: Params, over: bool = False) -> Problem:
     """Move the problem's start to a point of finite log-joint, and mark idle latents.
 
     Raises

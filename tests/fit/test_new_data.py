@@ -66,9 +66,7 @@ def test_other_rows_and_groups(fitted):
     new = fitted.at(**NEW)
     assert new.e_step == "exact" and new.log_likelihood.kind == "exact"
     np.testing.assert_allclose(new.log_likelihood.value, expected(fitted.params).sum(), rtol=1e-12)
-    np.testing.assert_allclose(
-        new.log_likelihoods["groups"], expected(fitted.params), rtol=1e-12
-    )
+    np.testing.assert_allclose(new.log_likelihoods["groups"], expected(fitted.params), rtol=1e-12)
     p = {k: float(v) for k, v in fitted.params.items()}
     residual = NEW["y"] - p["a"] - p["b"] * NEW["x"]
     shrunk = residual.reshape(2, 5).sum(1) / (5 + p["s"] ** 2 / p["t"] ** 2)
@@ -78,8 +76,12 @@ def test_other_rows_and_groups(fitted):
 def test_the_same_data_when_none_are_given(fitted):
     again = fitted.at()
     assert again.log_likelihood == fitted.log_likelihood
-    np.testing.assert_allclose(again.log_likelihoods["groups"], by_group(fitted.params, X, GROUP, Y))
-    np.testing.assert_allclose(fitted.at(X, GROUP, Y).log_likelihood.value, again.log_likelihood.value)
+    np.testing.assert_allclose(
+        again.log_likelihoods["groups"], by_group(fitted.params, X, GROUP, Y)
+    )
+    np.testing.assert_allclose(
+        fitted.at(X, GROUP, Y).log_likelihood.value, again.log_likelihood.value
+    )
 
 
 def test_programs_are_shared_by_data_of_one_shape(fitted):
@@ -193,7 +195,9 @@ def test_scores_and_responsibilities_of_a_mixture():
 
 
 def chain(y):
-    move = numpyro.param("move", jnp.array([[0.8, 0.2], [0.3, 0.7]]), constraint=constraints.simplex)
+    move = numpyro.param(
+        "move", jnp.array([[0.8, 0.2], [0.3, 0.7]]), constraint=constraints.simplex
+    )
     m = numpyro.param("m", jnp.array([-1.0, 1.0]))
 
     def step(z, y):
@@ -294,9 +298,9 @@ def test_what_cannot_be_is_refused(fitted, tmp_path):
         rows.at(Y[:4])
     with pytest.raises(ModelError, match=r"^Site 'y': .* no data in this call .*`predict`"):
         rows.at(None)
-    with pytest.raises(ModelError, match="^Option `e_step`: found 'best'"):
+    with pytest.raises(ModelError, match=r"^Option `e_step`: found 'best'"):
         fitted.at(e_step="best", **NEW)
-    with pytest.raises(ModelError, match="^Site 'y': 1 of its observed values are NaN"):
+    with pytest.raises(ModelError, match=r"^Site 'y': 1 of its observed values are NaN"):
         fitted.at(**{**NEW, "y": np.append(NEW["y"][1:], np.nan)})
     fitted.save(tmp_path / "fit.nc")
     with pytest.raises(ModelError, match=r"^`result.at`: this fit was loaded from a file"):
@@ -320,6 +324,6 @@ def test_an_e_step_that_does_not_apply_names_the_site():
 
     counts = np.array([0, 3, 1, 7, 2, 5])
     result = fit(model, counts, e_step="quadrature")
-    with pytest.raises(ModelError, match="^Site 'z': the latents depend on one another"):
+    with pytest.raises(ModelError, match=r"^Site 'z': the latents depend on one another"):
         result.at(counts, together=True)
     assert result.at(counts, e_step="laplace", together=True).log_likelihoods == {}

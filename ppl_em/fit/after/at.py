@@ -4,7 +4,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from ppl_em.fit.after.by_plate import by_plate
 from ppl_em.fit.after.evaluation import evaluated, settled
 from ppl_em.params import AtBounds, Params
 from ppl_em.posterior import Posterior
-from ppl_em.problem import Prepared, Problem, Whole, build_problem, explained
+from ppl_em.problem import Prepared, Problem, Whole, build_problem, explained, init_near_mean
 from ppl_em.problem.penalties import penalties
 from ppl_em.result import EMResult, Evaluated, LatentPosterior
 from ppl_em.util import ModelError, as_key, check_call, name_of, site_error, split
@@ -91,7 +91,9 @@ def at(
     value = found.value - sum(penalties(problem, params).values())
     found = found._replace(value=value)
     apart = partial(by_plate, keys[3], problem, x, posterior)
-    return Evaluated(found, LatentPosterior(problem, params, posterior, keys[3]), engine.flag, apart)
+    return Evaluated(
+        found, LatentPosterior(problem, params, posterior, keys[3]), engine.flag, apart
+    )
 
 
 def _chosen(fit: Fit, e_step: str | EStep | None) -> EStep:
@@ -144,8 +146,7 @@ def on_other_data(
 def source(problem: Problem) -> Prepared:
     """The user's model, and the key that it gets if it asks for one."""
     model: Any = problem.spec.model
-    found: Prepared = model.model if isinstance(model, Whole) else model
-    return found
+    return cast(Prepared, model.model if isinstance(model, Whole) else model)
 
 
 class SiteShape:
@@ -168,7 +169,8 @@ def shapes(
     model, found = problem.spec.model, dict[str, SiteShape]()
 
     def run(key: jax.Array) -> None:
-        program = handlers.trace(handlers.seed(model, key))
+        program = handlers.substitute(handlers.seed(model, key), substitute_fn=init_near_mean(()))
+        program = handlers.trace(program)
         with contextlib.suppress(Exception):
             for name, site in program.get_trace(*args, **kwargs).items():
                 found[name] = SiteShape(site)

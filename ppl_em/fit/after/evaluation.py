@@ -51,9 +51,7 @@ def evaluated(
     return posterior, state, log_likelihood
 
 
-def settled(
-    rng_key: jax.Array, problem: Problem, x: jax.Array, e_step: EStep
-) -> tuple[EStep, Any]:
+def settled(rng_key: jax.Array, problem: Problem, x: jax.Array, e_step: EStep) -> tuple[EStep, Any]:
     """An E-step and its state after as many steps at `x` (p,) as it needs; maybe a finer one.
 
     By draws these tune the sampler. Guides rise to their maximum. Others have arrived at once.

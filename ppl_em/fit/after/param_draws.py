@@ -14,14 +14,11 @@ from ppl_em.problem import Latents, Problem
 from ppl_em.result.latents import _sample_discrete
 from ppl_em.util import ModelError, compiled, generator, split
 
-
 PER_DRAW = 10
 """Transitions of each chain from one draw of the parameters to the next."""
 
 
-def draw_params(
-    rng_key: jax.Array, x: jax.Array, covariance: np.ndarray, count: int
-) -> jax.Array:
+def draw_params(rng_key: jax.Array, x: jax.Array, covariance: np.ndarray, count: int) -> jax.Array:
     """Draws of the unconstrained parameters, (count, p), normal around `x` (p,).
 
     What has no variance, as it is held, stays.
@@ -45,7 +42,9 @@ def draw_latents(
     draws_keys = jax.random.split(keys[0], len(xs))
     if e_step.stochastic:
         sampler = cast(StochasticEStep, e_step)
-        own, state = sampler.fresh(sampler.resume(state))  # a fit ends with the state of a fresh one
+        own, state = sampler.fresh(
+            sampler.resume(state)
+        )  # a fit ends with the state of a fresh one
         own = replace(own, num_samples=min(own.num_samples, PER_DRAW))  # type: ignore[type-var]
         return _along(own, problem, xs, draws_keys, state)
     draws, values = _given(e_step, problem, xs, draws_keys, state)
@@ -81,9 +80,7 @@ def _given(
 
 
 @compiled(static_argnums=0)
-def _along(
-    e_step: EStep, problem: Problem, xs: jax.Array, keys: jax.Array, state: Any
-) -> Latents:
+def _along(e_step: EStep, problem: Problem, xs: jax.Array, keys: jax.Array, state: Any) -> Latents:
     """A draw at each of `xs` (n, p), by chains that go from one to the next."""
 
     def one(state: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, Latents]:

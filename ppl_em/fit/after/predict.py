@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
+from numpyro.distributions import ImproperUniform
 from numpyro.primitives import Messenger
 
 from ppl_em.fit.after.at import Fit, SiteShape, check_names, check_params, shapes, source
@@ -79,7 +80,8 @@ def _drawn(
 
 def _check_latents(problem: Problem, sites: dict[str, SiteShape]) -> None:
     """Raise if a latent has another shape than in the fit; chains may go on."""
-    for site in (*problem.spec.latents, *problem.spec.discrete):
+    latents: list[Any] = [*problem.spec.latents, *problem.spec.discrete]
+    for site in latents:
         if site.name not in sites or sites[site.name].is_observed:
             continue
         here = sites[site.name]
@@ -102,8 +104,22 @@ class _Draw(Messenger):
         if msg["type"] == "control_flow" and callable(msg["args"][0]):
             body, *rest = msg["args"]
             msg["args"] = (_Draw(body), *rest)
-        if msg["type"] == "sample" and msg["is_observed"] and not is_factor(msg):
+        if msg["type"] != "sample" or is_factor(msg):
+            return
+        if msg["is_observed"]:
             msg["is_observed"], msg["value"] = False, None
+        elif msg["value"] is None and _is_improper(msg["fn"]):
+            raise site_error(
+                msg["name"],
+                "its prior is improper, so that it cannot be drawn",
+                "Hold it with `groups='same'`, or give it a proper prior",
+            )
+
+
+def _is_improper(law: Any) -> bool:
+    while hasattr(law, "base_dist"):
+        law = law.base_dist
+    return isinstance(law, ImproperUniform)
 
 
 def _simulated(
@@ -161,9 +177,7 @@ def _as_tree(
 
     chains = CHAINS if count % CHAINS == 0 else 1
     names = in_tree([*found, *(dim for site in dims.values() for dim in site)])
-    arrays = {
-        names[k]: v.reshape(chains, count // chains, *v.shape[1:]) for k, v in found.items()
-    }
+    arrays = {names[k]: v.reshape(chains, count // chains, *v.shape[1:]) for k, v in found.items()}
     named: dict[Any, Any] = {names[k]: [names[dim] for dim in v] for k, v in dims.items()}
     group = dict_to_dataset(arrays, dims=named)
     return xarray.DataTree.from_dict({"posterior_predictive": group})
