@@ -6,7 +6,7 @@ from ppl_em.result.datatree import to_datatree
 from ppl_em.result.em_result import EMResult
 from ppl_em.result.latents import LatentPosterior
 from ppl_em.result.netcdf import write_tree
-from ppl_em.result.new_data import Evaluated, Options
+from ppl_em.result.new_data import Evaluated, Options, predictions
 from ppl_em.result.plots import plot_fit
 from ppl_em.result.restarts import NO_OPTIMUM, Optimum, Restarts
 from ppl_em.result.status import CONVERGED, Status
@@ -29,6 +29,7 @@ __all__ = [
     "Uncertainty",
     "load",
     "plot_fit",
+    "predictions",
     "remarks",
     "to_datatree",
     "write_tree",

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from ppl_em.posterior import LogLikelihood
+from ppl_em.result.names import in_tree
 from ppl_em.util import check_choice, check_option, switch, whole
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ class Evaluated:
         E-step knows no parts, as with guides fitted by stochastic gradients.
         """
         return self.by_plate()
+
+
+CHAINS = 4
+"""Chains that draws are laid out in, where their number allows."""
 
 
 class Options(NamedTuple):
@@ -135,8 +140,9 @@ class NewData:
             the fit observed is not looked at. None at all for the arguments of the fit.
         groups
             `"same"`: the latents are those of the fit, drawn from their posterior given its data.
-            Their sites need the shapes that they had; those of a `scan` may be longer, which makes
-            a forecast. `"new"`: latents are drawn from their law in the model.
+            A group is known by its place in its plate, so their sites need the shapes that they
+            had; those of a `scan` may be longer, which makes a forecast. `"new"`: latents are drawn
+            from their law in the model.
         uncertainty
             Draw the parameters, too, from their normal law on the unconstrained scale, with the
             covariance of the fit; latents are drawn given these. Fixed ones and those at a bound
@@ -169,3 +175,18 @@ class NewData:
         check_option("uncertainty", uncertainty, switch())
         options = Options(groups == GROUPS[0], uncertainty, num_samples)
         return self.parts.predict(self, rng_key, args, kwargs, options)
+
+
+def predictions(found: dict[str, np.ndarray], dims: dict[str, list[str]]) -> "xarray.DataTree":
+    """Draws (n, *site_shape) of sites as a DataTree for ArviZ; `dims` names their axes."""
+    import xarray
+    from arviz_base import dict_to_dataset
+
+    names = in_tree([*found, *(dim for site in dims.values() for dim in site)])
+    arrays = {}
+    for name, values in found.items():
+        chains = CHAINS if len(values) % CHAINS == 0 else 1
+        arrays[names[name]] = values.reshape(chains, len(values) // chains, *values.shape[1:])
+    named: dict[Any, Any] = {names[k]: [names[dim] for dim in v] for k, v in dims.items()}
+    group = dict_to_dataset(arrays, dims=named)
+    return xarray.DataTree.from_dict({"posterior_predictive": group})

@@ -6,15 +6,23 @@ import numpy as np
 
 from ppl_em.params import Params
 from ppl_em.posterior import Posterior
-from ppl_em.problem import Problem, terms_by_plate
+from ppl_em.problem import Problem, check_unchanged, terms_by_plate
 from ppl_em.structure import NotAdditive, by_block, owners
-from ppl_em.util import compiled
+from ppl_em.util import alone, compiled
 
 
 def by_plate(
     rng_key: jax.Array, problem: Problem, x: jax.Array, posterior: Posterior
 ) -> dict[str, np.ndarray]:
     """Log-likelihoods by plate at `x` (p,), see `Evaluated.log_likelihoods`."""
+    with alone():
+        check_unchanged(problem)
+        return _by_plate(rng_key, problem, x, posterior)
+
+
+def _by_plate(
+    rng_key: jax.Array, problem: Problem, x: jax.Array, posterior: Posterior
+) -> dict[str, np.ndarray]:
     if not problem.spec.latents:
         return jax.device_get(_of_rows(problem, problem.constrain(x)))
     found = {}

@@ -14,8 +14,7 @@ from ppl_em.fit.after.at import Fit, SiteShape, check_names, check_params, shape
 from ppl_em.fit.after.param_draws import draw_latents, draw_params
 from ppl_em.params import Params
 from ppl_em.problem import Latents, Problem, explained, is_factor, site_dims
-from ppl_em.result import EMResult, Options
-from ppl_em.result.names import in_tree
+from ppl_em.result import EMResult, Options, predictions
 from ppl_em.util import ModelError, as_key, at_once, check_call, site_error, split
 
 if TYPE_CHECKING:
@@ -25,9 +24,6 @@ OPTIONS = ("groups", "uncertainty", "num_samples")
 
 AT_ONCE = 20
 """Draws made side by side."""
-
-CHAINS = 4
-"""Chains that draws are laid out in, where their number allows."""
 
 
 def predict(
@@ -54,7 +50,7 @@ def predict(
     xs, latents = _drawn(keys[0], keys[1], fit, result, options)
     with explained(model, args, kwargs):
         found, names = _simulated(keys[2], problem, args, kwargs, xs, latents, count)
-    return _as_tree(found, names, count)
+    return predictions(found, names)
 
 
 def _drawn(
@@ -166,18 +162,3 @@ def _run(
     program = handlers.seed(_Draw(program), key)
     found: dict[str, Any] = handlers.trace(program).get_trace(*args, **kwargs)
     return found
-
-
-def _as_tree(
-    found: dict[str, np.ndarray], dims: dict[str, list[str]], count: int
-) -> "xarray.DataTree":
-    """Draws as a DataTree that ArviZ understands."""
-    import xarray
-    from arviz_base import dict_to_dataset
-
-    chains = CHAINS if count % CHAINS == 0 else 1
-    names = in_tree([*found, *(dim for site in dims.values() for dim in site)])
-    arrays = {names[k]: v.reshape(chains, count // chains, *v.shape[1:]) for k, v in found.items()}
-    named: dict[Any, Any] = {names[k]: [names[dim] for dim in v] for k, v in dims.items()}
-    group = dict_to_dataset(arrays, dims=named)
-    return xarray.DataTree.from_dict({"posterior_predictive": group})
