@@ -185,7 +185,8 @@ def predictions(found: dict[str, np.ndarray], dims: dict[str, list[str]]) -> "xa
     names = in_tree([*found, *(dim for site in dims.values() for dim in site)])
     arrays = {}
     for name, values in found.items():
-        chains = CHAINS if len(values) % CHAINS == 0 else 1
+        even = len(values) % CHAINS == 0 and len(values) >= CHAINS**2
+        chains = CHAINS if even else 1
         arrays[names[name]] = values.reshape(chains, len(values) // chains, *values.shape[1:])
     named: dict[Any, Any] = {names[k]: [names[dim] for dim in v] for k, v in dims.items()}
     group = dict_to_dataset(arrays, dims=named)

@@ -101,7 +101,12 @@ def test_by_another_e_step(fitted, e_step):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "e_step", [NUTS(), NUTS(schedule="saem"), MeanField(correct="psis")], ids=str
+    "e_step",
+    [
+        pytest.param(NUTS(), id="nuts"),
+        pytest.param(NUTS(schedule="saem"), id="saem", marks=pytest.mark.long),
+        pytest.param(MeanField(correct="psis"), id="psis", marks=pytest.mark.long),
+    ],
 )
 def test_by_draws(fitted, e_step):
     new = fitted.at(e_step=e_step, rng_key=jax.random.key(SEED), **NEW)
@@ -110,6 +115,7 @@ def test_by_draws(fitted, e_step):
     np.testing.assert_allclose(new.log_likelihoods["groups"], expected(fitted.params), atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "em",
     [
@@ -143,6 +149,7 @@ def test_at_a_boundary():
     np.testing.assert_allclose(found, expected(result.params).sum(), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_priors_are_left_out():
     def model(y):
         m = numpyro.sample("m", dist.Normal(0.0, 1.0))
@@ -158,6 +165,7 @@ def test_priors_are_left_out():
     )
 
 
+@pytest.mark.slow
 def test_subsampled_plates_are_whole():
     def model(x, y):
         m = numpyro.param("m", 0.0)
@@ -208,6 +216,7 @@ def chain(y):
     scan(step, 0, y)
 
 
+@pytest.mark.slow
 def test_score_and_path_of_a_hidden_markov_model():
     """What hmmlearn's `score`, `predict_proba` and `predict` are, in logarithms and by sums."""
     states = (np.arange(60) // 10) % 2
@@ -226,6 +235,7 @@ def test_score_and_path_of_a_hidden_markov_model():
     assert found.log_likelihoods == {}
 
 
+@pytest.mark.slow
 def test_factor_scores_of_an_item_response_model():
     """Expected abilities (EAP), by Gauss-Hermite rules of 120 nodes."""
     lsat = load_model("lsat")
@@ -247,6 +257,7 @@ def test_factor_scores_of_an_item_response_model():
         np.testing.assert_allclose(new.posterior.mean()[site], ability, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_subjects_of_sleepstudy():
     """BLUPs by their formula; lme4 1.1-35 `predict` says 254.2, 351.9, 449.6 for subject 308."""
     sleep = load_model("sleepstudy")
@@ -292,6 +303,7 @@ def crossed(y, e_step=None):
     numpyro.sample("y", dist.Normal(numpyro.param("m", 0.0), 1.0), obs=y)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_refused(fitted, tmp_path):
     rows = fit(by_row, Y[:3])
     with pytest.raises(ModelError, match=r"^Site 'm': the parameter has shape \(3,\) .* \(4,\)"):
@@ -311,6 +323,7 @@ def test_what_cannot_be_is_refused(fitted, tmp_path):
     assert named.at(Y, None).log_likelihood == named.log_likelihood
 
 
+@pytest.mark.slow
 def test_an_e_step_that_does_not_apply_names_the_site():
     """The fit has one row a group; the new data tie all of them together."""
 

@@ -111,6 +111,7 @@ def test_groups_and_dimensions(fitted):
     assert np.array_equal(drawn(fitted, num_samples=7), drawn(fitted, X, GROUP, Y, num_samples=7))
 
 
+@pytest.mark.slow
 def test_what_is_held_stays():
     result = fit(effects, X, GROUP, Y, fixed={"b": 0.5})
     tree = result.predict(jax.random.key(SEED), np.array([0.0, 1.0]), np.zeros(2, int))
@@ -128,7 +129,15 @@ def test_a_variance_at_zero_stays():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("e_step", ["laplace", "quadrature", NUTS(), MeanField()], ids=str)
+@pytest.mark.parametrize(
+    "e_step",
+    [
+        "laplace",
+        pytest.param("quadrature", marks=pytest.mark.long),
+        pytest.param(NUTS(), id="nuts", marks=pytest.mark.long),
+        pytest.param(MeanField(), id="mean_field", marks=pytest.mark.long),
+    ],
+)
 def test_after_other_e_steps(e_step):
     result = fit(effects, X, GROUP, Y, e_step=e_step)
     draws = drawn(result, NEW_X, NEW_GROUP, uncertainty=False, num_samples=COUNT)
@@ -140,6 +149,7 @@ def test_after_other_e_steps(e_step):
     assert np.all(wide.std(0) > 0.95 * sd)
 
 
+@pytest.mark.long
 def test_chains_of_a_sampler_follow_the_parameters():
     """Counts whose effects NUTS draws, for each value of the parameters by a few transitions."""
 
@@ -171,6 +181,7 @@ def chain(y, length=None):
     scan(step, 0, y, length=length)
 
 
+@pytest.mark.slow
 def test_discrete_states_go_on_beyond_the_end():
     """Smoothed states for the steps with data, then a forecast from the filtered last one."""
     states = (np.arange(60) // 10) % 2
@@ -201,6 +212,7 @@ def walk(y, length=None):
     scan(step, 0.0, y, length=length)
 
 
+@pytest.mark.long
 def test_continuous_states_go_on_beyond_the_end():
     result = fit(walk, np.cumsum(RNG.normal(0.0, 0.8, 50)) + RNG.normal(size=50))
     q, r = float(result.params["q"]), float(result.params["r"])
@@ -210,6 +222,7 @@ def test_continuous_states_go_on_beyond_the_end():
     check_moments(draws, level, np.sqrt(sd**2 + ahead * q**2 + r**2))
 
 
+@pytest.mark.slow
 def test_components_of_rows_are_those_of_the_fit():
     """Each row of the fit again, from the component that it probably has; new rows from any."""
 
@@ -259,6 +272,7 @@ def flat(groups, y=None):
         numpyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_refused(fitted, tmp_path):
     key = jax.random.key(SEED)
     with pytest.raises(ModelError, match=r"^Site 'u': the latents have shape \(8,\) .* \(2,\)"):
