@@ -146,7 +146,7 @@ class NewData:
         uncertainty
             Draw the parameters, too, from their normal law on the unconstrained scale, with the
             covariance of the fit; latents are drawn given these. Fixed ones and those at a bound
-            are held. If False, all are the estimates.
+            are held; draws outside of `constraints` are made anew. If False, all are the estimates.
         num_samples
             How many draws.
 

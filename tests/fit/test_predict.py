@@ -13,7 +13,7 @@ from numpyro.distributions import constraints
 from scipy import stats
 from small_models import POSITIVE
 
-from ppl_em import EM, ModelError, load
+from ppl_em import EM, Constraint, ModelError, load
 from ppl_em.e_step import NUTS, MeanField
 
 RNG = np.random.default_rng(SEED)
@@ -117,6 +117,23 @@ def test_what_is_held_stays():
     tree = result.predict(jax.random.key(SEED), np.array([0.0, 1.0]), np.zeros(2, int))
     mean = tree["posterior_predictive"]["mean"].values
     np.testing.assert_allclose(mean[..., 1] - mean[..., 0], 0.5, rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_constraints_hold_for_every_draw():
+    """Two means of two rows each, which are in order by less than their errors."""
+
+    def model(y):
+        a, b = numpyro.param("a", 0.0), numpyro.param("b", 1.0)
+        mean = numpyro.deterministic("mean", jnp.stack([a, a, b, b]))
+        with numpyro.plate("rows", 4):
+            numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    order = Constraint(lambda p: p["b"] - p["a"], lower=0.0)
+    em = EM(model, constraints={"order": order})
+    result = em.run(jax.random.key(SEED), np.array([0.1, -0.1, 0.4, 0.2]), progress_bar=False)
+    mean = result.predict(jax.random.key(SEED))["posterior_predictive"]["mean"].values
+    assert np.min(mean[..., 2] - mean[..., 0]) >= 0 and np.std(mean[..., 0]) > 0.3
 
 
 def test_a_variance_at_zero_stays():

@@ -10,7 +10,7 @@ import numpy as np
 from ppl_em.e_step import EStep, StochasticEStep, expectation
 from ppl_em.params import Params
 from ppl_em.posterior import Posterior
-from ppl_em.problem import Latents, Problem
+from ppl_em.problem import Latents, Problem, is_inside
 from ppl_em.result.latents import _sample_discrete
 from ppl_em.util import ModelError, compiled, generator, split
 
@@ -18,17 +18,39 @@ PER_DRAW = 10
 """Transitions of each chain from one draw of the parameters to the next."""
 
 
-def draw_params(rng_key: jax.Array, x: jax.Array, covariance: np.ndarray, count: int) -> jax.Array:
+ROUNDS = 20
+"""Times, at most, that draws outside of constraints are made anew."""
+
+
+def draw_params(
+    rng_key: jax.Array, problem: Problem, x: jax.Array, covariance: np.ndarray, count: int
+) -> jax.Array:
     """Draws of the unconstrained parameters, (count, p), normal around `x` (p,).
 
-    What has no variance, as it is held, stays.
+    What has no variance, as it is held, stays. Draws outside of constraints on functions of the
+    parameters are made anew; equations hold to first order.
     """
-    scale = np.sqrt(np.diag(covariance))
+    scale = np.sqrt(np.maximum(np.diag(covariance), 0.0))
     unit = np.where(scale > 0, scale, 1.0)
     values, vectors = np.linalg.eigh(covariance / unit / unit[:, None])
-    root = unit[:, None] * vectors * np.sqrt(np.maximum(values, 0.0))
-    noise = generator(rng_key).normal(size=(count, len(values)))
-    return jax.device_put((np.asarray(x) + noise @ root.T).astype(x.dtype))
+    root = scale[:, None] * vectors * np.sqrt(np.maximum(values, 0.0))
+    rng, center = generator(rng_key), np.asarray(x)
+
+    def draws(count: int) -> np.ndarray:
+        return (center + rng.normal(size=(count, len(values))) @ root.T).astype(x.dtype)
+
+    xs = draws(count)
+    for _ in range(ROUNDS if problem.spec.restrictions else 0):
+        outside = ~np.asarray(_inside(problem, xs))
+        if not outside.any() or outside.all():
+            break
+        xs[outside] = draws(int(outside.sum()))
+    return jax.device_put(xs)
+
+
+@compiled
+def _inside(problem: Problem, xs: jax.Array) -> jax.Array:
+    return jax.vmap(lambda x: is_inside(problem, x))(xs)
 
 
 def draw_latents(

@@ -68,7 +68,10 @@ def _drawn(
             f"`result.predict`: the parameters have no law to be drawn from: {why}. Pass "
             f"`uncertainty=False` for predictions at the estimates."
         )
-    xs = draw_params(key_params, fit.x, covariance, count)
+    if fit.at is not None:
+        free = ~fit.at.held
+        covariance = np.where(free & free[:, None], covariance, 0.0)
+    xs = draw_params(key_params, problem, fit.x, covariance, count)
     if not options.same:
         return xs, {}
     return xs, draw_latents(key_latents, problem, fit.e_step, fit.e_state, xs)
@@ -151,6 +154,15 @@ def _simulated(
         return jax.lax.map(one, (keys, each, latents), batch_size=AT_ONCE)
 
     found = jax.device_get(at_once(run))
+    for name in dims:
+        gaps = np.isnan(found[name].astype(float))
+        if np.any(gaps.any(axis=0) & ~gaps.all(axis=0)):
+            raise site_error(
+                name,
+                "some of its draws are not numbers, as the law of the parameters reaches to where "
+                "the model is not defined",
+                "Pass `uncertainty=False`, or give the parameters constraints",
+            )
     return found, dims
 
 
