@@ -256,7 +256,7 @@ def run_plan(
             return run_loop(keys[0], problem, e_step, m_step, start, limits, bar)
 
         outcome = on_all_rows(problem, climb(e_step, start), climb)
-        result = replace(make_result(keys[1], problem, outcome), e_step_reason=why)
+        result = replace(make_result(keys[1], problem, outcome, chosen), e_step_reason=why)
         return judged(result, problem.unconstrain(start), outcome.x, result.parts)
 
     if len(starts) == 1:

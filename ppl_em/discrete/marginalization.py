@@ -50,16 +50,29 @@ def log_terms(factors: LogFactors, scales: dict[str, float] | None = None) -> ja
 
     `scales`, by plate, multiply the terms inside of it.
     """
-    method = Method(elimination.log_sum, mode(), sum_plates=False)
     sizes = dict(factors.layout.plates)
     parts = []
-    for table in _remaining(factors, {}, method):
+    for table in _by_plates(factors):
         full = tuple(sizes[name] for name in table.names)
         repeats = np.prod([n for n, m in zip(full, table.array.shape, strict=True) if m == 1])
         scale = np.prod([(scales or {}).get(name, 1.0) for name in table.names])
         value = elimination.true_zero(jnp.ravel(table.array))
         parts.append(value * int(repeats) * float(scale))
     return jnp.concatenate([*parts, jnp.zeros(0)])
+
+
+def log_cells(factors: LogFactors) -> list[tuple[tuple[str, ...], jax.Array]]:
+    """The same as arrays over the plates that are named, in full."""
+    sizes = dict(factors.layout.plates)
+    found = []
+    for table in _by_plates(factors):
+        full = tuple(sizes[name] for name in table.names)
+        found.append((table.names, jnp.broadcast_to(elimination.true_zero(table.array), full)))
+    return found
+
+
+def _by_plates(factors: LogFactors) -> list[Table]:
+    return _remaining(factors, {}, Method(elimination.log_sum, mode(), sum_plates=False))
 
 
 def site_probs(factors: LogFactors) -> dict[str, jax.Array]:

@@ -226,6 +226,10 @@ class Approximation(DeterministicEStep, Protocol):
         """A better one, if this one is too coarse at `params`; None if it is not."""
         return None
 
+    def for_evaluation(self) -> "Approximation":
+        """The one for a single look at fixed parameters, better than EM steps need."""
+        return self
+
     def for_curvature(self) -> "Approximation":
         """The one of which second derivatives are taken; cheaper, perhaps, but about as good."""
         return self

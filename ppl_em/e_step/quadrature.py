@@ -16,6 +16,7 @@ from ppl_em.e_step.quadrature_refinement import (
     HERMITE,
     Rule,
     choose,
+    following,
     ladder,
     value_on,
 )
@@ -31,7 +32,7 @@ from ppl_em.posterior import (
     sinh_trapezoid,
 )
 from ppl_em.problem import Problem
-from ppl_em.structure import Blocks, Density, find_blocks, owners
+from ppl_em.structure import Blocks, find_blocks, owners
 from ppl_em.util import ModelError, check_options, compiled, number, optional, whole
 
 logger = logging.getLogger("ppl_em")
@@ -192,7 +193,7 @@ class Quadrature(Approximation):
         mode = jax.lax.stop_gradient(found)
         law = cast(Gaussian, mode.law)
         if given:
-            law = law_near(self.known_blocks, _density(problem, params), mode)
+            law = law_near(self.known_blocks, problem.density(params), mode)
             placed = self._place(law, None)
         else:
             span = state.span or self._span(problem, fixed, law, state.owner)
@@ -246,6 +247,10 @@ class Quadrature(Approximation):
         """With fewer nodes, if these do for second derivatives."""
         return self if self.coarse is None else replace(self, rule=self.coarse)
 
+    def for_evaluation(self) -> "Quadrature":
+        """With the rule that confirmed this one: moments need more nodes than their sum."""
+        return replace(self, rule=following(self.rule, self.known_blocks, self.max_points))
+
     def describe(self, info: QuadratureInfo) -> str:
         """Nodes in each dimension."""
         return f"{int(info.nodes)} nodes"
@@ -269,7 +274,7 @@ class Quadrature(Approximation):
     def _mode(
         self, problem: Problem, params: Params, center: jax.Array, enough: float = 0.0
     ) -> Mode:
-        return find_mode(self.known_blocks, _density(problem, params), center, enough)
+        return find_mode(self.known_blocks, problem.density(params), center, enough)
 
     def _span(
         self, problem: Problem, params: Params, law: Gaussian, owner: jax.Array
@@ -280,10 +285,6 @@ class Quadrature(Approximation):
 
     def _place(self, law: Gaussian, span: Span | None) -> Placed:
         return _placed(law, span, self.size)
-
-
-def _density(problem: Problem, params: Params) -> Density:
-    return problem.density(params)
 
 
 def _placed(law: Gaussian, span: Span | None, size: int) -> Placed:

@@ -11,6 +11,7 @@ from scipy.special import logsumexp
 from ppl_em.params import Params
 from ppl_em.posterior import Gaussian, Placed, block_sums, constant_part
 from ppl_em.problem import Problem
+from ppl_em.structure import Blocks
 from ppl_em.util import ModelError, compiled
 
 HERMITE = {1: (7, 11, 15, 19, 23), 2: (5, 9, 13, 15, 17, 21, 27, 35, 45, 63, 91)}
@@ -51,6 +52,12 @@ def ladder(block_size: int, max_points: int) -> list[Rule]:
     if block_size == 1:
         rules += [Rule(size, sinh=True) for size in SINH]
     return [rule for rule in rules if rule.size <= limit] or rules[:1]
+
+
+def following(rule: Rule | None, blocks: Blocks, max_points: int) -> Rule | None:
+    """The rule after `rule` on the ladder; None where the user gave the nodes."""
+    rules = ladder(blocks.block_size, max_points)
+    return rules[min(rules.index(rule) + 1, len(rules) - 1)] if rule else None
 
 
 def choose(

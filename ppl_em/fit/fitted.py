@@ -9,6 +9,9 @@ import numpy as np
 
 from ppl_em.algorithms import Certified, Polish, Verdict
 from ppl_em.e_step import DeterministicEStep, EStep, expectation
+from ppl_em.fit.after.at import at
+from ppl_em.fit.after.evaluation import FINAL_STEPS
+from ppl_em.fit.after.predict import predict
 from ppl_em.fit.audit import audit
 from ppl_em.likelihood import (
     AT_AN_END,
@@ -27,15 +30,12 @@ from ppl_em.likelihood.active_constraints import active_constraints
 from ppl_em.params import AtBounds, flat_bounds, within_reach
 from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Problem, on_request
-from ppl_em.result import Audit, EMResult, Status, Uncertainty, to_datatree
+from ppl_em.result import Audit, EMResult, Evaluated, Options, Status, Uncertainty, to_datatree
 from ppl_em.stats import relative_error
 
 if TYPE_CHECKING:
     import xarray
 
-
-FINAL_STEPS = 10
-"""E-steps at the returned parameters, under Monte Carlo."""
 
 MAX_FINAL_NOISE = 0.05
 """Relative Monte Carlo error of standard errors up to which the last draws alone give them."""
@@ -56,7 +56,10 @@ NEARBY = 0.01
 
 @dataclass(frozen=True)
 class FittedParts:
-    """What a result computes from on request: the problem and the end of the run."""
+    """What a result computes from on request: the problem and the end of the run.
+
+    `asked` is the E-step as the user asked for it, before it was fitted to the problem.
+    """
 
     problem: Problem
     e_step: EStep
@@ -68,6 +71,7 @@ class FittedParts:
     penalised: bool = False
     certified: Certified | None = None
     status: Status | None = None
+    asked: EStep | None = None
 
     @on_request
     def datatree(self, result: EMResult) -> "xarray.DataTree":
@@ -78,6 +82,36 @@ class FittedParts:
     def audit(self, result: EMResult, rng_key: jax.Array, e_step: str | EStep) -> Audit:
         """Look at the returned parameters with a stronger E-step."""
         return audit(rng_key, self.problem, self.x, result, e_step)
+
+    @on_request
+    def evaluated(
+        self,
+        result: EMResult,
+        rng_key: jax.Array | None,
+        args: tuple,
+        kwargs: dict[str, Any],
+        e_step: str | EStep | None,
+    ) -> Evaluated:
+        """The model at the parameters of the fit, on other data."""
+        return at(self, result, rng_key, args, kwargs, e_step)
+
+    @on_request
+    def predict(
+        self,
+        result: EMResult,
+        rng_key: jax.Array,
+        args: tuple,
+        kwargs: dict[str, Any],
+        options: Options,
+    ) -> "xarray.DataTree":
+        """Draws of the observed sites, at other arguments."""
+        return predict(self, result, rng_key, args, kwargs, options)
+
+    @on_request
+    def covariance_x(self) -> tuple[np.ndarray, str]:
+        """Covariance of the parameters on the unconstrained scale, (p, p), and what is wrong."""
+        _, (information, *_), reason = self._information()
+        return information.covariance, reason
 
     @on_request
     def uncertainty(self) -> Uncertainty:

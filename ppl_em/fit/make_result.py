@@ -2,14 +2,15 @@
 
 import logging
 import time
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
 
-from ppl_em.algorithms import Outcome, Sampler, Stopping
-from ppl_em.e_step import DeterministicEStep, EStep, StochasticEStep, expectation
-from ppl_em.fit.fitted import FINAL_STEPS, FittedParts
+from ppl_em.algorithms import Outcome, Stopping
+from ppl_em.e_step import EStep
+from ppl_em.fit.after.evaluation import evaluated
+from ppl_em.fit.fitted import FittedParts
 from ppl_em.params import Params
 from ppl_em.posterior import LogLikelihood
 from ppl_em.problem import Problem
@@ -37,25 +38,21 @@ def _warn_of_float32(e_step: EStep, value: float, dtype: Any) -> None:
         )
 
 
-def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMResult:
-    """End a run: an E-step at the returned parameters, and the log-likelihood there."""
+def make_result(
+    rng_key: jax.Array, problem: Problem, outcome: Outcome, asked: EStep | None = None
+) -> EMResult:
+    """End a run: an E-step at the returned parameters, and the log-likelihood there.
+
+    `asked` is the E-step as the user asked for it.
+    """
     key_posterior, key_evidence = split(rng_key)
-    x, e_step, state = outcome.x, outcome.e_step, outcome.e_state
-    if e_step.stochastic:
-        sampler, state = Sampler(cast(StochasticEStep, e_step), outcome.m_step).fresh(state)
-        posterior, state = sampler.draws(problem, x, state, FINAL_STEPS)
-        known = outcome.polish.known_blocks(problem, x) if outcome.polish else None
-        log_likelihood = posterior.log_likelihood(key_evidence, problem, x, known)
-    else:
-        posterior, state, info = expectation(e_step, problem, x, state)
-        log_likelihood = posterior.log_likelihood(key_evidence, problem, x)
-        if log_likelihood is None:
-            full = cast(DeterministicEStep, e_step).in_full(problem, problem.constrain(x), state)
-            value = float(info.objective if full is None else full)
-            log_likelihood = LogLikelihood(value, e_step.kind)
-        if outcome.at is not None:
-            value = log_likelihood.value + outcome.at.rest
-            log_likelihood = log_likelihood._replace(value=value)
+    x, e_step = outcome.x, outcome.e_step
+    known = outcome.polish.known_blocks(problem, x) if outcome.polish else None
+    posterior, state, log_likelihood = evaluated(
+        key_evidence, problem, x, e_step, outcome.e_state, outcome.m_step, known
+    )
+    if outcome.at is not None:
+        log_likelihood = log_likelihood._replace(value=log_likelihood.value + outcome.at.rest)
     _warn_of_float32(e_step, log_likelihood.value, x.dtype)
     params = problem.constrain(x)
     reported = params if outcome.at is None else outcome.at.exactly(params)
@@ -82,6 +79,7 @@ def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMRes
             bool(terms),
             outcome.certified,
             outcome.status,
+            asked,
         ),
         boundary={} if outcome.at is None else outcome.at.found,
         penalties=terms,

@@ -5,10 +5,12 @@ from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ppl_em.params import Params
 from ppl_em.posterior.log_likelihood import LogLikelihood
 from ppl_em.problem import Latents, Problem
+from ppl_em.structure import NotAdditive
 from ppl_em.util import ModelError
 
 
@@ -44,6 +46,14 @@ class Posterior(Protocol):
         """
         return None
 
+    def by_coordinate(self, problem: Problem, params: Params) -> tuple[jax.Array, jax.Array] | None:
+        """A point u (D,), and terms of the log-density there, (D,), each at a coordinate.
+
+        The log-joint at u minus these is the E-step's value, and so it is block by block where
+        latents are independent. None where the law has no density, as if it consists of draws.
+        """
+        return None
+
     def site_means(self, problem: Problem, params: Params) -> Latents:
         """Means on the model's own scale, of the continuous sites for which they are known."""
         return {}
@@ -69,6 +79,26 @@ class Posterior(Protocol):
             f"({type(self).__name__}). Use e_step='exact' with latents that are Gaussian or "
             f"conjugate, e_step='nuts', or `expectation.probs` for discrete latents."
         )
+
+    def integrals(
+        self, rng_key: jax.Array, problem: Problem, x: jax.Array, labels: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The log-joint at `x` (p,) integrated over groups of the latents, one by one.
+
+        With `labels` (D,), the group of every latent, 0, 1, ...: a point u (D,), and for each group
+        the log of the integral of exp(log-joint relative to that point), (G,). It is for those who
+        know that the log-joint is a sum over the groups.
+
+        Raises
+        ------
+        NotAdditive
+            If this posterior cannot tell the groups apart.
+        """
+        found = self.by_coordinate(problem, problem.constrain(x))
+        if found is None:
+            raise NotAdditive("the posterior is one for all latents")
+        u, terms = (np.asarray(part) for part in found)
+        return u, -np.bincount(labels, terms, minlength=int(labels.max()) + 1)
 
 
 class Centered(Posterior, Protocol):

@@ -14,7 +14,7 @@ from ppl_em.posterior.evidence import NUM_SAMPLES
 from ppl_em.posterior.log_likelihood import LogLikelihood
 from ppl_em.problem import Latents, Problem
 from ppl_em.stats import DEGREES, importance, log_density_of_noise
-from ppl_em.structure import Blocks, by_block
+from ppl_em.structure import Blocks, NotAdditive, by_block
 from ppl_em.util import Static, compiled, generator, in_batches
 
 logger = logging.getLogger("ppl_em")
@@ -123,6 +123,27 @@ class BlockDraws(Posterior):
         normal = rng.standard_normal((num_samples, self.draws.shape[1]))
         mixing = draw_mixing(rng, num_samples, blocks.num_blocks)
         return self.proposal.move(blocks, jnp.asarray(normal, dtype), jnp.asarray(mixing, dtype))
+
+    def integrals(
+        self, rng_key: jax.Array, problem: Problem, x: jax.Array, labels: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """By importance sampling, on fresh draws; bounds for blocks that are not corrected."""
+        draws, log_density = self.fresh(rng_key, NUM_SAMPLES)
+        there = jnp.concatenate([draws, self.proposal.loc[None]])
+        found = np.asarray(_pieces(self.layout, problem, x, there), float)[:, :-1]
+        ratios = found[:-1] - found[-1] - np.asarray(log_density)
+        good = np.asarray(self.corrected)
+        values = [
+            importance(column).value if own else float(np.mean(column))
+            for column, own in zip(ratios.T, good, strict=True)
+        ]
+        blocks = self.layout.blocks.labels
+        group = np.zeros(len(values), int)
+        group[blocks] = labels
+        if np.any(group[blocks] != labels):
+            raise NotAdditive("a block of latents is in two groups")
+        found = np.bincount(group, values, minlength=int(labels.max()) + 1)
+        return np.asarray(self.proposal.loc), found
 
     def log_likelihood(self, rng_key: jax.Array, problem: Problem, x: jax.Array) -> LogLikelihood:
         """Importance sampling, block by block, on fresh draws from the proposals.

@@ -10,7 +10,7 @@ import numpy as np
 
 from ppl_em.params import Params
 from ppl_em.posterior.base import Posterior, constrain_draws, weighted_mean
-from ppl_em.posterior.evidence import KnownBlocks, importance_sampled
+from ppl_em.posterior.evidence import KnownBlocks, importance_sampled, sampled_by_group
 from ppl_em.posterior.log_likelihood import LogLikelihood
 from ppl_em.problem import Latents, Problem
 
@@ -61,6 +61,12 @@ class WeightedDraws(Posterior):
         """As good as Q is."""
         flat = self.draws.reshape(self.weights.size, -1)
         return weighted_mean(value, flat, self.weights.ravel())
+
+    def integrals(
+        self, rng_key: jax.Array, problem: Problem, x: jax.Array, labels: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """By importance or bridge sampling."""
+        return sampled_by_group(rng_key, problem, x, np.asarray(self.draws), labels)
 
     def log_likelihood(
         self,

@@ -94,6 +94,36 @@ def lower_bound(rng_key: jax.Array, problem: Problem, x: jax.Array, law: BlockLa
     raise NotAdditive("one block always adds up")
 
 
+def bounds_by_group(
+    rng_key: jax.Array, problem: Problem, x: jax.Array, law: BlockLaw, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds from a law that is independent between groups, as of `Posterior.integrals`."""
+    own = np.zeros(int(law.block_labels.max()) + 1, int)
+    own[law.block_labels] = labels
+    if np.any(own[law.block_labels] != labels):
+        raise NotAdditive("a block of the law is in two groups")
+    draws = np.asarray(law.draws(rng_key, NUM_SAMPLES))
+    terms = np.asarray(law.log_densities(jnp.asarray(draws)))
+    log_density = np.stack([np.bincount(labels, weights=row) for row in terms])
+    center = np.asarray(law.loc)
+    for target in targets(problem, x, center, labels):
+        with suppress(NotAdditive):
+            return center, np.mean(target(draws)[0] - log_density, axis=0)
+    raise NotAdditive("no group stands alone")
+
+
+def sampled_by_group(
+    rng_key: jax.Array, problem: Problem, x: jax.Array, draws: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Importance or bridge sampling of each group, as of `Posterior.integrals`."""
+    center = draws.mean(axis=(0, 1))
+    for target in targets(problem, x, center, labels):
+        with suppress(NotAdditive):
+            found = _integrals(generator(rng_key), problem, x, target, draws, labels, NUM_SAMPLES)
+            return center, np.array([part.value for part in found[0]])
+    raise NotAdditive("no group stands alone")
+
+
 def _coarser(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """The finest partition (D,) that keeps together what either of two partitions does."""
     size = len(first)

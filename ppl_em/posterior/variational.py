@@ -9,7 +9,7 @@ import numpy as np
 
 from ppl_em.params import Params
 from ppl_em.posterior.base import Posterior, constrain_draws
-from ppl_em.posterior.evidence import lower_bound
+from ppl_em.posterior.evidence import bounds_by_group, lower_bound
 from ppl_em.posterior.log_likelihood import LogLikelihood
 from ppl_em.problem import Latents, Problem
 from ppl_em.structure import Blocks, compressed_hessian
@@ -98,6 +98,12 @@ class GaussianGuide(Posterior):
     def log_likelihood(self, rng_key: jax.Array, problem: Problem, x: jax.Array) -> LogLikelihood:
         """The bound on fresh draws, with the worst k-hat over blocks."""
         return lower_bound(rng_key, problem, x, self)
+
+    def integrals(
+        self, rng_key: jax.Array, problem: Problem, x: jax.Array, labels: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds on them, on fresh draws from q."""
+        return bounds_by_group(rng_key, problem, x, self, labels)
 
     def block_covariances(self, problem: Problem, params: Params) -> jax.Array | None:
         """Covariances of the latents within the blocks (G, d, d) where they are better than q's.

@@ -18,10 +18,13 @@ from ppl_em.problem.feasibility import (
     violated,
 )
 from ppl_em.problem.fingerprint import check_unchanged, on_request
+from ppl_em.problem.initial_values import init_near_mean
 from ppl_em.problem.minibatches import check_batches, draw_rows
+from ppl_em.problem.prepared import Prepared
 from ppl_em.problem.problem import Latents, Problem
 from ppl_em.problem.sites import LatentSite, site_dims
-from ppl_em.problem.subsampling import AllRows, Indices, Rows
+from ppl_em.problem.subsampling import AllRows, Indices, Rows, Whole
+from ppl_em.problem.terms import terms_by_plate
 from ppl_em.problem.trace import accepts, refused, run_model
 
 __all__ = [
@@ -30,8 +33,10 @@ __all__ = [
     "Indices",
     "LatentSite",
     "Latents",
+    "Prepared",
     "Problem",
     "Rows",
+    "Whole",
     "accepts",
     "all_conditions",
     "barrier_weights",
@@ -47,6 +52,7 @@ __all__ = [
     "explained",
     "firm",
     "has_barrier",
+    "init_near_mean",
     "is_factor",
     "is_inside",
     "look",
@@ -57,5 +63,6 @@ __all__ = [
     "restrict",
     "run_model",
     "site_dims",
+    "terms_by_plate",
     "violated",
 ]

@@ -75,6 +75,7 @@ def build_problem(
     constraints: dict[str, constraints.Constraint] | None = None,
     init_params: Params | None = None,
     by_term: bool = False,
+    space: ParamSpace | None = None,
 ) -> tuple[Problem, Params]:
     """Classify the sites of `model` on its data, and check that EM can fit it.
 
@@ -88,6 +89,8 @@ def build_problem(
         As in `ppl_em.EM` and `EM.run`.
     by_term
         Whether the fit will tell the terms of the log-joint apart, as Monte Carlo EM does.
+    space
+        The parameters of a fit that is over: whatever these data say of them, none is refused.
 
     Returns
     -------
@@ -120,7 +123,11 @@ def build_problem(
         trace = run_model(model, rng_key, args, kwargs, start, spread=map_sites, validate=True)
     check_masked_values(trace)
     check_observations(trace)
-    space, values = _parameters(trace, map_sites, fixed, narrower, model)
+    over = space is not None
+    if space is None:
+        space, values = _parameters(trace, map_sites, fixed, narrower, model)
+    else:
+        values = {name: as_value(trace[name]["value"]) for name in space.names}
     latents = {
         name: site
         for name, site in trace.items()
@@ -154,17 +161,19 @@ def build_problem(
                 f"Model '{name_of(model)}': it draws from `numpy.random` or `random`, so that its "
                 f"density is another in each run. Draw outside, and pass the numbers as arguments."
             )
-        return _looked_at(rng_key, problem, values, trace), {**values, **fixed}
+        return _looked_at(rng_key, problem, values, trace, over), {**values, **fixed}
 
 
-def _looked_at(rng_key: jax.Array, problem: Problem, values: Params, trace: Trace) -> Problem:
+def _looked_at(
+    rng_key: jax.Array, problem: Problem, values: Params, trace: Trace, over: bool
+) -> Problem:
     """The problem with what its values and its program show."""
     program, terms = traced_terms(problem, values)
     check_indices(problem, values, program, terms)
     problem = with_derivatives(problem, values, program)
     if any("_scan_current_index" in site["infer"] for site in trace.values() if "infer" in site):
         problem = _side_by_side(problem, values)
-    problem = probe(rng_key, problem, values)
+    problem = probe(rng_key, problem, values, over)
     check_proper(problem, values, trace)
     check_masks(problem, values, trace)
     check_scales(problem, values, trace)

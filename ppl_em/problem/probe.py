@@ -40,13 +40,14 @@ DISTANCES = (0.0, 0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 _density_at = compiled(log_joint_at)
 
 
-def probe(rng_key: jax.Array, problem: Problem, values: Params) -> Problem:
+def probe(rng_key: jax.Array, problem: Problem, values: Params, over: bool = False) -> Problem:
     """Move the problem's start to a point of finite log-joint, and mark idle latents.
 
     Raises
     ------
     ModelError
-        If no point near the start is finite, or a parameter touches no log-density.
+        If no point near the start is finite; or if a parameter touches no log-density, unless the
+        fit is `over`.
     """
     x, u = problem.unconstrain(values), problem.start
     if not u.size and sum(np.size(leaf) for leaf in problem.leaves) > LARGE:
@@ -68,7 +69,8 @@ def probe(rng_key: jax.Array, problem: Problem, values: Params) -> Problem:
         elsewhere = jax.device_put((np.asarray(x) + away).astype(x.dtype))
         unused &= np.all(_first_look(problem, elsewhere, points)[1].by_param == 0, axis=0)
         rough = _responds(problem, x, points[int(np.argmax(good))], unused)
-        _refuse_unused(problem, unused & ~rough)
+        if not over:
+            _refuse_unused(problem, unused & ~rough)
         problem = _with_rough(problem, rough)
     start = points[int(np.argmax(good))]
     idle = np.all(by_latent == 0, axis=0)

@@ -37,3 +37,17 @@ def _log_probs(inputs: tuple[Params, Latents], problem: Problem) -> dict[str, ja
         model, args, kwargs, values, sum_log_prob=False
     )[0]
     return found
+
+
+def terms_by_plate(problem: Problem, params: Params) -> dict[str, jax.Array]:
+    """What the cells of every plate add to the log-joint of a model without continuous latents.
+
+    Plate to array of its size, with the sum over everything else; only plates along which the
+    log-joint is a sum.
+    """
+    found: dict[str, jax.Array] = {}
+    for names, values in marginalization.log_cells(problem.log_factors(params, {})):
+        for axis, name in enumerate(names):
+            others = tuple(i for i in range(len(names)) if i != axis)
+            found[name] = found.get(name, 0.0) + jnp.sum(values, others)
+    return found

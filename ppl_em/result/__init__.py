@@ -7,6 +7,7 @@ from ppl_em.result.em_result import EMResult
 from ppl_em.result.finding import Diagnosis, Finding
 from ppl_em.result.latents import LatentPosterior
 from ppl_em.result.netcdf import write_tree
+from ppl_em.result.new_data import Evaluated, Options, predictions
 from ppl_em.result.plots import plot_fit
 from ppl_em.result.restarts import NO_OPTIMUM, Optimum, Restarts
 from ppl_em.result.status import CONVERGED, Status
@@ -21,14 +22,17 @@ __all__ = [
     "Certificate",
     "Diagnosis",
     "EMResult",
+    "Evaluated",
     "Finding",
     "LatentPosterior",
     "Optimum",
+    "Options",
     "Restarts",
     "Status",
     "Uncertainty",
     "load",
     "plot_fit",
+    "predictions",
     "remarks",
     "to_datatree",
     "write_tree",

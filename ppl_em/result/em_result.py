@@ -14,6 +14,7 @@ from ppl_em.result.certificate import Certificate
 from ppl_em.result.diagnosis import Diagnosed
 from ppl_em.result.html import as_html
 from ppl_em.result.netcdf import write_tree
+from ppl_em.result.new_data import NewData
 from ppl_em.result.status import CONVERGED, Status
 from ppl_em.result.text import doubt, in_short, in_words
 from ppl_em.result.uncertainty import Uncertainty
@@ -45,7 +46,7 @@ class Parts(Protocol):
 
 
 @dataclass(frozen=True, repr=False)
-class EMResult(Diagnosed):
+class EMResult(Diagnosed, NewData):
     """A finished fit; everything in it belongs to `params`.
 
     Attributes

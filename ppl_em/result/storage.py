@@ -90,10 +90,15 @@ class StoredParts:
 
     def audit(self, result: "EMResult", rng_key: jax.Array, e_step: Any) -> Any:
         """Refuse: an audit runs the model."""
-        raise ModelError(
-            "`result.audit`: this fit was loaded from a file, which does not hold the model. Audit "
-            "a fit before it is saved, or fit again from `init_params=result.params`."
-        )
+        raise _without_model("audit")
+
+    def evaluated(self, result: "EMResult", *options: Any) -> Any:
+        """Refuse: it runs the model."""
+        raise _without_model("at")
+
+    def predict(self, result: "EMResult", *options: Any) -> Any:
+        """Refuse: it runs the model."""
+        raise _without_model("predict")
 
     def datatree(self, result: "EMResult") -> "xarray.DataTree":
         """The tree that was saved."""
@@ -115,6 +120,13 @@ class StoredParts:
             ),
             group["bounds"].values if "bounds" in group else None,
         )
+
+
+def _without_model(method: str) -> ModelError:
+    return ModelError(
+        f"`result.{method}`: this fit was loaded from a file, which does not hold the model. Ask "
+        f"a fit before it is saved, or fit again from `init_params=result.params`."
+    )
 
 
 @dataclass(frozen=True)
