@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 
 from ppl_em.algorithms import Certified, Polish, Verdict
 from ppl_em.e_step import DeterministicEStep, EStep, expectation
+from ppl_em.fit.after import Inquiry
 from ppl_em.fit.audit import audit
 from ppl_em.likelihood import (
     AT_AN_END,
@@ -27,7 +29,7 @@ from ppl_em.likelihood.active_constraints import active_constraints
 from ppl_em.params import AtBounds, flat_bounds, within_reach
 from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Problem, on_request
-from ppl_em.result import Audit, EMResult, Status, Uncertainty, to_datatree
+from ppl_em.result import Audit, Counts, EMResult, Model, Status, Uncertainty, to_datatree
 from ppl_em.stats import relative_error
 
 if TYPE_CHECKING:
@@ -79,10 +81,33 @@ class FittedParts:
         """Look at the returned parameters with a stronger E-step."""
         return audit(rng_key, self.problem, self.x, result, e_step)
 
+    def counts(self) -> Counts:
+        """Numbers of parameters, observations and groups."""
+        return self.inquiry("counts").counts()
+
+    @on_request
+    def model(self) -> Model:
+        """The problem, and the log-likelihood where that has no noise."""
+        return Model(self.problem, self._look)
+
+    def inquiry(self, what: str) -> Inquiry:
+        """What answers other questions, with the information at hand."""
+        return self._inquiry
+
+    @cached_property
+    def _inquiry(self) -> Inquiry:
+        _, (information, left_out, _), reason = self._settled
+        run = self.problem, self.e_step, self.x, self.e_state, self.posterior, self.at
+        return Inquiry(*run, information, _on_the_way(reason, self.status), left_out)
+
+    @cached_property
+    def _settled(self) -> tuple[Information, tuple[Information, np.ndarray, str], str]:
+        return self._information()
+
     @on_request
     def uncertainty(self) -> Uncertainty:
         """Invert the observed information; carry it to the model's own scale."""
-        found, (information, left_out, note), reason = self._information()
+        found, (information, left_out, note), reason = self._settled
         active = active_constraints(self.problem, self.x, found)
         covariance_x = (
             np.full_like(information.matrix, np.nan) if reason else information.covariance

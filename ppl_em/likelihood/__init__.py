@@ -10,7 +10,14 @@ from ppl_em.likelihood.draw_evaluation import (
 )
 from ppl_em.likelihood.identifiability import set_aside
 from ppl_em.likelihood.importance_information import sampled_information
-from ppl_em.likelihood.information import AT_AN_END, MAX_SE_NOISE, Information, holding, named
+from ppl_em.likelihood.information import (
+    AT_AN_END,
+    MAX_SE_NOISE,
+    Information,
+    frame,
+    holding,
+    named,
+)
 from ppl_em.likelihood.last_digits import change_by_last_digits, meaningless, rounding_noise
 from ppl_em.likelihood.louis import Components, ScoreMoments, find, louis_information
 from ppl_em.likelihood.observed import (
@@ -34,6 +41,7 @@ __all__ = [
     "find",
     "find_motion",
     "flat_and_jacobian",
+    "frame",
     "held_value_and_score",
     "hold",
     "holding",

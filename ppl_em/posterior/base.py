@@ -44,6 +44,16 @@ class Posterior(Protocol):
         """
         return None
 
+    def by_coordinate(
+        self, problem: Problem, params: Params
+    ) -> tuple[jax.Array, jax.Array] | None:
+        """A point u (D,), and terms of the log-density there, (D,), each at a coordinate.
+
+        The log-joint at u minus these is the E-step's value, and so it is block by block where
+        latents are independent. None where the law has no density, as if it consists of draws.
+        """
+        return None
+
     def site_means(self, problem: Problem, params: Params) -> Latents:
         """Means on the model's own scale, of the continuous sites for which they are known."""
         return {}

@@ -47,8 +47,12 @@ class LogGamma:
 
     def log_density(self, u: jax.Array) -> jax.Array:
         """log q(u), all coordinates together; NaN unless shape and rate are positive."""
+        return jnp.sum(self.log_densities(u))
+
+    def log_densities(self, u: jax.Array) -> jax.Array:
+        """Terms of `log_density`, one for each coordinate, (d,)."""
         away = self.sign.value * (u - self.center)
-        return jnp.sum(_log_peak(self.shape) + self.shape * (away - jnp.expm1(away)))
+        return _log_peak(self.shape) + self.shape * (away - jnp.expm1(away))
 
     def points(self) -> jax.Array:
         """Two points, (2, d), whose mean has the right E[w] and E[exp(w)].
@@ -90,11 +94,15 @@ class LogitBeta:
 
     def log_density(self, u: jax.Array) -> jax.Array:
         """log q(u), all coordinates together; NaN unless a and b are positive."""
+        return jnp.sum(self.log_densities(u))
+
+    def log_densities(self, u: jax.Array) -> jax.Array:
+        """Terms of `log_density`, one for each coordinate, (d,)."""
         w, top = u - self.shift.value, self.center - self.shift.value
         log_z = jax.nn.log_sigmoid(w) - jax.nn.log_sigmoid(top)
         log_rest = jax.nn.log_sigmoid(-w) - jax.nn.log_sigmoid(-top)
         peak = _log_peak(self.a) + _log_peak(self.b) - _log_peak(self.a + self.b)
-        return jnp.sum(peak + self.a * log_z + self.b * log_rest)
+        return peak + self.a * log_z + self.b * log_rest
 
     def points(self) -> jax.Array:
         """Two points, (2, d), whose mean has the right E[log z] and E[log(1 - z)].

@@ -35,6 +35,10 @@ class Enumerated(Posterior):
 
         return sum((term(name) for name in tables), start=self.offset)
 
+    def by_coordinate(self, problem: Problem, params: Params) -> tuple[jax.Array, jax.Array]:
+        """There are no coordinates: the log-joint is the value."""
+        return problem.start, jnp.zeros_like(problem.start)
+
     def sample(
         self, problem: Problem, params: Params, rng_key: jax.Array, num_samples: int
     ) -> Latents:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.posterior.linalg import inverse_transpose, log_det, standard_normal
+from ppl_em.posterior.linalg import inverse_transpose, log_det, normal_terms, standard_normal
 from ppl_em.structure import Arrow, ArrowMatrix
 from ppl_em.util import cholesky, solve_lower
 
@@ -64,13 +64,25 @@ class GaussianArrow:
         """Not unless the transform is the identity, (d,)."""
         return np.zeros(self.mean.size, bool)
 
-    def log_density(self, u: jax.Array) -> jax.Array:
-        """log q(u), blocks and shared coordinates together; a scalar."""
+    def log_densities(self, u: jax.Array) -> jax.Array:
+        """Terms of `log_density`, (d,), each at a coordinate."""
+        noise, shared = self._noise(u)
+        return self.arrow.join(
+            normal_terms(noise, self.tril), normal_terms(shared, self.shared_tril)
+        )
+
+    def _noise(self, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What is standard normal if `u` (d,) has this law, (G, k) and (s,)."""
         local, shared = self.arrow.split(u - self.mean)
         shared_noise = self.shared_tril.T @ shared
-        noise = jnp.einsum("gji,gj->gi", self.tril, local - self.slope @ shared_noise)
+        own = local - self.slope @ shared_noise
+        return jnp.einsum("gji,gj->gi", self.tril, own), shared_noise
+
+    def log_density(self, u: jax.Array) -> jax.Array:
+        """log q(u), blocks and shared coordinates together; a scalar."""
+        noise, shared_noise = self._noise(u)
         value = standard_normal(noise, noise.size) + log_det(self.tril)
-        return value + standard_normal(shared_noise, shared.size) + log_det(self.shared_tril)
+        return value + standard_normal(shared_noise, shared_noise.size) + log_det(self.shared_tril)
 
     def points(self) -> jax.Array:
         """2 (k + s) equally weighted points, (2 (k + s), d), for the exact mean of the log-joint.

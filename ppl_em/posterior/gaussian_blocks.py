@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.posterior.linalg import inverse_transpose, log_det, standard_normal
+from ppl_em.posterior.linalg import inverse_transpose, log_det, normal_terms, standard_normal
 from ppl_em.structure import Blocks
 from ppl_em.util import cholesky, solve_lower, solve_lower_transposed
 
@@ -58,6 +58,11 @@ class Gaussian:
         """log q(u), all blocks together; a scalar."""
         away = jnp.einsum("gji,gj->gi", self.precision_tril, self.blocks.split(u - self.mean))
         return standard_normal(away, u.size) + log_det(self.precision_tril)
+
+    def log_densities(self, u: jax.Array) -> jax.Array:
+        """Terms of `log_density`, (d,), each at a coordinate of its block."""
+        away = jnp.einsum("gji,gj->gi", self.precision_tril, self.blocks.split(u - self.mean))
+        return self.blocks.join(normal_terms(away, self.precision_tril))
 
     def points(self) -> jax.Array:
         """2 k equally weighted points, (2k, d), that integrate every quadratic exactly.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.posterior.linalg import inverse_transpose, log_det, standard_normal
+from ppl_em.posterior.linalg import inverse_transpose, log_det, normal_terms, standard_normal
 from ppl_em.structure import Band, Chain
 
 
@@ -76,11 +76,18 @@ class GaussianChain:
 
     def log_density(self, u: jax.Array) -> jax.Array:
         """log q(u), all chains together; a scalar."""
+        return standard_normal(self._noise(u), u.size) + log_det(self.tril)
+
+    def log_densities(self, u: jax.Array) -> jax.Array:
+        """Terms of `log_density`, (d,), each at a coordinate of its chain."""
+        return self.chain.join(jnp.moveaxis(normal_terms(self._noise(u), self.tril), 0, 1))
+
+    def _noise(self, u: jax.Array) -> jax.Array:
+        """What is standard normal if `u` (d,) has this law, (T, B, k)."""
         away = jnp.moveaxis(self.chain.split(u - self.mean), 1, 0)
         after = jnp.concatenate([away[1:], jnp.zeros_like(away[:1])])
         away = away - jnp.einsum("tbij,tbj->tbi", self.gain, after)
-        noise = jnp.einsum("tbji,tbj->tbi", self.tril, away)
-        return standard_normal(noise, u.size) + log_det(self.tril)
+        return jnp.einsum("tbji,tbj->tbi", self.tril, away)
 
     def points(self) -> jax.Array:
         """4 k equally weighted points, (4k, d), over which the log-joint has its exact mean.

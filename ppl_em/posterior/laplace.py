@@ -39,6 +39,10 @@ class LaplaceApproximation(Centered):
         """Not unless the transform is the identity, (D,)."""
         return jnp.zeros(self.shift.shape, bool)
 
+    def by_coordinate(self, problem: Problem, params: Params) -> tuple[jax.Array, jax.Array]:
+        """At the mode."""
+        return self.law.center, self.law.log_densities(self.law.center)
+
     def points(self) -> jax.Array:
         """Equally weighted points, (n, D), with the moments of the Gaussian."""
         return self.law.points() + self.shift

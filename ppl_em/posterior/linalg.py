@@ -22,6 +22,12 @@ def standard_normal(noise: jax.Array, size: int) -> jax.Array:
     return -0.5 * jnp.sum(noise**2) - 0.5 * size * np.log(2 * np.pi)
 
 
+def normal_terms(noise: jax.Array, tril: jax.Array) -> jax.Array:
+    """Terms of a normal log-density, (..., k): of `noise` (..., k), made by `tril` (..., k, k)."""
+    slope = jnp.log(jnp.diagonal(tril, axis1=-2, axis2=-1))
+    return slope - 0.5 * noise**2 - 0.5 * np.log(2 * np.pi)
+
+
 def roots(covariance: jax.Array, fallback: jax.Array) -> jax.Array:
     """Square roots of covariances (G, d, d), or `fallback` where they are not positive definite."""
     tril = cholesky(covariance)

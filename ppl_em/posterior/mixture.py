@@ -76,12 +76,20 @@ class GaussianMixture(Centered):
 
     def log_density(self, u: jax.Array) -> jax.Array:
         """log q(u) for `u` of shape (D,), discrete sites summed out; a scalar."""
+        return jnp.sum(self._by_block(u))
+
+    def by_coordinate(self, problem: Problem, params: Params) -> tuple[jax.Array, jax.Array]:
+        """At the center; the log-density of a block is at the first of its coordinates."""
+        u, index = self.center, self.layout.blocks.index.value[:, 0]
+        return u, jnp.zeros_like(u).at[index].set(self._by_block(u))
+
+    def _by_block(self, u: jax.Array) -> jax.Array:
+        """Terms of `log_density`, (G,)."""
         away = self.layout.blocks.split(u) - self.means
         noise = jnp.einsum("sgji,sgj->sgi", self.precision_trils, away)
         diagonal = jnp.diagonal(self.precision_trils, axis1=-2, axis2=-1)
         normal = jnp.log(diagonal) - 0.5 * noise**2 - 0.5 * np.log(2 * np.pi)
-        by_state = jax.nn.logsumexp(jnp.sum(normal, -1), axis=0, b=self.weights)
-        return jnp.sum(by_state)
+        return jax.nn.logsumexp(jnp.sum(normal, -1), axis=0, b=self.weights)
 
     def points(self) -> jax.Array:
         """2d equally weighted points, (2d, D), with the mean and covariance of every block."""

@@ -40,6 +40,10 @@ class PartPosterior(Protocol):
         """The normalised log-density at `u` (d,); a scalar."""
         ...
 
+    def log_densities(self, u: jax.Array) -> jax.Array:
+        """Terms of `log_density`, (d,), each at a coordinate of its independent block."""
+        ...
+
     def points(self) -> jax.Array:
         """Equally weighted points, (n, d), over which the log-joint has its exact mean."""
         ...
@@ -78,6 +82,11 @@ class Product(Centered):
         """log q(u) for `u` of shape (D,); a scalar."""
         terms = [p.log_density(u[i.value]) for p, i in zip(self.parts, self.index, strict=True)]
         return jnp.sum(jnp.stack(terms))
+
+    def by_coordinate(self, problem: Problem, params: Params) -> tuple[jax.Array, jax.Array]:
+        """At the center; any point would do."""
+        own = [part.log_densities(part.center) for part in self.parts]
+        return self.center, self._join(own)
 
     def points(self) -> jax.Array:
         """Equally weighted points, (n, D): those of the parts, repeated to a common number.

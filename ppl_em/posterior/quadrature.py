@@ -57,6 +57,13 @@ class Nodes(Posterior):
         """The log-likelihood; a scalar."""
         return jnp.sum(self.log_sums) + self.base
 
+    def by_coordinate(self, problem: Problem, params: Params) -> tuple[jax.Array, jax.Array]:
+        """At the modes; the log-density of a block is at the first of its coordinates."""
+        here = jnp.zeros_like(self.placed.offsets[:1])
+        values = block_sums(problem, params, self.law, self.owner, here)[0, :-1]
+        index = self.law.blocks.index.value[:, 0]
+        return self.law.mean, jnp.zeros_like(self.law.mean).at[index].set(values - self.log_sums)
+
     def expected_log_joint(self, problem: Problem, params: Params) -> jax.Array:
         """Q(params), with the probabilities of the nodes held; a scalar."""
         rest = jnp.full((len(self.probs), 1), 1 / len(self.probs), self.probs.dtype)

@@ -22,6 +22,7 @@ from ppl_em.problem.minibatches import check_batches, draw_rows
 from ppl_em.problem.problem import Latents, Problem
 from ppl_em.problem.sites import LatentSite, site_dims
 from ppl_em.problem.subsampling import AllRows, Indices, Rows
+from ppl_em.problem.terms import Observed, cells_of_terms, observations, parts, terms
 from ppl_em.problem.trace import accepts, refused, run_model
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Indices",
     "LatentSite",
     "Latents",
+    "Observed",
     "Problem",
     "Rows",
     "accepts",
@@ -39,6 +41,7 @@ __all__ = [
     "brought_inside",
     "build_problem",
     "check_batches",
+    "cells_of_terms",
     "check_unchanged",
     "conditions",
     "curvature",
@@ -52,10 +55,13 @@ __all__ = [
     "look",
     "nearest_feasible",
     "needs",
+    "observations",
     "on_request",
+    "parts",
     "refused",
     "restrict",
     "run_model",
     "site_dims",
+    "terms",
     "violated",
 ]

@@ -5,6 +5,8 @@ from ppl_em.result.certificate import Certificate
 from ppl_em.result.datatree import to_datatree
 from ppl_em.result.em_result import EMResult
 from ppl_em.result.latents import LatentPosterior
+from ppl_em.result.likelihood_ratio import Counts, LikelihoodRatio
+from ppl_em.result.nested import Model
 from ppl_em.result.netcdf import write_tree
 from ppl_em.result.plots import plot_fit
 from ppl_em.result.restarts import NO_OPTIMUM, Optimum, Restarts
@@ -18,8 +20,11 @@ __all__ = [
     "NO_OPTIMUM",
     "Audit",
     "Certificate",
+    "Counts",
     "EMResult",
     "LatentPosterior",
+    "LikelihoodRatio",
+    "Model",
     "Optimum",
     "Restarts",
     "Status",

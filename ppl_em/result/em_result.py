@@ -12,6 +12,8 @@ from ppl_em.params import ActiveConstraint, Boundary, Params, flat_labels
 from ppl_em.posterior import LogLikelihood
 from ppl_em.result.certificate import Certificate
 from ppl_em.result.html import as_html
+from ppl_em.result.inference import Inference
+from ppl_em.result.likelihood_ratio import Counts
 from ppl_em.result.netcdf import write_tree
 from ppl_em.result.status import CONVERGED, Status
 from ppl_em.result.text import doubt, in_short, in_words
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from ppl_em.e_step import EStep
     from ppl_em.result.audit import Audit
+    from ppl_em.result.nested import Model
     from ppl_em.result.restarts import Restarts
 
 
@@ -42,9 +45,21 @@ class Parts(Protocol):
         """Covariance and Monte Carlo errors of the estimates."""
         ...
 
+    def counts(self) -> Counts:
+        """Numbers of parameters, observations and groups."""
+        ...
+
+    def model(self) -> "Model | None":
+        """The problem and its log-likelihood; None if the model is not at hand."""
+        ...
+
+    def inquiry(self, what: str) -> Any:
+        """What answers the other questions of `Inference`; `what` is named if there is nothing."""
+        ...
+
 
 @dataclass(frozen=True, repr=False)
-class EMResult:
+class EMResult(Inference):
     """A finished fit; everything in it belongs to `params`.
 
     Attributes
@@ -127,27 +142,6 @@ class EMResult:
     def converged(self) -> bool:
         """Whether the run ended at a maximum, as far as can be told."""
         return self.status in CONVERGED
-
-    def covariance(self) -> "xarray.DataArray":
-        """Covariance of the estimates, dims (parameter, parameter_), labelled `alpha[0]`, `sd`, ...
-
-        The inverse observed information, carried to the model's own scale by the delta method.
-        Fixed parameters have zeros; NaN, with a warning, where it is not available: for those at
-        a boundary or along a flat direction, or for all if the information is otherwise singular.
-
-        >>> round(result.covariance().item(), 4)
-        0.6392
-        """
-        import xarray
-
-        labels = self.labels
-        self._warn_of_gaps()
-        return xarray.DataArray(
-            self.uncertainty.covariance,
-            dims=("parameter", "parameter_"),
-            coords={"parameter": labels, "parameter_": labels},
-            attrs={"method": self.uncertainty.method},
-        )
 
     def standard_errors(self) -> Params:
         """Standard errors, keyed and shaped as `params`; 0 where fixed, NaN if not available.

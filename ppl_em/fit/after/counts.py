@@ -1,0 +1,61 @@
+"""How many parameters, observations and groups a fit has, and a digest of its data."""
+
+import hashlib
+
+import jax
+import numpy as np
+
+from ppl_em.fit.after.by_group import find_groups
+from ppl_em.likelihood import Information
+from ppl_em.params import AtBounds
+from ppl_em.problem import Observed, Problem, observations
+from ppl_em.result import Counts
+from ppl_em.util import ModelError
+
+
+def counts(
+    problem: Problem,
+    x: jax.Array,
+    u: jax.Array,
+    information: Information,
+    at: AtBounds | None,
+) -> Counts:
+    """Count what is free, what is seen, and how many groups are independent.
+
+    Parameters
+    ----------
+    problem, x, u
+        The problem, its fitted parameters (p,) and likely latents (D,), unconstrained.
+    information
+        With what is flat, and coordinates without influence.
+    at
+        Parameters at a bound: there others may have no influence and are free all the same.
+    """
+    equal = sum(
+        int(np.sum(one.lower.value == one.upper.value))
+        for one in problem.spec.restrictions
+    )
+    idle = int(np.sum((np.diag(information.matrix) == 0) & (information.gradient == 0)))
+    flat = 0 if information.flat is None else information.flat.shape[1]
+    free = problem.space.size - equal - (flat + idle if at is None else 0)
+    params = problem.constrain(x)
+    seen = observations(problem, params)
+    total = float(sum(np.sum(one.weights) for one in seen.values()))
+    try:
+        groups, why = find_groups(problem, x, u).number, ""
+    except ModelError as error:
+        groups, why = 0, str(error)
+    number = round(total) if abs(total - round(total)) < 1e-9 * (1 + total) else total
+    return Counts(free, number, groups, _digest(seen), why)
+
+
+def _digest(seen: dict[str, Observed]) -> str:
+    """Of the observed values that count, and their weights, site by site, whatever their names."""
+    digests = []
+    for one in seen.values():
+        kept = one.weights != 0
+        values = np.asarray(one.values, float)[kept] + 0.0  # one zero
+        found = hashlib.sha256(values.tobytes())
+        found.update(one.weights[kept].tobytes())
+        digests.append(found.hexdigest())
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:32]

@@ -1,0 +1,234 @@
+"""Inference: model choice and uncertainty, computed when asked for."""
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from ppl_em.result.likelihood_ratio import (
+    Counts,
+    LikelihoodRatio,
+    check_comparable,
+    likelihood_ratio,
+)
+from ppl_em.result.nested import at_bounds
+from ppl_em.util import ModelError, brief_repr, check_choice
+
+if TYPE_CHECKING:
+    import xarray
+
+    from ppl_em.result.em_result import EMResult
+
+
+class Inference:
+    """Methods of `EMResult` on model choice and uncertainty."""
+
+    @cached_property
+    def counts(self) -> Counts:
+        """`num_params`, `num_obs`, `num_groups`, and a digest of the data."""
+        return self._own.parts.counts()
+
+    @property
+    def num_params(self) -> int:
+        """Parameters that are free to move: coordinates without bounds, no rows of a table.
+
+        A simplex of K weights has K - 1, a correlation matrix those below its diagonal. Fixed ones
+        are none, nor are flat directions (rotations, a rank-deficient design) or equations among
+        `constraints`; parameters at a bound are.
+
+        >>> result.num_params
+        1
+        """
+        return self.counts.num_params
+
+    @property
+    def num_obs(self) -> float:
+        """Scalars that are observed and enter the likelihood: masked ones do not.
+
+        All rows of sub-sampled plates count, and rows under `numpyro.handlers.scale` as often as
+        that says. Counts or shares that add up to a total are one fewer.
+
+        >>> result.num_obs
+        4
+        """
+        return self.counts.num_obs
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of data that are independent of one another, given the parameters.
+
+        >>> result.num_groups
+        4
+        """
+        if self.counts.why:
+            raise ModelError(f"`result.num_groups`: {self.counts.why}")
+        return self.counts.num_groups
+
+    @property
+    def aic(self) -> float:
+        """Akaike's criterion, 2 `num_params` - 2 log-likelihood; of its kind.
+
+        >>> print(f"{result.aic:.4f}")
+        18.6385
+        """
+        return 2 * self.num_params - 2 * self._own.log_likelihood.value
+
+    @property
+    def bic(self) -> float:
+        """The Bayesian criterion with n = `num_obs`; see `bic_for` for other n.
+
+        >>> print(f"{result.bic:.4f}")
+        18.0248
+        """
+        return self.bic_for("num_obs")
+
+    def bic_for(self, n: str | float = "num_groups") -> float:
+        """`num_params` log(n) - 2 log-likelihood.
+
+        Parameters
+        ----------
+        n
+            `"num_groups"`, `"num_obs"` or a number. With few groups of many rows the truth is
+            between the first two: parameters of the latents' law learn from groups, others from
+            rows.
+
+        Examples
+        --------
+        >>> print(f"{result.bic_for('num_groups'):.4f}")
+        18.0248
+        """
+        if isinstance(n, str):
+            check_choice("n", n, ("num_groups", "num_obs"))
+            n = getattr(self, n)
+        if not (np.isscalar(n) and np.isreal(n) and float(n) > 0):
+            raise ModelError(f"`result.bic_for`: n={brief_repr(n)}. Pass a positive number.")
+        return self.num_params * float(np.log(n)) - 2 * self._own.log_likelihood.value
+
+    def lrt(
+        self, other: "EMResult", boundary: "tuple[str, ...] | list[str] | None" = None
+    ) -> LikelihoodRatio:
+        """Test this fit against a nested one by the ratio of their likelihoods.
+
+        A parameter that the smaller model has at a bound of its support, as a variance of 0, makes
+        half of the statistics smaller by one degree of freedom: for one variance alone they are
+        0 with probability 1/2 (Self & Liang 1987; Stram & Lee 1994). With several the weights
+        depend on the model; the p-value is then an upper bound (Silvapulle & Sen 2005).
+
+        Parameters
+        ----------
+        other
+            A fit of the same data, by a model with fewer or more parameters.
+        boundary
+            Labels of the larger model's parameters that the smaller one has at a bound. By default
+            these are looked for: bounds are tried, and the larger model's log-likelihood there
+            must be the smaller one's.
+
+        Raises
+        ------
+        ModelError
+            If the log-likelihoods are of kinds that cannot be compared, or of different data; if
+            one is penalised; if the models differ in their mixture components, where the
+            statistic has no chi-squared law.
+
+        References
+        ----------
+        Self & Liang (1987), JASA 82; Stram & Lee (1994), Biometrics 50; Silvapulle & Sen (2005),
+        Constrained statistical inference, section 4.9.
+
+        Examples
+        --------
+        >>> without = EM(model, fixed={"sd": 1e-6}).run(jax.random.key(0), y, progress_bar=False)
+        >>> print(result.lrt(without, boundary=["sd"]))
+        likelihood ratio 5.7131, df 1, law 0.5 chi2(0) + 0.5 chi2(1): p = 0.008420
+        """
+        own = self._own
+        check_comparable(own, other, "result.lrt")
+        if own.num_params == other.num_params:
+            raise ModelError(
+                f"`result.lrt`: both models have {own.num_params} parameters, so that neither is "
+                f"nested in the other. Compare their `aic`."
+            )
+        small, large = (own, other) if own.num_params < other.num_params else (other, own)
+        lost = _lost(small, large)
+        if boundary is not None:
+            unknown = sorted(set(boundary) - set(large.labels))
+            if unknown:
+                raise ModelError(
+                    f"Option `boundary`: '{unknown[0]}' is no parameter of the larger model "
+                    f"(it has: {', '.join(large.labels)})."
+                )
+            return likelihood_ratio(small, large, tuple(boundary), "")
+        return likelihood_ratio(small, large, *at_bounds(large.parts.model(), large, small, lost))
+
+    def covariance(
+        self, kind: str = "observed", clusters: "Any | None" = None
+    ) -> "xarray.DataArray":
+        """Covariance of the estimates, dims (parameter, parameter_), labelled `alpha[0]`, `sd`, ...
+
+        The inverse observed information, carried to the model's own scale by the delta method.
+        Fixed parameters have zeros; NaN, with a warning, where it is not available: for those at
+        a boundary or along a flat direction, or for all if the information is otherwise singular.
+
+        Parameters
+        ----------
+        kind
+            `"observed"`: the inverse observed information, for a model that is right. `"robust"`:
+            I^-1 (sum of outer products of the scores of independent groups) I^-1, right for the
+            estimates' scatter where the model is not. `"clustered"`: the same with groups joined.
+        clusters
+            For `"clustered"`: an integer or a string for each cell of the observed site, or
+            `{site: array}`; groups that share one are joined.
+
+        References
+        ----------
+        Huber (1967); White (1982), Econometrica 50; Liang & Zeger (1986), Biometrika 73. No
+        correction for few clusters is made.
+
+        Examples
+        --------
+        >>> round(result.covariance().item(), 4)
+        0.6392
+        """
+        import xarray
+
+        check_choice("kind", kind, ("observed", "robust", "clustered"))
+        if (clusters is not None) != (kind == "clustered"):
+            raise ModelError("`result.covariance`: kind='clustered' goes with `clusters=`.")
+        own = self._own
+        own._warn_of_gaps()
+        values, method = own.uncertainty.covariance, own.uncertainty.method
+        if kind != "observed":
+            values, method = own.parts.inquiry("covariance").sandwich(clusters)
+        labels = own.labels
+        return xarray.DataArray(
+            values,
+            dims=("parameter", "parameter_"),
+            coords={"parameter": labels, "parameter_": labels},
+            attrs={"method": method},
+        )
+
+    @property
+    def _own(self) -> "EMResult":
+        return cast("EMResult", self)
+
+
+def _lost(small: "EMResult", large: "EMResult") -> list[str]:
+    """Labels that are free in the larger model only."""
+    for name, value in large.params.items():
+        other = small.params.get(name)
+        if other is not None and np.shape(other) != np.shape(value):
+            raise ModelError(
+                f"Site '{name}': it has {np.size(value)} entries in one model and "
+                f"{np.size(other)} in the other. If these are components of a mixture the "
+                f"likelihood ratio has no chi-squared law: compare `aic`, or simulate the "
+                f"statistic with `result.bootstrap`. Else use `fixed` to make one model of the "
+                f"other."
+            )
+    free = [_free(result) for result in (small, large)]
+    return [label for label in free[1] if label not in free[0]]
+
+
+def _free(result: "EMResult") -> list[str]:
+    """Labels of the parameters that are not fixed."""
+    variances = np.diag(result.uncertainty.covariance)
+    return [k for k, v in zip(result.labels, variances, strict=True) if v != 0]
