@@ -5,7 +5,8 @@ from ppl_em.result.certificate import Certificate
 from ppl_em.result.datatree import to_datatree
 from ppl_em.result.em_result import EMResult
 from ppl_em.result.latents import LatentPosterior
-from ppl_em.result.likelihood_ratio import Counts, LikelihoodRatio
+from ppl_em.result.left_out import LeftOut
+from ppl_em.result.likelihood_ratio import UNBIASED, Counts, LikelihoodRatio, check_same_data
 from ppl_em.result.nested import Model
 from ppl_em.result.netcdf import write_tree
 from ppl_em.result.plots import plot_fit
@@ -18,17 +19,20 @@ from ppl_em.result.uncertainty import Uncertainty
 __all__ = [
     "CONVERGED",
     "NO_OPTIMUM",
+    "UNBIASED",
     "Audit",
     "Certificate",
     "Counts",
     "EMResult",
     "LatentPosterior",
+    "LeftOut",
     "LikelihoodRatio",
     "Model",
     "Optimum",
     "Restarts",
     "Status",
     "Uncertainty",
+    "check_same_data",
     "load",
     "plot_fit",
     "remarks",

@@ -3,8 +3,10 @@
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
+import jax
 import numpy as np
 
+from ppl_em.result.left_out import LeftOut
 from ppl_em.result.likelihood_ratio import (
     Counts,
     LikelihoodRatio,
@@ -12,7 +14,7 @@ from ppl_em.result.likelihood_ratio import (
     likelihood_ratio,
 )
 from ppl_em.result.nested import at_bounds
-from ppl_em.util import ModelError, brief_repr, check_choice
+from ppl_em.util import ModelError, as_key, brief_repr, check_choice
 
 if TYPE_CHECKING:
     import xarray
@@ -206,6 +208,30 @@ class Inference:
             coords={"parameter": labels, "parameter_": labels},
             attrs={"method": method},
         )
+
+    def leave_one_out(self, rng_key: "jax.Array | None" = None) -> LeftOut:
+        """Predict every independent group from the others: marginal leave-one-group-out.
+
+        Latents are integrated out; parameters are drawn from a normal law with the estimates and
+        their covariance, unconstrained, and weighted by 1 / p(group).
+
+        Parameters
+        ----------
+        rng_key
+            Of the draws; by default one that is always the same.
+
+        References
+        ----------
+        Vehtari, Gelman & Gabry (2017), Statistics and Computing 27; Merkle, Furr & Rabe-Hesketh
+        (2019), Psychometrika 84, for why the likelihood must be the marginal one.
+
+        Examples
+        --------
+        >>> print(result.leave_one_out(jax.random.key(0)))
+        elpd -9.3... ± 0.9... over 4 groups
+        """
+        key = jax.random.key(0) if rng_key is None else as_key(rng_key)
+        return self._own.parts.inquiry("leave_one_out").left_out(key)
 
     @property
     def _own(self) -> "EMResult":

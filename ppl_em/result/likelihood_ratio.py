@@ -128,6 +128,11 @@ def check_comparable(one: "EMResult", other: "EMResult", what: str) -> None:
             f"`{what}`: one of the fits maximises a penalised likelihood (`map_sites` or "
             f"`numpyro.factor`), whose ratio has no chi-squared law. Fit without penalties."
         )
+    check_same_data(one, other, what)
+
+
+def check_same_data(one: "EMResult", other: "EMResult", what: str) -> None:
+    """Raise if two fits are of different data."""
     first, second = one.counts, other.counts
     if first.num_obs != second.num_obs or first.digest != second.digest:
         raise ModelError(

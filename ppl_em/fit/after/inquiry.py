@@ -10,12 +10,13 @@ import numpy as np
 from ppl_em.e_step import EStep
 from ppl_em.fit.after.by_group import ByGroup
 from ppl_em.fit.after.counts import counts
+from ppl_em.fit.after.left_out import left_out
 from ppl_em.fit.after.sandwich import clusters_of, sandwich
 from ppl_em.likelihood import Information
 from ppl_em.params import AtBounds
 from ppl_em.posterior import Posterior
 from ppl_em.problem import Problem, on_request
-from ppl_em.result import Counts
+from ppl_em.result import Counts, LeftOut
 from ppl_em.util import ModelError
 
 
@@ -31,7 +32,7 @@ class Inquiry:
         Observed information with what is held.
     reason
         Why there are no standard errors; empty if there are.
-    left_out
+    without
         Flattened parameters without standard errors, ascending positions.
     """
 
@@ -43,7 +44,7 @@ class Inquiry:
     at: AtBounds | None
     information: Information
     reason: str
-    left_out: np.ndarray
+    without: np.ndarray
 
     @on_request
     def counts(self) -> Counts:
@@ -78,10 +79,17 @@ class Inquiry:
         count = self.by_group.groups.number if groups is None else int(groups.max()) + 1
         what = "independent groups" if groups is None else "clusters"
         found = sandwich(self.problem, self.x, self.information, self.scores, groups)
-        found[self.left_out], found[:, self.left_out] = np.nan, np.nan
+        found[self.without], found[:, self.without] = np.nan, np.nan
         return found, f"sandwich of the scores of {count} {what} and the {self.information.method}"
+
+    @on_request
+    def left_out(self, rng_key: jax.Array) -> LeftOut:
+        """Groups at draws of the parameters."""
+        return left_out(self.by_group, self.x, self.covariance_x, rng_key)
 
     @property
     def covariance_x(self) -> np.ndarray:
         """Covariance of the unconstrained estimates, (p, p), zero for what is held."""
+        if self.reason:
+            raise ModelError(f"There are no standard errors: {self.reason}.")
         return self.information.covariance
