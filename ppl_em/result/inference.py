@@ -1,11 +1,12 @@
 """Inference: model choice and uncertainty, computed when asked for."""
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
+from ppl_em.result.estimation import Estimation
 from ppl_em.result.left_out import LeftOut
 from ppl_em.result.likelihood_ratio import (
     Counts,
@@ -17,12 +18,10 @@ from ppl_em.result.nested import at_bounds
 from ppl_em.util import ModelError, as_key, brief_repr, check_choice
 
 if TYPE_CHECKING:
-    import xarray
-
     from ppl_em.result.em_result import EMResult
 
 
-class Inference:
+class Inference(Estimation):
     """Methods of `EMResult` on model choice and uncertainty."""
 
     @cached_property
@@ -162,53 +161,6 @@ class Inference:
             return likelihood_ratio(small, large, tuple(boundary), "")
         return likelihood_ratio(small, large, *at_bounds(large.parts.model(), large, small, lost))
 
-    def covariance(
-        self, kind: str = "observed", clusters: "Any | None" = None
-    ) -> "xarray.DataArray":
-        """Covariance of the estimates, dims (parameter, parameter_), labelled `alpha[0]`, `sd`, ...
-
-        The inverse observed information, carried to the model's own scale by the delta method.
-        Fixed parameters have zeros; NaN, with a warning, where it is not available: for those at
-        a boundary or along a flat direction, or for all if the information is otherwise singular.
-
-        Parameters
-        ----------
-        kind
-            `"observed"`: the inverse observed information, for a model that is right. `"robust"`:
-            I^-1 (sum of outer products of the scores of independent groups) I^-1, right for the
-            estimates' scatter where the model is not. `"clustered"`: the same with groups joined.
-        clusters
-            For `"clustered"`: an integer or a string for each cell of the observed site, or
-            `{site: array}`; groups that share one are joined.
-
-        References
-        ----------
-        Huber (1967); White (1982), Econometrica 50; Liang & Zeger (1986), Biometrika 73. No
-        correction for few clusters is made.
-
-        Examples
-        --------
-        >>> round(result.covariance().item(), 4)
-        0.6392
-        """
-        import xarray
-
-        check_choice("kind", kind, ("observed", "robust", "clustered"))
-        if (clusters is not None) != (kind == "clustered"):
-            raise ModelError("`result.covariance`: kind='clustered' goes with `clusters=`.")
-        own = self._own
-        own._warn_of_gaps()
-        values, method = own.uncertainty.covariance, own.uncertainty.method
-        if kind != "observed":
-            values, method = own.parts.inquiry("covariance").sandwich(clusters)
-        labels = own.labels
-        return xarray.DataArray(
-            values,
-            dims=("parameter", "parameter_"),
-            coords={"parameter": labels, "parameter_": labels},
-            attrs={"method": method},
-        )
-
     def leave_one_out(self, rng_key: "jax.Array | None" = None) -> LeftOut:
         """Predict every independent group from the others: marginal leave-one-group-out.
 
@@ -233,10 +185,6 @@ class Inference:
         key = jax.random.key(0) if rng_key is None else as_key(rng_key)
         return self._own.parts.inquiry("leave_one_out").left_out(key)
 
-    @property
-    def _own(self) -> "EMResult":
-        return cast("EMResult", self)
-
 
 def _lost(small: "EMResult", large: "EMResult") -> list[str]:
     """Labels that are free in the larger model only."""
@@ -250,11 +198,4 @@ def _lost(small: "EMResult", large: "EMResult") -> list[str]:
                 f"statistic with `result.bootstrap`. Else use `fixed` to make one model of the "
                 f"other."
             )
-    free = [_free(result) for result in (small, large)]
-    return [label for label in free[1] if label not in free[0]]
-
-
-def _free(result: "EMResult") -> list[str]:
-    """Labels of the parameters that are not fixed."""
-    variances = np.diag(result.uncertainty.covariance)
-    return [k for k, v in zip(result.labels, variances, strict=True) if v != 0]
+    return [label for label in large.free_labels if label not in small.free_labels]

@@ -1,19 +1,22 @@
 """What a finished fit is asked about model choice and uncertainty, and where the answers are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 
-from ppl_em.e_step import EStep
+from ppl_em.e_step import DeterministicEStep, EStep
+from ppl_em.fit.after.bootstrap import Draws, by_groups, parametric
 from ppl_em.fit.after.by_group import ByGroup
 from ppl_em.fit.after.counts import counts
+from ppl_em.fit.after.held import Held, Scale
 from ppl_em.fit.after.left_out import left_out
+from ppl_em.fit.after.profile import Profile, profile_from, profile_from_bound
 from ppl_em.fit.after.sandwich import clusters_of, sandwich
-from ppl_em.likelihood import Information
-from ppl_em.params import AtBounds
+from ppl_em.likelihood import Information, flat_and_jacobian
+from ppl_em.params import AtBounds, flat_bounds, flat_labels
 from ppl_em.posterior import Posterior
 from ppl_em.problem import Problem, on_request
 from ppl_em.result import Counts, LeftOut
@@ -86,6 +89,50 @@ class Inquiry:
     def left_out(self, rng_key: jax.Array) -> LeftOut:
         """Groups at draws of the parameters."""
         return left_out(self.by_group, self.x, self.covariance_x, rng_key)
+
+    @on_request
+    def profile(self, label: str, what: str) -> Profile:
+        """The profile of one scalar parameter, by its label."""
+        if self.e_step.stochastic or not self.e_step.is_function:
+            raise ModelError(
+                f"`{what}`: e_step='{self.e_step.flag}' has no log-likelihood that is a function "
+                f"of the parameters, so that none can be profiled. Use method='wald' or "
+                f"'bootstrap', or fit with e_step='exact', 'quadrature' or 'laplace'."
+            )
+        if self.problem.spec.restrictions:
+            raise ModelError(
+                f"`{what}`: fits under `constraints` on functions of the parameters are not "
+                f"profiled. Use method='wald' or 'bootstrap'."
+            )
+        index = flat_labels(self.problem.constrain(self.x)).index(label)
+        own, model = self.at is not None and label in self.at.found, self.problem
+        if index in self.without and not own:
+            raise ModelError(f"`{what}`: `{label}` has no standard error, and is not profiled.")
+        e_step = cast(DeterministicEStep, self.e_step)
+        low, high = flat_bounds(model.space, model.constrain(self.x))[index]
+        held = Held(model, e_step, self.e_state, index, Scale(float(low), float(high)), None)
+        if own:
+            return profile_from_bound(held, cast(AtBounds, self.at), label, self.x)
+        held = replace(held, normals=self.information.held)
+        return profile_from(held, self.x, self.covariance_x)
+
+    @on_request
+    def bootstrap(self, rng_key: jax.Array, number: int, kind: str, bar: bool) -> Draws:
+        """Flattened estimates of refits, and why others failed."""
+        if kind == "parametric":
+            return parametric(rng_key, self.problem, self.x, self.e_step, number, bar)
+        if self.reason:
+            raise ModelError(f"There are no standard errors: {self.reason}.")
+        return by_groups(rng_key, self.by_group, self.x, self.information, number, bar)
+
+    @on_request
+    def influence(self) -> tuple[np.ndarray, np.ndarray]:
+        """Changes of all parameters without each group, (G, P), and squared lengths (G,)."""
+        steps = -self.scores @ self.covariance_x
+        jacobian = np.asarray(flat_and_jacobian(self.problem, self.x)[1])
+        changes = steps @ jacobian.T
+        changes[:, self.without] = np.nan
+        return changes, -np.sum(steps * self.scores, axis=1)
 
     @property
     def covariance_x(self) -> np.ndarray:

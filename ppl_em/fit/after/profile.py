@@ -1,0 +1,154 @@
+"""Limits of a profile of the log-likelihood, and the curve."""
+
+from dataclasses import dataclass, field, replace
+
+import jax
+import numpy as np
+
+from ppl_em.fit.after.held import Held, Place
+from ppl_em.likelihood import flat_and_jacobian
+from ppl_em.params import AtBounds
+from ppl_em.util import ModelError
+
+MAX_PLACES = 60
+"""Values of the parameter that are tried for one limit."""
+
+CLOSE = 1e-6
+"""Relative error of the root of the deviance at a limit."""
+
+FARTHEST = 25.0
+"""How far from the estimate, on the scale without bounds, an end is taken for open."""
+
+STUCK = 1e-12
+"""Relative width of a bracket that is no longer narrowed."""
+
+OPEN = "open: the likelihood does not fall that far towards the bound"
+AT = "at the bound"
+LOST = "open: no best values of the others were found further out"
+"""What is said of limits that are none."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The profile of one scalar parameter.
+
+    Attributes
+    ----------
+    held
+        The parameter.
+    top
+        Its estimate; `t` is infinite where that is a bound.
+    unit
+        Standard error on the scale without bounds; at a bound, the logarithm of the distance at
+        which the deviance is about 1, in that scale.
+    places
+        What has been found.
+    """
+
+    held: Held
+    top: Place
+    unit: float
+    places: list[Place] = field(default_factory=list)
+
+    @property
+    def at_bound(self) -> bool:
+        """Whether the estimate is a bound."""
+        return bool(np.isinf(self.top.t))
+
+    def root(self, place: Place) -> float:
+        """The signed root of the deviance, about standard normal."""
+        side = np.sign(place.t - self.top.t)
+        return float(side * np.sqrt(max(2 * (self.top.value - place.value), 0.0)))
+
+    def at(self, t: float) -> Place | None:
+        """The best place with the parameter at `t`; None where none is found."""
+        start = min([self.top, *self.places], key=lambda place: abs(place.t - t)).x
+        found = self.held.best(start, t)
+        if found is not None:
+            self.places.append(found)
+        return found
+
+    def limit(self, side: int, height: float) -> tuple[float, str]:
+        """Where the root of the deviance is `height` on one side; and why not, if it is nowhere."""
+        end = self.held.scale.low if side < 0 else self.held.scale.high
+        if self.at_bound and np.sign(self.top.t) == side:
+            return end, AT
+        center = self.unit if self.at_bound else self.top.t
+        t = center if self.at_bound else center + side * height * self.unit
+        inner, outer = (self.top.t, 0.0), None
+        for _ in range(MAX_PLACES):
+            place = self.at(t)
+            if place is None:
+                if outer is not None or abs(t - inner[0]) < 1e-3 * self.unit:
+                    return end, LOST
+                t = (t + (center if np.isinf(inner[0]) else inner[0])) / 2
+                continue
+            root = abs(self.root(place))
+            if abs(root - height) < CLOSE * height:
+                return self.held.scale.back(t), ""
+            if root < height:
+                inner = (t, root)
+            else:
+                outer = (t, root)
+            if outer is None and abs(t - center) > FARTHEST:
+                return end, OPEN
+            if outer is not None and abs(outer[0] - inner[0]) < STUCK * (1 + abs(t)):
+                return self.held.scale.back(t), ""
+            t = self._next(side, inner, outer, height)
+        raise ModelError(f"`result.conf_int`: no limit found among {MAX_PLACES} values tried.")
+
+    def _next(
+        self,
+        side: int,
+        inner: tuple[float, float],
+        outer: tuple[float, float] | None,
+        height: float,
+    ) -> float:
+        """Where the line through two places has the height: the root is nearly one."""
+        if outer is None:
+            if self.at_bound:
+                return inner[0] + side
+            away = inner[0] - self.top.t
+            if inner[1] == 0:
+                return inner[0] + away
+            return self.top.t + away * min(1.02 * height / inner[1], 2.0)
+        if np.isinf(inner[0]):
+            return outer[0] - side
+        share = (height - inner[1]) / (outer[1] - inner[1])
+        return inner[0] + float(np.clip(share, 0.02, 0.98)) * (outer[0] - inner[0])
+
+    def curve(self, height: float, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Values on the model's own scale and signed roots, ascending, `number` from end to end."""
+        ends = [self.limit(side, height)[0] for side in (-1, 1)]
+        ts = [self.held.scale.to(end) for end in ends]
+        known = [place.t for place in self.places if np.isfinite(place.t)]
+        ts = [t if np.isfinite(t) else pick(known) for t, pick in zip(ts, (min, max), strict=True)]
+        for t in np.linspace(*ts, number):
+            self.at(float(t))
+        found = sorted([*self.places, self.top], key=lambda place: place.t)
+        inside = [place for place in found if ts[0] <= place.t <= ts[1] or place is self.top]
+        values = [self.held.scale.back(place.t) for place in inside]
+        return np.array(values), np.array([self.root(place) for place in inside])
+
+
+def profile_from(held: Held, x: jax.Array, covariance: np.ndarray) -> Profile:
+    """Of a parameter inside its support, from the estimates `x` (p,) and their covariance."""
+    flat, jacobian = (np.asarray(part, float) for part in flat_and_jacobian(held.problem, x))
+    own, slope = float(flat[held.index]), jacobian[held.index]
+    error = float(np.sqrt(slope @ covariance @ slope)) * held.scale.slope(own)
+    start = np.asarray(x, float)
+    return Profile(held, Place(held.scale.to(own), start, held.value(start)), error)
+
+
+def profile_from_bound(held: Held, at: AtBounds, label: str, x: jax.Array) -> Profile:
+    """Of a parameter at a bound of its support; others that are at one stay there."""
+    where, scale, start = at.found[label], held.scale, np.asarray(x, float)
+    slope = np.asarray(flat_and_jacobian(held.problem, x)[1], float)[held.index]
+    others = at.held & (slope == 0)
+    if others.any():
+        held = replace(held, normals=np.eye(len(start))[:, others])
+    away = (0.5 / max(abs(where.score), 1e-300)) ** (1 / max(where.power, 1))
+    low = where.bound == scale.low
+    near = scale.low + away if low else scale.high - away
+    top = Place(-np.inf if low else np.inf, start, held.value(start) + at.rest)
+    return Profile(held, top, scale.to(near))
