@@ -51,10 +51,16 @@ def compare_models(
     With the `model` and data of the example of `ppl_em.EM`:
 
     >>> from ppl_em import compare_models
-    >>> fits = {
-    ...     name: EM(model, fixed=fixed).run(jax.random.key(0), y, progress_bar=False)
-    ...     for name, fixed in (("free", None), ("none", {"loc": 0.0}))
-    ... }
+    >>> def shifted(y):
+    ...     loc = numpyro.param("loc", 0.0)
+    ...     sd = numpyro.param("sd", 1.0, constraint=constraints.positive)
+    ...     with numpyro.plate("groups", len(y)):
+    ...         z = numpyro.sample("z", dist.Normal(loc, sd))
+    ...         numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+    >>> other = EM(shifted).run(jax.random.key(0), y, progress_bar=False)
+    >>> table = compare_models({"centered": result, "shifted": other})
+    >>> table["num_params"].to_dict()
+    {'centered': 1, 'shifted': 2}
     """
     if not results:
         raise ModelError("`compare_models`: found no fits. Pass `{name: result}`.")

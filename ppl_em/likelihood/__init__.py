@@ -8,7 +8,7 @@ from ppl_em.likelihood.draw_evaluation import (
     known_blocks,
     score_moments,
 )
-from ppl_em.likelihood.identifiability import set_aside
+from ppl_em.likelihood.identifiability import flat_directions, set_aside
 from ppl_em.likelihood.importance_information import sampled_information
 from ppl_em.likelihood.information import (
     AT_AN_END,
@@ -43,6 +43,7 @@ __all__ = [
     "find",
     "find_motion",
     "flat_and_jacobian",
+    "flat_directions",
     "frame",
     "held_value_and_score",
     "hold",

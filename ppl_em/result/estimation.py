@@ -105,8 +105,8 @@ class Estimation:
 
         Notes
         -----
-        Profiles cost some ten Newton steps for each limit. Limits are right to about 1e-6 of a
-        standard error. Parameters at a bound of their support stay there while others are profiled.
+        Profiles cost some ten Newton steps for each limit, which is right to about 1e-6 of a
+        standard error. Other parameters at a bound may leave it.
 
         References
         ----------

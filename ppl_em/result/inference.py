@@ -138,9 +138,15 @@ class Inference(Estimation):
 
         Examples
         --------
-        >>> without = EM(model, fixed={"sd": 1e-6}).run(jax.random.key(0), y, progress_bar=False)
-        >>> print(result.lrt(without, boundary=["sd"]))
-        likelihood ratio 5.7131, df 1, law 0.5 chi2(0) + 0.5 chi2(1): p = 0.008420
+        >>> def shifted(y):
+        ...     loc = numpyro.param("loc", 0.0)
+        ...     sd = numpyro.param("sd", 1.0, constraint=constraints.positive)
+        ...     with numpyro.plate("groups", len(y)):
+        ...         z = numpyro.sample("z", dist.Normal(loc, sd))
+        ...         numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+        >>> other = EM(shifted).run(jax.random.key(0), y, progress_bar=False)
+        >>> print(other.lrt(result))
+        likelihood ratio 0.0667, df 1, law 1 chi2(1): p = 0.7962
         """
         own = self._own
         check_comparable(own, other, "result.lrt")

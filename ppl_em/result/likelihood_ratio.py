@@ -55,6 +55,12 @@ class LikelihoodRatio:
         Parameters of the larger model that the smaller one has at a bound of their support.
     note
         What else is to be known; empty if nothing.
+
+    Examples
+    --------
+    >>> from ppl_em.result import LikelihoodRatio
+    >>> print(LikelihoodRatio(2.7055, 1, 0.05, {0: 0.5, 1: 0.5}))
+    likelihood ratio 2.7055, df 1, law 0.5 chi2(0) + 0.5 chi2(1): p = 0.05
     """
 
     statistic: float

@@ -1,12 +1,13 @@
 """How many parameters, observations and groups a fit has, and a digest of its data."""
 
 import hashlib
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from ppl_em.fit.after.by_group import find_groups
-from ppl_em.likelihood import Information
+from ppl_em.likelihood import Information, flat_directions
 from ppl_em.params import AtBounds
 from ppl_em.problem import Observed, Problem, observations
 from ppl_em.result import Counts
@@ -19,6 +20,7 @@ def counts(
     u: jax.Array,
     information: Information,
     at: AtBounds | None,
+    look: Callable[[jax.Array], float] | None,
 ) -> Counts:
     """Count what is free, what is seen, and how many groups are independent.
 
@@ -30,13 +32,16 @@ def counts(
         With what is flat, and coordinates without influence.
     at
         Parameters at a bound: there others may have no influence and are free all the same.
+    look
+        The log-likelihood at x (p,), if it has no noise.
     """
     equal = sum(
         int(np.sum(one.lower.value == one.upper.value))
         for one in problem.spec.restrictions
     )
     idle = int(np.sum((np.diag(information.matrix) == 0) & (information.gradient == 0)))
-    flat = 0 if information.flat is None else information.flat.shape[1]
+    directions = information.flat if information.usable else flat_directions(information, x, look)
+    flat = 0 if directions is None else directions.shape[1]
     free = problem.space.size - equal - (flat + idle if at is None else 0)
     params = problem.constrain(x)
     seen = observations(problem, params)

@@ -8,6 +8,7 @@ import numpy as np
 
 from ppl_em.e_step import DeterministicEStep, expectation
 from ppl_em.likelihood import complement, flat_and_jacobian, frame, marginal_information
+from ppl_em.params import has_end
 from ppl_em.problem import Problem
 
 MAX_STEPS = 60
@@ -16,7 +17,10 @@ MAX_STEPS = 60
 LONGEST = 3.0
 """Their length, at most, in units in which the information has a unit diagonal."""
 
-SMALL = 1e-10
+WIDEST = 2.0
+"""How far a coordinate with an end may go at once: towards its end it is flat."""
+
+SMALL = 1e-8
 """Gain, in nats, below which the others are at their best."""
 
 ON = 1e-10
@@ -71,7 +75,7 @@ class Held:
     ----------
     problem, e_step, state
         What the log-likelihood is of.
-    index
+    index, label
         Which one.
     scale
         Its scale without bounds.
@@ -83,6 +87,7 @@ class Held:
     e_step: DeterministicEStep
     state: Any
     index: int
+    label: str
     scale: Scale
     normals: np.ndarray | None
 
@@ -139,4 +144,7 @@ class Held:
         along = wanted / np.maximum(np.abs(values), 1e-8)
         promised = 0.5 * float(wanted @ along)
         along *= min(1.0, LONGEST / max(float(np.linalg.norm(along)), 1e-300))
-        return basis @ (across + rest @ (vectors @ along)), gap, promised
+        step = basis @ (rest @ (vectors @ along))
+        bounded = has_end(self.problem.space)
+        step *= min(1.0, WIDEST / max(float(np.max(np.abs(step[bounded]), initial=0.0)), 1e-300))
+        return basis @ across + step, gap, promised

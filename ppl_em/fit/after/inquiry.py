@@ -1,5 +1,6 @@
 """What a finished fit is asked about model choice and uncertainty, and where the answers are."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
@@ -7,7 +8,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from ppl_em.e_step import DeterministicEStep, EStep
+from ppl_em.e_step import DeterministicEStep, EStep, expectation
 from ppl_em.fit.after.bootstrap import Draws, by_groups, parametric
 from ppl_em.fit.after.by_group import ByGroup
 from ppl_em.fit.after.counts import counts
@@ -52,7 +53,16 @@ class Inquiry:
     @on_request
     def counts(self) -> Counts:
         """Numbers of parameters, observations and groups."""
-        return counts(self.problem, self.x, self.likely, self.information, self.at)
+        return counts(
+            self.problem, self.x, self.likely, self.information, self.at, self._look
+        )
+
+    @property
+    def _look(self) -> Callable[[jax.Array], float] | None:
+        """The log-likelihood at x (p,), where the E-step has one without noise."""
+        if self.e_step.stochastic or not self.e_step.is_function:
+            return None
+        return lambda x: float(expectation(self.e_step, self.problem, x, self.e_state)[2].objective)
 
     @property
     def likely(self) -> jax.Array:
@@ -110,11 +120,12 @@ class Inquiry:
             raise ModelError(f"`{what}`: `{label}` has no standard error, and is not profiled.")
         e_step = cast(DeterministicEStep, self.e_step)
         low, high = flat_bounds(model.space, model.constrain(self.x))[index]
-        held = Held(model, e_step, self.e_state, index, Scale(float(low), float(high)), None)
+        scale = Scale(float(low), float(high))
+        held = Held(model, e_step, self.e_state, index, label, scale, None)
         if own:
-            return profile_from_bound(held, cast(AtBounds, self.at), label, self.x)
+            return profile_from_bound(held, cast(AtBounds, self.at), self.x)
         held = replace(held, normals=self.information.held)
-        return profile_from(held, self.x, self.covariance_x)
+        return profile_from(held, self.x, self.covariance_x, self.at)
 
     @on_request
     def bootstrap(self, rng_key: jax.Array, number: int, kind: str, bar: bool) -> Draws:

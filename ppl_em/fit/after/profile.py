@@ -3,11 +3,13 @@
 from dataclasses import dataclass, field, replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from ppl_em.fit.after.held import Held, Place
 from ppl_em.likelihood import flat_and_jacobian
-from ppl_em.params import AtBounds
+from ppl_em.params import AtBounds, Boundary, flat_bounds, flat_labels
 from ppl_em.util import ModelError
 
 MAX_PLACES = 60
@@ -16,8 +18,14 @@ MAX_PLACES = 60
 CLOSE = 1e-6
 """Relative error of the root of the deviance at a limit."""
 
-FARTHEST = 25.0
-"""How far from the estimate, on the scale without bounds, an end is taken for open."""
+WIDEST = 2.0
+"""Longest step on a log or logit scale: near a bound precisions overflow sooner or later."""
+
+LEVEL = 1e-5
+"""Change of the log-likelihood, in nats, over such a step, by which it has come to its limit."""
+
+HIGHER = 1e-4
+"""By how much, in nats, a profile may be above the estimate, as runs end a little early."""
 
 STUCK = 1e-12
 """Relative width of a bracket that is no longer narrowed."""
@@ -43,12 +51,16 @@ class Profile:
         which the deviance is about 1, in that scale.
     places
         What has been found.
+    inside
+        Where other parameters that are at a bound may leave it, (p,), NaN for all others; None
+        if there are none.
     """
 
     held: Held
     top: Place
     unit: float
     places: list[Place] = field(default_factory=list)
+    inside: np.ndarray | None = None
 
     @property
     def at_bound(self) -> bool:
@@ -64,6 +76,11 @@ class Profile:
         """The best place with the parameter at `t`; None where none is found."""
         start = min([self.top, *self.places], key=lambda place: abs(place.t - t)).x
         found = self.held.best(start, t)
+        if self.inside is not None:
+            moved = np.where(np.isnan(self.inside), start if found is None else found.x, self.inside)
+            other = replace(self.held, normals=None).best(moved, t)
+            if other is not None and (found is None or other.value > found.value + LEVEL / 10):
+                found = other
         if found is not None:
             self.places.append(found)
         return found
@@ -74,8 +91,9 @@ class Profile:
         if self.at_bound and np.sign(self.top.t) == side:
             return end, AT
         center = self.unit if self.at_bound else self.top.t
-        t = center if self.at_bound else center + side * height * self.unit
+        t = center if self.at_bound else center + side * min(height * self.unit, self._widest)
         inner, outer = (self.top.t, 0.0), None
+        last = np.inf
         for _ in range(MAX_PLACES):
             place = self.at(t)
             if place is None:
@@ -83,6 +101,12 @@ class Profile:
                     return end, LOST
                 t = (t + (center if np.isinf(inner[0]) else inner[0])) / 2
                 continue
+            if place.value > self.top.value + HIGHER:
+                raise ModelError(
+                    f"`result.conf_int`: the log-likelihood is higher ({place.value:.6f}) than at "
+                    f"the estimates ({self.top.value:.6f}), with {self.held.label} at "
+                    f"{self.held.scale.back(t):.6g}. Fit again with `num_restarts`."
+                )
             root = abs(self.root(place))
             if abs(root - height) < CLOSE * height:
                 return self.held.scale.back(t), ""
@@ -90,12 +114,18 @@ class Profile:
                 inner = (t, root)
             else:
                 outer = (t, root)
-            if outer is None and abs(t - center) > FARTHEST:
+            if outer is None and abs(place.value - last) < LEVEL:
                 return end, OPEN
+            last = place.value
             if outer is not None and abs(outer[0] - inner[0]) < STUCK * (1 + abs(t)):
                 return self.held.scale.back(t), ""
             t = self._next(side, inner, outer, height)
         raise ModelError(f"`result.conf_int`: no limit found among {MAX_PLACES} values tried.")
+
+    @property
+    def _widest(self) -> float:
+        scale = self.held.scale
+        return WIDEST if np.isfinite(scale.low) or np.isfinite(scale.high) else np.inf
 
     def _next(
         self,
@@ -110,8 +140,9 @@ class Profile:
                 return inner[0] + side
             away = inner[0] - self.top.t
             if inner[1] == 0:
-                return inner[0] + away
-            return self.top.t + away * min(1.02 * height / inner[1], 2.0)
+                return inner[0] + side * min(abs(away), self._widest)
+            more = abs(away) * min(1.02 * height / inner[1] - 1, 1.0)
+            return inner[0] + side * min(max(more, 0.02 * abs(away)), self._widest)
         if np.isinf(inner[0]):
             return outer[0] - side
         share = (height - inner[1]) / (outer[1] - inner[1])
@@ -131,24 +162,49 @@ class Profile:
         return np.array(values), np.array([self.root(place) for place in inside])
 
 
-def profile_from(held: Held, x: jax.Array, covariance: np.ndarray) -> Profile:
+def profile_from(held: Held, x: jax.Array, covariance: np.ndarray, at: AtBounds | None) -> Profile:
     """Of a parameter inside its support, from the estimates `x` (p,) and their covariance."""
     flat, jacobian = (np.asarray(part, float) for part in flat_and_jacobian(held.problem, x))
     own, slope = float(flat[held.index]), jacobian[held.index]
     error = float(np.sqrt(slope @ covariance @ slope)) * held.scale.slope(own)
     start = np.asarray(x, float)
-    return Profile(held, Place(held.scale.to(own), start, held.value(start)), error)
+    top = Place(held.scale.to(own), start, held.value(start))
+    return Profile(held, top, error, inside=_inside(held, at, x, None))
 
 
-def profile_from_bound(held: Held, at: AtBounds, label: str, x: jax.Array) -> Profile:
-    """Of a parameter at a bound of its support; others that are at one stay there."""
-    where, scale, start = at.found[label], held.scale, np.asarray(x, float)
+def profile_from_bound(held: Held, at: AtBounds, x: jax.Array) -> Profile:
+    """Of a parameter at a bound of its support."""
+    where, scale, start = at.found[held.label], held.scale, np.asarray(x, float)
     slope = np.asarray(flat_and_jacobian(held.problem, x)[1], float)[held.index]
     others = at.held & (slope == 0)
     if others.any():
         held = replace(held, normals=np.eye(len(start))[:, others])
-    away = (0.5 / max(abs(where.score), 1e-300)) ** (1 / max(where.power, 1))
     low = where.bound == scale.low
-    near = scale.low + away if low else scale.high - away
+    near = scale.low + _away(where, 0.5) if low else scale.high - _away(where, 0.5)
     top = Place(-np.inf if low else np.inf, start, held.value(start) + at.rest)
-    return Profile(held, top, scale.to(near))
+    return Profile(held, top, scale.to(near), inside=_inside(held, at, x, held.label))
+
+
+def _away(where: Boundary, loss: float) -> float:
+    """How far from its bound a parameter is where the log-likelihood has fallen by `loss`."""
+    return float((loss / max(abs(where.score), 1e-300)) ** (1 / max(where.power, 1)))
+
+
+def _inside(
+    held: Held, at: AtBounds | None, x: jax.Array, own: str | None
+) -> np.ndarray | None:
+    """Coordinates (p,) of parameters at bounds, but for the `own` one, a little inside of them."""
+    if at is None or at.across is not None:
+        return None
+    params = held.problem.constrain(x)
+    values, unravel = ravel_pytree(params)
+    labels, moved = flat_labels(params), np.array(values)
+    bounds = flat_bounds(held.problem.space, params)
+    for label, where in at.found.items():
+        if label in labels and label != own and np.isfinite(where.bound):
+            place = labels.index(label)
+            side = 1 if where.bound == bounds[place, 0] else -1
+            moved[place] = where.bound + side * _away(where, 0.05)
+    there = np.asarray(held.problem.unconstrain(unravel(jnp.asarray(moved, values.dtype))), float)
+    left = at.held & np.isfinite(there) & (there != np.asarray(x, float))
+    return np.where(left, there, np.nan) if left.any() else None
