@@ -8,7 +8,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from ppl_em.result import UNBIASED, EMResult, LeftOut, check_same_data
+from ppl_em.result import EMResult, LeftOut, check_same_data, of_one_kind
 from ppl_em.util import ModelError, as_key
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def compare_models(
         "mcse": [fit.log_likelihood.mcse for fit in fits],
         "num_params": [fit.num_params for fit in fits],
     }
-    same = _of_one_kind(table["kind"])
+    same = of_one_kind(table["kind"])
     notes += [
         f"{name}: a log-likelihood of the kind '{kind}' is not compared with the others'"
         for name, kind, is_same in zip(results, table["kind"], same, strict=True)
@@ -95,12 +95,6 @@ def compare_models(
     frame = frame.sort_values("elpd" if ranked else "aic", ascending=not ranked, kind="stable")
     frame.attrs["notes"] = notes
     return frame
-
-
-def _of_one_kind(kinds: list[str]) -> np.ndarray:
-    """Which log-likelihoods stand for one number: those without bias, or else the first's kind."""
-    unbiased = np.array([kind in UNBIASED for kind in kinds])
-    return unbiased if unbiased.any() else np.array([kind == kinds[0] for kind in kinds])
 
 
 def _left_out(
@@ -143,8 +137,8 @@ def _joined(cells: list[np.ndarray]) -> list[np.ndarray] | None:
         return None
     sizes = [int(own.max()) + 1 for own in cells]
     starts = np.cumsum([0, *sizes])
-    ends = [(cells[0], own + start) for own, start in zip(cells[1:], starts[1:-1], strict=True)]
-    first, second = (np.concatenate([[], *side]).astype(int) for side in zip(([], []), *ends))
+    first = np.tile(cells[0], len(cells))
+    second = np.concatenate([own + start for own, start in zip(cells, starts[:-1], strict=True)])
     graph = csr_array((np.ones(len(first)), (first, second)), shape=(starts[-1], starts[-1]))
     labels = connected_components(graph, directed=False)[1]
     names = np.unique(labels, return_inverse=True)[1]
@@ -154,7 +148,9 @@ def _joined(cells: list[np.ndarray]) -> list[np.ndarray] | None:
 def _elpd(found: list[LeftOut | None]) -> dict[str, np.ndarray]:
     """The columns of the table on groups that are left out."""
     nothing = np.full(len(found), np.nan)
-    columns = {name: nothing.copy() for name in ("elpd", "elpd_se", "delta_elpd", "delta_se", "khat")}
+    columns = {
+        name: nothing.copy() for name in ("elpd", "elpd_se", "delta_elpd", "delta_se", "khat")
+    }
     known = {i: one for i, one in enumerate(found) if one is not None}
     for i, one in known.items():
         columns["elpd"][i], columns["elpd_se"][i] = one.elpd, one.se

@@ -44,9 +44,7 @@ class Posterior(Protocol):
         """
         return None
 
-    def by_coordinate(
-        self, problem: Problem, params: Params
-    ) -> tuple[jax.Array, jax.Array] | None:
+    def by_coordinate(self, problem: Problem, params: Params) -> tuple[jax.Array, jax.Array] | None:
         """A point u (D,), and terms of the log-density there, (D,), each at a coordinate.
 
         The log-joint at u minus these is the E-step's value, and so it is block by block where

@@ -22,7 +22,7 @@ from ppl_em.problem.minibatches import check_batches, draw_rows
 from ppl_em.problem.problem import Latents, Problem
 from ppl_em.problem.sites import LatentSite, site_dims
 from ppl_em.problem.subsampling import AllRows, Indices, Rows
-from ppl_em.problem.terms import Observed, cells_of_terms, observations, parts, terms
+from ppl_em.problem.terms import Observed, cells_of_terms, observations, parts
 from ppl_em.problem.trace import accepts, refused, run_model
 
 __all__ = [
@@ -40,8 +40,8 @@ __all__ = [
     "bounds",
     "brought_inside",
     "build_problem",
-    "check_batches",
     "cells_of_terms",
+    "check_batches",
     "check_unchanged",
     "conditions",
     "curvature",
@@ -62,6 +62,5 @@ __all__ = [
     "restrict",
     "run_model",
     "site_dims",
-    "terms",
     "violated",
 ]

@@ -6,7 +6,7 @@ from ppl_em.result.datatree import to_datatree
 from ppl_em.result.em_result import EMResult
 from ppl_em.result.latents import LatentPosterior
 from ppl_em.result.left_out import LeftOut
-from ppl_em.result.likelihood_ratio import UNBIASED, Counts, LikelihoodRatio, check_same_data
+from ppl_em.result.likelihood_ratio import Counts, LikelihoodRatio, check_same_data, of_one_kind
 from ppl_em.result.nested import Model
 from ppl_em.result.netcdf import write_tree
 from ppl_em.result.plots import plot_fit
@@ -19,7 +19,6 @@ from ppl_em.result.uncertainty import Uncertainty
 __all__ = [
     "CONVERGED",
     "NO_OPTIMUM",
-    "UNBIASED",
     "Audit",
     "Certificate",
     "Counts",
@@ -34,6 +33,7 @@ __all__ = [
     "Uncertainty",
     "check_same_data",
     "load",
+    "of_one_kind",
     "plot_fit",
     "remarks",
     "to_datatree",

@@ -1,7 +1,7 @@
 """Inference: model choice and uncertainty, computed when asked for."""
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,10 +15,7 @@ from ppl_em.result.likelihood_ratio import (
     likelihood_ratio,
 )
 from ppl_em.result.nested import at_bounds
-from ppl_em.util import ModelError, as_key, brief_repr, check_choice
-
-if TYPE_CHECKING:
-    from ppl_em.result.em_result import EMResult
+from ppl_em.util import ModelError, as_key, check_choice, check_option, number
 
 
 class Inference(Estimation):
@@ -101,12 +98,11 @@ class Inference(Estimation):
         if isinstance(n, str):
             check_choice("n", n, ("num_groups", "num_obs"))
             n = getattr(self, n)
-        if not (np.isscalar(n) and np.isreal(n) and float(n) > 0):
-            raise ModelError(f"`result.bic_for`: n={brief_repr(n)}. Pass a positive number.")
+        check_option("n", n, number(above=True))
         return self.num_params * float(np.log(n)) - 2 * self._own.log_likelihood.value
 
     def lrt(
-        self, other: "EMResult", boundary: "tuple[str, ...] | list[str] | None" = None
+        self, other: Any, boundary: "tuple[str, ...] | list[str] | None" = None
     ) -> LikelihoodRatio:
         """Test this fit against a nested one by the ratio of their likelihoods.
 
@@ -186,13 +182,13 @@ class Inference(Estimation):
         Examples
         --------
         >>> print(result.leave_one_out(jax.random.key(0)))
-        elpd -9.3... ± 0.9... over 4 groups
+        elpd -8.9... ± 1.2... over 4 groups
         """
         key = jax.random.key(0) if rng_key is None else as_key(rng_key)
         return self._own.parts.inquiry("leave_one_out").left_out(key)
 
 
-def _lost(small: "EMResult", large: "EMResult") -> list[str]:
+def _lost(small: Any, large: Any) -> list[str]:
     """Labels that are free in the larger model only."""
     for name, value in large.params.items():
         other = small.params.get(name)

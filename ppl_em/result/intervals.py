@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,6 @@ from jax.flatten_util import ravel_pytree
 from scipy.special import ndtri
 
 from ppl_em.util import ModelError, as_list, brief_repr
-
-if TYPE_CHECKING:
-    from ppl_em.result.em_result import EMResult
 
 
 class Derived(NamedTuple):
@@ -43,7 +40,7 @@ class Derived(NamedTuple):
         return f"{self.value:.6g} ± {self.se:.4g} [{self.lower:.6g}, {self.upper:.6g}]"
 
 
-def derived(fn: Callable, result: "EMResult", level: float) -> Derived:
+def derived(fn: Callable, result: Any, level: float) -> Derived:
     """The delta method: the gradient of `fn` times the covariance of the parameters."""
     flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, result.params))
 
@@ -65,8 +62,8 @@ def derived(fn: Callable, result: "EMResult", level: float) -> Derived:
     covariance = jacobian[:, used] @ inner @ jacobian[:, used].T
     se = np.sqrt(np.diag(covariance)).reshape(found.shape)
     half = float(ndtri(0.5 + level / 2)) * se
-    parts = [part[()] for part in (found, se, found - half, found + half)]
-    return Derived(*parts, covariance)
+    lower, upper = found - half, found + half
+    return Derived(found[()], se[()], lower[()], upper[()], covariance)
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ class LeftOut:
                 "`result.leave_one_out`: the data are one group, all of it dependent through the "
                 "latents, so nothing can be left out. Compare `aic`."
             )
-        found = jax.device_get(_smoothed(np.ascontiguousarray(self.draws.T)))
-        return tuple(np.asarray(part, float) for part in found)
+        values, khat = jax.device_get(_smoothed(np.ascontiguousarray(self.draws.T)))
+        return np.asarray(values, float), np.asarray(khat, float)
 
     @property
     def pointwise(self) -> np.ndarray:

@@ -1,25 +1,19 @@
 """Which of two nested fits: sizes of fits, and the test of the likelihood ratio."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import chdtrc
 
-from ppl_em.posterior import OF_PARAMETERS
+from ppl_em.posterior import OF_PARAMETERS, UNBIASED
 from ppl_em.util import ModelError
-
-if TYPE_CHECKING:
-    from ppl_em.result.em_result import EMResult
 
 EQUAL = 1e-8
 """Difference of log-likelihoods, relative to 1 + their size, that is none."""
 
 GROSS = 1e-3
 """By how much, in nats, the smaller of nested fits may be higher, as runs end a little early."""
-
-UNBIASED = ("exact", "quadrature", "estimate")
-"""Kinds of log-likelihood that stand for the same number."""
 
 
 class Counts(NamedTuple):
@@ -82,7 +76,7 @@ class LikelihoodRatio:
 
 
 def likelihood_ratio(
-    smaller: "EMResult", larger: "EMResult", boundary: tuple[str, ...], note: str
+    smaller: Any, larger: Any, boundary: tuple[str, ...], note: str
 ) -> LikelihoodRatio:
     """The test, with these parameters of the larger model at a bound under the smaller one."""
     few, many = smaller.log_likelihood, larger.log_likelihood
@@ -118,7 +112,7 @@ def tail(statistic: float, weights: dict[int, float]) -> float:
     return float(sum(w * chdtrc(df, statistic) for df, w in weights.items() if df > 0))
 
 
-def check_comparable(one: "EMResult", other: "EMResult", what: str) -> None:
+def check_comparable(one: Any, other: Any, what: str) -> None:
     """Raise if two log-likelihoods are not those of one kind and of the same data."""
     kinds = one.log_likelihood.kind, other.log_likelihood.kind
     same = all(kind in UNBIASED for kind in kinds) or (
@@ -137,7 +131,7 @@ def check_comparable(one: "EMResult", other: "EMResult", what: str) -> None:
     check_same_data(one, other, what)
 
 
-def check_same_data(one: "EMResult", other: "EMResult", what: str) -> None:
+def check_same_data(one: Any, other: Any, what: str) -> None:
     """Raise if two fits are of different data."""
     first, second = one.counts, other.counts
     if first.num_obs != second.num_obs or first.digest != second.digest:
@@ -145,3 +139,9 @@ def check_same_data(one: "EMResult", other: "EMResult", what: str) -> None:
             f"`{what}`: the fits are of different data ({first.num_obs:g} and {second.num_obs:g} "
             f"observations that count). Fit both models to the same rows."
         )
+
+
+def of_one_kind(kinds: list[str]) -> np.ndarray:
+    """Which log-likelihoods stand for one number: those without bias, or else the first's kind."""
+    unbiased = np.array([kind in UNBIASED for kind in kinds])
+    return unbiased if unbiased.any() else np.array([kind == kinds[0] for kind in kinds])

@@ -56,9 +56,7 @@ def test_values_and_scores(rng_key, name, flag, error):
         return by_hand(problem.constrain(jax.numpy.asarray(x)), data)
 
     width = 1e-5
-    slopes = [
-        (value(x + width * e) - value(x - width * e)) / (2 * width) for e in np.eye(len(x))
-    ]
+    slopes = [(value(x + width * e) - value(x - width * e)) / (2 * width) for e in np.eye(len(x))]
     np.testing.assert_allclose(inquiry.scores[order], np.array(slopes).T, atol=2e-6)
 
 
@@ -93,7 +91,7 @@ def test_chains_in_a_plate_are_groups(rng_key):
 
         scan(step, jax.numpy.zeros(3, int), y)
 
-    y = np.random.default_rng(0).normal(size=(6, 3)) + [0, 1, 2]
+    y = np.random.default_rng(0).normal(np.arange(3.0), size=(6, 3))
     fit = EM(hidden).run(rng_key, y, progress_bar=False)
     stay = float(fit.params["stay"])
     expected = []

@@ -1,5 +1,6 @@
 """Refits: of data drawn from the model, and of groups of the data drawn again."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import logging
 import numpy as np
 from tqdm.auto import tqdm
 

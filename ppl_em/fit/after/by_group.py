@@ -10,7 +10,8 @@ import numpy as np
 from ppl_em.e_step import DeterministicEStep, EStep
 from ppl_em.likelihood import frame
 from ppl_em.posterior import WeightedDraws
-from ppl_em.problem import Problem, cells_of_terms, observations, parts, terms
+from ppl_em.problem import Problem, cells_of_terms, observations, parts
+from ppl_em.problem.terms import terms
 from ppl_em.stats import Proposals
 from ppl_em.structure import find_components, owners
 from ppl_em.util import ModelError, compiled, generator

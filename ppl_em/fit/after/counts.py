@@ -36,8 +36,7 @@ def counts(
         The log-likelihood at x (p,), if it has no noise.
     """
     equal = sum(
-        int(np.sum(one.lower.value == one.upper.value))
-        for one in problem.spec.restrictions
+        int(np.sum(one.lower.value == one.upper.value)) for one in problem.spec.restrictions
     )
     idle = int(np.sum((np.diag(information.matrix) == 0) & (information.gradient == 0)))
     directions = information.flat if information.usable else flat_directions(information, x, look)

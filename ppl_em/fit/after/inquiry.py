@@ -18,7 +18,7 @@ from ppl_em.fit.after.profile import Profile, profile_from, profile_from_bound
 from ppl_em.fit.after.sandwich import clusters_of, sandwich
 from ppl_em.likelihood import Information, flat_and_jacobian
 from ppl_em.params import AtBounds, flat_bounds, flat_labels
-from ppl_em.posterior import Posterior
+from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Problem, on_request
 from ppl_em.result import Counts, LeftOut
 from ppl_em.util import ModelError
@@ -53,9 +53,7 @@ class Inquiry:
     @on_request
     def counts(self) -> Counts:
         """Numbers of parameters, observations and groups."""
-        return counts(
-            self.problem, self.x, self.likely, self.information, self.at, self._look
-        )
+        return counts(self.problem, self.x, self.likely, self.information, self.at, self._look)
 
     @property
     def _look(self) -> Callable[[jax.Array], float] | None:
@@ -68,7 +66,7 @@ class Inquiry:
     def likely(self) -> jax.Array:
         """Likely latents, unconstrained, (D,)."""
         if self.posterior.by_draws:
-            draws = getattr(self.posterior, "draws")
+            draws = cast(WeightedDraws, self.posterior).draws
             return jax.numpy.mean(draws.reshape(-1, draws.shape[-1]), axis=0)
         found = self.posterior.by_coordinate(self.problem, self.problem.constrain(self.x))
         return self.problem.start if found is None else found[0]

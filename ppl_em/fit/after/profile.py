@@ -77,13 +77,23 @@ class Profile:
         start = min([self.top, *self.places], key=lambda place: abs(place.t - t)).x
         found = self.held.best(start, t)
         if self.inside is not None:
-            moved = np.where(np.isnan(self.inside), start if found is None else found.x, self.inside)
+            moved = np.where(
+                np.isnan(self.inside), start if found is None else found.x, self.inside
+            )
             other = replace(self.held, normals=None).best(moved, t)
             if other is not None and (found is None or other.value > found.value + LEVEL / 10):
                 found = other
         if found is not None:
             self.places.append(found)
         return found
+
+    def limits(self, height: float) -> tuple[list[float], str]:
+        """Both limits, and what is to be said of those that are none."""
+        found = [self.limit(side, height) for side in (-1, 1)]
+        words = [
+            f"{end} {why}" for end, (_, why) in zip(("lower", "upper"), found, strict=True) if why
+        ]
+        return [value for value, _ in found], "; ".join(words)
 
     def limit(self, side: int, height: float) -> tuple[float, str]:
         """Where the root of the deviance is `height` on one side; and why not, if it is nowhere."""
@@ -154,7 +164,7 @@ class Profile:
         ts = [self.held.scale.to(end) for end in ends]
         known = [place.t for place in self.places if np.isfinite(place.t)]
         ts = [t if np.isfinite(t) else pick(known) for t, pick in zip(ts, (min, max), strict=True)]
-        for t in np.linspace(*ts, number):
+        for t in np.linspace(ts[0], ts[1], number):
             self.at(float(t))
         found = sorted([*self.places, self.top], key=lambda place: place.t)
         inside = [place for place in found if ts[0] <= place.t <= ts[1] or place is self.top]
@@ -190,9 +200,7 @@ def _away(where: Boundary, loss: float) -> float:
     return float((loss / max(abs(where.score), 1e-300)) ** (1 / max(where.power, 1)))
 
 
-def _inside(
-    held: Held, at: AtBounds | None, x: jax.Array, own: str | None
-) -> np.ndarray | None:
+def _inside(held: Held, at: AtBounds | None, x: jax.Array, own: str | None) -> np.ndarray | None:
     """Coordinates (p,) of parameters at bounds, but for the `own` one, a little inside of them."""
     if at is None or at.across is not None:
         return None
