@@ -191,7 +191,7 @@ class Estimation:
         Examples
         --------
         >>> print(result.derive(lambda params: params["sd"] ** 2 / (params["sd"] ** 2 + 1)))
-        0.733333 ± 0.1886 [0.363755, 1.10291]
+        0.733333 ± 0.1886 [0.363759, 1.10291]
         """
         check_option("level", level, number(below=1.0, above=True))
         self._own._warn_of_gaps()

@@ -142,7 +142,7 @@ class Inference(Estimation):
         ...         numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
         >>> other = EM(shifted).run(jax.random.key(0), y, progress_bar=False)
         >>> print(other.lrt(result))
-        likelihood ratio 0.0667, df 1, law 1 chi2(1): p = 0.7962
+        likelihood ratio 0.0672, df 1, law 1 chi2(1): p = 0.7954
         """
         own = self._own
         check_comparable(own, other, "result.lrt")

@@ -7,11 +7,14 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from conftest import load_model, load_reference
+from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 from scipy.optimize import minimize
 from scipy.stats import chi2, kstest
 
 from ppl_em import EM, ModelError, load
+from ppl_em.fit.after.bootstrap import _climbed
+from ppl_em.fit.after.resample import Resampler
 
 PEERS = load_reference("profiles")
 
@@ -295,8 +298,6 @@ def test_bootstrap(fit, data):
 
 def test_refits_to_groups_are_fits_to_repeated_rows(fit, data):
     """The maximum of the weighted sum, against EM on the rows of the groups that were drawn."""
-    from ppl_em.fit.after.bootstrap import _climbed
-
     inquiry = fit.parts.inquiry("")
     cells, rng = inquiry.by_group.groups.cells["y"], np.random.default_rng(5)
     weights = rng.multinomial(12, np.full(12, 1 / 12))
@@ -370,3 +371,34 @@ def test_coverage_of_a_random_intercept_logistic(optimized):
         limits = fit.conf_int(parameters="beta")
         inside.append((limits["lower"] < beta) & (beta < limits["upper"]))
     assert 0.93 <= np.mean(inside) <= 0.97
+
+
+@pytest.mark.slow
+def test_data_drawn_along_a_scan(rng_key):
+    """Values within a scan are replaced step by step: a fit to given data is the fit to them."""
+
+    def level(y):
+        move = numpyro.param("move", 1.0, constraint=constraints.positive)
+        noise = numpyro.param("noise", 1.0, constraint=constraints.positive)
+
+        def step(state, y):
+            state = numpyro.sample("state", dist.Normal(state, move))
+            numpyro.sample("y", dist.Normal(state, noise), obs=y)
+            return state, None
+
+        scan(step, 0.0, y)
+
+    rng = np.random.default_rng(0)
+    y = np.cumsum(rng.normal(size=40)) + rng.normal(size=40)
+    fit = EM(level).run(rng_key, y, progress_bar=False)
+    resampler = Resampler.of(fit.parts.problem, fit.parts.x)
+    drawn = resampler.draw(rng_key, 400)
+    values = np.array([one["y"] for one in drawn])
+    move, noise = float(fit.params["move"]), float(fit.params["noise"])
+    expected = move**2 * np.arange(1, 41) + noise**2
+    np.testing.assert_allclose(values.var(axis=0), expected, rtol=5 * np.sqrt(2 / 400))
+    other = EM(level).run(rng_key, values[0], progress_bar=False)
+    problem = resampler.problem(drawn[0])
+    u, x = problem.start, other.parts.x
+    same = other.parts.problem.log_joint_unconstrained(problem.constrain(x), u)
+    assert problem.log_joint_unconstrained(problem.constrain(x), u) == pytest.approx(float(same))

@@ -37,14 +37,40 @@ class Unobserved(Messenger):
             msg["is_observed"], msg["value"] = False, None
 
 
+class Replaced(Messenger):
+    """Run a program with other values of observed sites; `scanned` are those within a `scan`."""
+
+    def __init__(self, fn: Callable | None, data: dict[str, Any], scanned: tuple[str, ...] = ()):
+        super().__init__(fn)
+        self.data, self.scanned = data, scanned
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Put the value in; send those of a scan along with its steps."""
+        if msg["type"] == "control_flow" and callable(msg["args"][0]):
+            body, init, xs, length, *rest = msg["args"]
+            steps = length if length is not None else len(jax.tree.leaves(xs)[0])
+            mine = {k: self.data[k] for k in self.scanned if len(self.data[k]) == steps}
+
+            def step(carry: Any, both: tuple) -> Any:
+                with Replaced(None, both[1]):
+                    return body(carry, both[0])
+
+            if mine:
+                msg["args"] = (step, init, (xs, mine), length, *rest)
+        elif msg["type"] == "sample" and msg["is_observed"] and msg["name"] in self.data:
+            if not msg.get("_control_flow_done", False):
+                msg["value"] = self.data[msg["name"]]
+
+
 @dataclass(frozen=True)
 class Given:
     """A model that observes its first argument, a dictionary of sites, instead of its own data."""
 
     model: Callable
+    scanned: tuple[str, ...]
 
     def __call__(self, data: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        return handlers.condition(self.model, data=data)(*args, **kwargs)
+        return Replaced(self.model, data, self.scanned)(*args, **kwargs)
 
     @property
     def __name__(self) -> str:
@@ -82,10 +108,11 @@ class Resampler:
         params = problem.constrain(x)
         seen = observations(problem, params)
         data = {name: np.array(one.values) for name, one in sorted(seen.items())}
+        scanned = tuple(k for k, v in seen.items() if v.dims and v.dims[0].startswith("time_"))
         args, kwargs = problem.arguments
         given, _ = build_problem(
             jax.random.key(0),
-            Given(problem.spec.model),
+            Given(problem.spec.model, scanned),
             (data, *args),
             kwargs,
             map_sites=[site.name for site in problem.space.sites if site.is_sample],
@@ -93,6 +120,7 @@ class Resampler:
             init_params={name: params[name] for name in problem.space.names},
         )
         given = given.with_spec(space=problem.space, restrictions=problem.spec.restrictions)
+        given = replace(given, start=problem.start)
         own = cls(problem, params, given, data, seen)
         own._check(x)
         return own
