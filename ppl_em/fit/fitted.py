@@ -82,8 +82,12 @@ class FittedParts:
         return audit(rng_key, self.problem, self.x, result, e_step)
 
     def counts(self) -> Counts:
-        """Numbers of parameters, observations and groups."""
-        return self.inquiry("counts").counts()
+        """Numbers of parameters and observations."""
+        return self._inquiry.counts()
+
+    def num_groups(self) -> tuple[int, str]:
+        """How many groups are independent; or 0, and why that is not known."""
+        return self._inquiry.num_groups()
 
     @on_request
     def model(self) -> Model:

@@ -46,7 +46,11 @@ class Parts(Protocol):
         ...
 
     def counts(self) -> Counts:
-        """Numbers of parameters, observations and groups."""
+        """Numbers of parameters and observations."""
+        ...
+
+    def num_groups(self) -> tuple[int, str]:
+        """How many groups are independent; or 0, and why that is not known."""
         ...
 
     def model(self) -> "Model | None":

@@ -72,9 +72,10 @@ def checked_header(attributes: Any) -> dict[str, Any]:
     _require(_are_numbers([end[:3] for end in ends]), "`boundary` has no numbers")
     _require(all(isinstance(word, str) for end in ends for word in end[3:]), "`boundary`")
     if "counts" in header:
-        *numbers, digest, why = header["counts"]
-        _require(len(numbers) == 3 and all(map(_is_number, numbers)), "`counts` has no numbers")
-        _require(isinstance(digest, str) and isinstance(why, str), "`counts` has no words")
+        found = header["counts"]
+        _require(len(found) == 5, "`counts` is not complete")
+        _require(all(_is_number(found[i]) for i in (0, 1, 3)), "`counts` has no numbers")
+        _require(all(isinstance(found[i], str) for i in (2, 4)), "`counts` has no words")
     for name in ("names", "history"):
         _require(all(isinstance(v, str) for v in header.get(name, {}).values()), f"`{name}`")
     return header

@@ -23,7 +23,7 @@ class Inference(Estimation):
 
     @cached_property
     def counts(self) -> Counts:
-        """`num_params`, `num_obs`, `num_groups`, and a digest of the data."""
+        """`num_params`, `num_obs`, and a digest of the data."""
         return self._own.parts.counts()
 
     @property
@@ -58,9 +58,15 @@ class Inference(Estimation):
         >>> result.num_groups
         4
         """
-        if self.counts.why:
-            raise ModelError(f"`result.num_groups`: {self.counts.why}")
-        return self.counts.num_groups
+        number, why = self._groups
+        if why:
+            raise ModelError(f"`result.num_groups`: {why}")
+        return number
+
+    @cached_property
+    def _groups(self) -> tuple[int, str]:
+        found: tuple[int, str] = self._own.parts.num_groups()
+        return found
 
     @property
     def aic(self) -> float:

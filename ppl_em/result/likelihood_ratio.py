@@ -17,16 +17,11 @@ GROSS = 1e-3
 
 
 class Counts(NamedTuple):
-    """Sizes of a fit, see `EMResult.num_params`, `num_obs` and `num_groups`.
-
-    `digest` tells the observed data apart; `why` says why groups are not known, if they are not.
-    """
+    """Sizes of a fit, see `EMResult.num_params` and `num_obs`; a digest tells data apart."""
 
     num_params: int
     num_obs: float
-    num_groups: int
     digest: str
-    why: str = ""
 
 
 @dataclass(frozen=True)

@@ -108,13 +108,22 @@ class StoredParts:
 
     def counts(self) -> Counts:
         """The numbers that were saved."""
+        return Counts(*self._counted[:3])
+
+    def num_groups(self) -> tuple[int, str]:
+        """The number that was saved, and why it is not known."""
+        number, why = self._counted[3:]
+        return number, why
+
+    @property
+    def _counted(self) -> list[Any]:
         found = json.loads(self.tree.attrs["ppl_em"]).get("counts")
         if found is None:
             raise ModelError(
                 "`result.counts`: the file was written by an older ppl_em, which kept no numbers "
                 "of parameters and observations. Fit again from `init_params=result.params`."
             )
-        return Counts(*found)
+        return list(found)
 
     def datatree(self, result: "EMResult") -> "xarray.DataTree":
         """The tree that was saved."""
@@ -194,7 +203,7 @@ def header(result: EMResult) -> dict[str, Any]:
     return {
         "version": VERSION,
         "log_likelihood": list(result.log_likelihood),
-        "counts": list(result.counts),
+        "counts": [*result.counts, *result._groups],
         "status": result.status.name,
         "num_steps": result.num_steps,
         "e_step": result.e_step,

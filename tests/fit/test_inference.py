@@ -328,6 +328,7 @@ def test_what_is_in_files(fit, tmp_path):
     fit.save(tmp_path / "fit.nc")
     loaded = load(tmp_path / "fit.nc")
     assert loaded.counts == fit.counts and loaded.aic == fit.aic
+    assert loaded.num_groups == fit.num_groups == 12
     half = fit.derive(lambda p: p["sd"] / 2)
     assert loaded.derive(lambda p: p["sd"] / 2).se == pytest.approx(half.se)
     for ask in (

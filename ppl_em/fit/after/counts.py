@@ -1,4 +1,4 @@
-"""How many parameters, observations and groups a fit has, and a digest of its data."""
+"""How many parameters and observations a fit has, and a digest of its data."""
 
 import hashlib
 from collections.abc import Callable
@@ -6,28 +6,25 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from ppl_em.fit.after.by_group import find_groups
 from ppl_em.likelihood import Information, flat_directions
 from ppl_em.params import AtBounds
 from ppl_em.problem import Observed, Problem, observations
 from ppl_em.result import Counts
-from ppl_em.util import ModelError
 
 
 def counts(
     problem: Problem,
     x: jax.Array,
-    u: jax.Array,
     information: Information,
     at: AtBounds | None,
     look: Callable[[jax.Array], float] | None,
 ) -> Counts:
-    """Count what is free, what is seen, and how many groups are independent.
+    """Count what is free and what is seen.
 
     Parameters
     ----------
-    problem, x, u
-        The problem, its fitted parameters (p,) and likely latents (D,), unconstrained.
+    problem, x
+        The problem and its fitted parameters, unconstrained, (p,).
     information
         With what is flat, and coordinates without influence.
     at
@@ -42,15 +39,10 @@ def counts(
     directions = information.flat if information.usable else flat_directions(information, x, look)
     flat = 0 if directions is None else directions.shape[1]
     free = problem.space.size - equal - (flat + idle if at is None else 0)
-    params = problem.constrain(x)
-    seen = observations(problem, params)
+    seen = observations(problem, problem.constrain(x))
     total = float(sum(np.sum(one.weights) for one in seen.values()))
-    try:
-        groups, why = find_groups(problem, x, u).number, ""
-    except ModelError as error:
-        groups, why = 0, str(error)
     number = round(total) if abs(total - round(total)) < 1e-9 * (1 + total) else total
-    return Counts(free, number, groups, _digest(seen), why)
+    return Counts(free, number, _digest(seen))
 
 
 def _digest(seen: dict[str, Observed]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ppl_em.e_step import DeterministicEStep, EStep, expectation
 from ppl_em.fit.after.bootstrap import Draws, by_groups, parametric
-from ppl_em.fit.after.by_group import ByGroup
+from ppl_em.fit.after.by_group import ByGroup, find_groups
 from ppl_em.fit.after.counts import counts
 from ppl_em.fit.after.held import Held, Scale
 from ppl_em.fit.after.left_out import left_out
@@ -52,8 +52,16 @@ class Inquiry:
 
     @on_request
     def counts(self) -> Counts:
-        """Numbers of parameters, observations and groups."""
-        return counts(self.problem, self.x, self.likely, self.information, self.at, self._look)
+        """Numbers of parameters and observations."""
+        return counts(self.problem, self.x, self.information, self.at, self._look)
+
+    @on_request
+    def num_groups(self) -> tuple[int, str]:
+        """How many groups are independent; or 0, and why that is not known."""
+        try:
+            return find_groups(self.problem, self.x, self._likely).number, ""
+        except ModelError as error:
+            return 0, str(error)
 
     @property
     def _look(self) -> Callable[[jax.Array], float] | None:
@@ -63,7 +71,7 @@ class Inquiry:
         return lambda x: float(expectation(self.e_step, self.problem, x, self.e_state)[2].objective)
 
     @property
-    def likely(self) -> jax.Array:
+    def _likely(self) -> jax.Array:
         """Likely latents, unconstrained, (D,)."""
         if self.posterior.by_draws:
             draws = cast(WeightedDraws, self.posterior).draws

@@ -58,8 +58,7 @@ class Replaced(Messenger):
             if mine:
                 msg["args"] = (step, init, (xs, mine), length, *rest)
         elif msg["type"] == "sample" and msg["is_observed"] and msg["name"] in self.data:
-            if not msg.get("_control_flow_done", False):
-                msg["value"] = self.data[msg["name"]]
+            msg["value"] = self.data[msg["name"]]
 
 
 @dataclass(frozen=True)
