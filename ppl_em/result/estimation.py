@@ -93,7 +93,8 @@ class Estimation:
         Returns
         -------
         pandas.DataFrame
-            A column `note` says of a limit that is none, at or towards a bound, why it is open.
+            A column `note` says of a limit that is none, at or towards a bound, why it is open; NaN
+            is one that was not found.
 
         Raises
         ------

@@ -11,8 +11,9 @@ from jax.flatten_util import ravel_pytree
 from ppl_em.params import Params
 from ppl_em.problem import Problem
 
-NEAR = 1e-4
-"""How near a bound is tried, in units of the larger model's distance from it."""
+NEAR = 0.25
+"""How near a bound is tried, in units of the larger model's distance from it: a power of the
+rounding unit, as log-likelihoods next to a bound lose digits."""
 
 SAME = 0.01
 """Difference of log-likelihoods, in nats, that may be left there."""
@@ -69,8 +70,10 @@ def at_bounds(
     if model is None or model.look is None:
         return (*sure, *names), f"{', '.join(f'`{name}`' for name in names)} {ASSUMED}"
     x = _with_bounds(model.problem, large, small, open_)
-    left = abs(model.look(x) - small.log_likelihood.value) if x is not None else np.inf
-    return (*sure, *(names if left < SAME + 3 * small.log_likelihood.mcse else [])), ""
+    value, noise = small.log_likelihood.value, 3 * small.log_likelihood.mcse
+    left = abs(model.look(x) - value) if x is not None else np.inf
+    noise += 1e3 * float(np.finfo(model.problem.start.dtype).eps) * (1 + abs(value))
+    return (*sure, *(names if left < SAME + noise else [])), ""
 
 
 def _flat(params: Params) -> np.ndarray:
@@ -87,6 +90,7 @@ def _with_bounds(
     found = np.array(values)
     for place, end in ends.items():
         away = found[place] - end
-        found[place] = end + NEAR * (away if away else 1.0)
+        near = float(np.finfo(values.dtype).eps) ** NEAR
+        found[place] = end + near * (away if away else 1.0)
     x = problem.unconstrain(unravel(jnp.asarray(found, values.dtype)))
     return x if bool(jnp.all(jnp.isfinite(x))) else None

@@ -346,17 +346,18 @@ def test_what_is_in_files(fit, tmp_path):
 
 
 @pytest.mark.long
-def test_p_values_of_a_variance_of_zero(optimized):
+@pytest.mark.parametrize("first", [0, 500])
+def test_p_values_of_a_variance_of_zero(optimized, first):
     """Half of them 1, the others uniform."""
     values = []
-    for seed in range(1000):
+    for seed in range(first, first + 500):
         data = models.rows(seed, number=20, size=5, sd=0.0)
         test = fitted(models.gaussian, data).lrt(fitted(models.line, data))
         values.append(test.p_value)
     values = np.array(values)
     positive = values[values < 1]
-    share = len(positive) / 1000
-    assert abs(share - 0.5) < 0.1  # finite samples: the score is not symmetric
+    share = len(positive) / 500
+    assert abs(share - 0.5) < 0.1  # 20 groups: the score at 0 is not symmetric yet
     assert kstest(positive, "uniform", args=(0, 0.5)).pvalue > 0.005
 
 

@@ -28,6 +28,9 @@ MAX_EM_STEPS = 500
 MAX_CLIMB = 50
 """Quasi-Newton steps of a refit to groups."""
 
+DIGITS = 10.0
+"""Rounding units by which such a refit may fall."""
+
 FLAT = 1e-9
 """Gain, in nats, below which such a refit has arrived."""
 
@@ -106,13 +109,14 @@ def _climbed(
         return float(by_group(x[None])[0] @ weights)
 
     here, gradient = value(x), slope(x)
+    noise = DIGITS * float(np.finfo(by_group.problem.start.dtype).eps) * (1 + abs(here))
     for _ in range(MAX_CLIMB):
         step = inverse @ gradient
         promised = 0.5 * float(gradient @ step)
-        if promised < FLAT:
+        if promised < max(FLAT, noise):
             return x
         share, there = 1.0, value(x + basis @ step)
-        while not there > here - 1e-9 * (1 + abs(here)) and share > 1e-4:
+        while not there > here - noise and share > 1e-4:
             share /= 3
             there = value(x + share * basis @ step)
         if share <= 1e-4:

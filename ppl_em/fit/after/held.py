@@ -26,6 +26,9 @@ SMALL = 1e-8
 ON = 1e-10
 """Relative distance of the parameter from where it is held, below which it is there."""
 
+DIGITS = 30.0
+"""Rounding units that such distances, and changes of the log-likelihood, may be made of."""
+
 SHORTEST = 1e-6
 """Share of a step below which it is given up."""
 
@@ -102,12 +105,12 @@ class Held:
             if found is None:
                 return None
             step, gap, promised = found
-            on = abs(gap) < ON * (1 + abs(t))
-            if on and promised < SMALL:
+            on = abs(gap) < max(ON, DIGITS * self.eps) * (1 + abs(t))
+            if on and promised < max(SMALL, self.rounding(value)):
                 return Place(t, x, self.value(x))
             share = 1.0
             there, new = x + step, self.value(x + step)
-            lowest = value - 1e-9 * (1 + abs(value)) if on else -np.inf
+            lowest = value - self.rounding(value) if on else -np.inf
             while not (np.isfinite(new) and new >= lowest):
                 share /= 4
                 if share < SHORTEST:
@@ -116,6 +119,15 @@ class Held:
                 new = self.value(there)
             x, value = there, new
         return None
+
+    @property
+    def eps(self) -> float:
+        """The rounding unit."""
+        return float(np.finfo(self.problem.start.dtype).eps)
+
+    def rounding(self, value: float) -> float:
+        """Changes of log-likelihoods of this size that mean nothing."""
+        return DIGITS * self.eps * (1 + abs(value)) if np.isfinite(value) else 0.0
 
     def value(self, x: np.ndarray) -> float:
         """The log-likelihood at `x` (p,)."""

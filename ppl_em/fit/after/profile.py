@@ -32,8 +32,8 @@ STUCK = 1e-12
 
 OPEN = "open: the likelihood does not fall that far towards the bound"
 AT = "at the bound"
-LOST = "open: no best values of the others were found further out"
-"""What is said of limits that are none."""
+LOST = "not found: the log-likelihood could not be maximised over the others further out"
+"""What is said of limits that are none; the last is NaN."""
 
 
 @dataclass(frozen=True)
@@ -108,23 +108,24 @@ class Profile:
             place = self.at(t)
             if place is None:
                 if outer is not None or abs(t - inner[0]) < 1e-3 * self.unit:
-                    return end, LOST
+                    return np.nan, LOST
                 t = (t + (center if np.isinf(inner[0]) else inner[0])) / 2
                 continue
-            if place.value > self.top.value + HIGHER:
+            noise = self.held.rounding(self.top.value)
+            if place.value > self.top.value + HIGHER + noise:
                 raise ModelError(
                     f"`result.conf_int`: the log-likelihood is higher ({place.value:.6f}) than at "
                     f"the estimates ({self.top.value:.6f}), with {self.held.label} at "
                     f"{self.held.scale.back(t):.6g}. Fit again with `num_restarts`."
                 )
             root = abs(self.root(place))
-            if abs(root - height) < CLOSE * height:
+            if abs(root - height) < max(CLOSE * height, noise / height):
                 return self.held.scale.back(t), ""
             if root < height:
                 inner = (t, root)
             else:
                 outer = (t, root)
-            if outer is None and abs(place.value - last) < LEVEL:
+            if outer is None and abs(place.value - last) < LEVEL + noise:
                 return end, OPEN
             last = place.value
             if outer is not None and abs(outer[0] - inner[0]) < STUCK * (1 + abs(t)):
