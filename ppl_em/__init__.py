@@ -3,7 +3,13 @@
 from ppl_em import e_step, m_step
 from ppl_em.algorithms import Stopping
 from ppl_em.cli import catalog
-from ppl_em.compare import AlgorithmComparison, Comparison, compare_algorithms, compare_e_steps
+from ppl_em.compare import (
+    AlgorithmComparison,
+    Comparison,
+    compare_algorithms,
+    compare_e_steps,
+    compare_models,
+)
 from ppl_em.direct import Direct
 from ppl_em.em import EM
 from ppl_em.params import Constraint
@@ -32,6 +38,7 @@ __all__ = [
     "catalog",
     "compare_algorithms",
     "compare_e_steps",
+    "compare_models",
     "e_step",
     "enable_cache",
     "load",

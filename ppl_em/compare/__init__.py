@@ -2,6 +2,7 @@
 
 from ppl_em.compare.algorithms import ALGORITHMS, AlgorithmComparison, compare_algorithms
 from ppl_em.compare.e_steps import Comparison, compare_e_steps
+from ppl_em.compare.models import compare_models
 
 __all__ = [
     "ALGORITHMS",
@@ -9,4 +10,5 @@ __all__ = [
     "Comparison",
     "compare_algorithms",
     "compare_e_steps",
+    "compare_models",
 ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 
 from ppl_em.algorithms import Certified, Polish, Verdict
 from ppl_em.e_step import DeterministicEStep, EStep, expectation
+from ppl_em.fit.after import Inquiry
 from ppl_em.fit.after.at import at
 from ppl_em.fit.after.evaluation import FINAL_STEPS
 from ppl_em.fit.after.predict import predict
@@ -30,7 +32,17 @@ from ppl_em.likelihood.active_constraints import active_constraints
 from ppl_em.params import AtBounds, flat_bounds, within_reach
 from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Problem, on_request
-from ppl_em.result import Audit, EMResult, Evaluated, Options, Status, Uncertainty, to_datatree
+from ppl_em.result import (
+    Audit,
+    Counts,
+    EMResult,
+    Evaluated,
+    Model,
+    Options,
+    Status,
+    Uncertainty,
+    to_datatree,
+)
 from ppl_em.stats import relative_error
 
 if TYPE_CHECKING:
@@ -83,6 +95,33 @@ class FittedParts:
         """Look at the returned parameters with a stronger E-step."""
         return audit(rng_key, self.problem, self.x, result, e_step)
 
+    def counts(self) -> Counts:
+        """Numbers of parameters and observations."""
+        return self._inquiry.counts()
+
+    def num_groups(self) -> tuple[int, str]:
+        """How many groups are independent; or 0, and why that is not known."""
+        return self._inquiry.num_groups()
+
+    @on_request
+    def model(self) -> Model:
+        """The problem, and the log-likelihood where that has no noise."""
+        return Model(self.problem, self._look)
+
+    def inquiry(self, what: str) -> Inquiry:
+        """What answers other questions, with the information at hand."""
+        return self._inquiry
+
+    @cached_property
+    def _inquiry(self) -> Inquiry:
+        _, (information, left_out, _), reason = self._settled
+        run = self.problem, self.e_step, self.x, self.e_state, self.posterior, self.at
+        return Inquiry(*run, information, _on_the_way(reason, self.status), left_out)
+
+    @cached_property
+    def _settled(self) -> tuple[Information, tuple[Information, np.ndarray, str], str]:
+        return self._information()
+
     @on_request
     def evaluated(
         self,
@@ -110,13 +149,13 @@ class FittedParts:
     @on_request
     def covariance_x(self) -> tuple[np.ndarray, str]:
         """Covariance of the parameters on the unconstrained scale, (p, p), and what is wrong."""
-        _, (information, *_), reason = self._information()
+        _, (information, *_), reason = self._settled
         return information.covariance, reason
 
     @on_request
     def uncertainty(self) -> Uncertainty:
         """Invert the observed information; carry it to the model's own scale."""
-        found, (information, left_out, note), reason = self._information()
+        found, (information, left_out, note), reason = self._settled
         active = active_constraints(self.problem, self.x, found)
         covariance_x = (
             np.full_like(information.matrix, np.nan) if reason else information.covariance

@@ -8,9 +8,17 @@ from ppl_em.likelihood.draw_evaluation import (
     known_blocks,
     score_moments,
 )
-from ppl_em.likelihood.identifiability import set_aside
+from ppl_em.likelihood.identifiability import flat_directions, set_aside
 from ppl_em.likelihood.importance_information import sampled_information
-from ppl_em.likelihood.information import AT_AN_END, MAX_SE_NOISE, Information, holding, named
+from ppl_em.likelihood.information import (
+    AT_AN_END,
+    MAX_SE_NOISE,
+    Information,
+    complement,
+    frame,
+    holding,
+    named,
+)
 from ppl_em.likelihood.last_digits import change_by_last_digits, meaningless, rounding_noise
 from ppl_em.likelihood.louis import Components, ScoreMoments, find, louis_information
 from ppl_em.likelihood.observed import (
@@ -29,11 +37,14 @@ __all__ = [
     "ScoreMoments",
     "Spectrum",
     "change_by_last_digits",
+    "complement",
     "constrained_covariance",
     "curvature_of_score",
     "find",
     "find_motion",
     "flat_and_jacobian",
+    "flat_directions",
+    "frame",
     "held_value_and_score",
     "hold",
     "holding",

@@ -21,7 +21,7 @@ from ppl_em.posterior.gaussian_filter import (
 )
 from ppl_em.posterior.laplace import GaussianLaw, LaplaceApproximation, half_trace
 from ppl_em.posterior.linalg import roots
-from ppl_em.posterior.log_likelihood import OF_PARAMETERS, LogLikelihood
+from ppl_em.posterior.log_likelihood import OF_PARAMETERS, UNBIASED, LogLikelihood
 from ppl_em.posterior.mixture import BlockLayout, GaussianMixture
 from ppl_em.posterior.numpyro_guide import AutoLaw, Guided, Law, UserLaw
 from ppl_em.posterior.product import PartPosterior, Product
@@ -32,6 +32,7 @@ from ppl_em.posterior.variational import MAX_HESSIAN, GaussianGuide, flat_blocks
 __all__ = [
     "MAX_HESSIAN",
     "OF_PARAMETERS",
+    "UNBIASED",
     "AutoLaw",
     "BlockDraws",
     "BlockLayout",

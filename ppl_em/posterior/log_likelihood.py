@@ -7,6 +7,9 @@ from ppl_em.stats import MAX_KHAT
 OF_PARAMETERS = ("exact", "quadrature", "laplace")
 """Kinds that are log-likelihoods, functions of the parameters alone: no bounds, no estimates."""
 
+UNBIASED = ("exact", "quadrature", "estimate")
+"""Kinds that stand for the same number."""
+
 KINDS = (*OF_PARAMETERS, "lower_bound", "estimate")
 """Every kind of marginal log-likelihood; only `"exact"` is free of approximation."""
 

@@ -24,7 +24,7 @@ from ppl_em.problem.prepared import Prepared
 from ppl_em.problem.problem import Latents, Problem
 from ppl_em.problem.sites import LatentSite, site_dims
 from ppl_em.problem.subsampling import AllRows, Indices, Rows, Whole
-from ppl_em.problem.terms import terms_by_plate
+from ppl_em.problem.terms import Observed, cells_of_terms, observations, parts, terms_by_plate
 from ppl_em.problem.trace import accepts, refused, run_model
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Indices",
     "LatentSite",
     "Latents",
+    "Observed",
     "Prepared",
     "Problem",
     "Rows",
@@ -43,6 +44,7 @@ __all__ = [
     "bounds",
     "brought_inside",
     "build_problem",
+    "cells_of_terms",
     "check_batches",
     "check_unchanged",
     "conditions",
@@ -58,7 +60,9 @@ __all__ = [
     "look",
     "nearest_feasible",
     "needs",
+    "observations",
     "on_request",
+    "parts",
     "refused",
     "restrict",
     "run_model",

@@ -6,6 +6,9 @@ from ppl_em.result.datatree import to_datatree
 from ppl_em.result.em_result import EMResult
 from ppl_em.result.finding import Diagnosis, Finding
 from ppl_em.result.latents import LatentPosterior
+from ppl_em.result.left_out import LeftOut
+from ppl_em.result.likelihood_ratio import Counts, LikelihoodRatio, check_same_data, of_one_kind
+from ppl_em.result.nested import Model
 from ppl_em.result.netcdf import write_tree
 from ppl_em.result.new_data import Evaluated, Options, predictions
 from ppl_em.result.plots import plot_fit
@@ -20,17 +23,23 @@ __all__ = [
     "NO_OPTIMUM",
     "Audit",
     "Certificate",
+    "Counts",
     "Diagnosis",
     "EMResult",
     "Evaluated",
     "Finding",
     "LatentPosterior",
+    "LeftOut",
+    "LikelihoodRatio",
+    "Model",
     "Optimum",
     "Options",
     "Restarts",
     "Status",
     "Uncertainty",
+    "check_same_data",
     "load",
+    "of_one_kind",
     "plot_fit",
     "predictions",
     "remarks",

@@ -13,6 +13,8 @@ from ppl_em.posterior import LogLikelihood
 from ppl_em.result.certificate import Certificate
 from ppl_em.result.diagnosis import Diagnosed
 from ppl_em.result.html import as_html
+from ppl_em.result.inference import Inference
+from ppl_em.result.likelihood_ratio import Counts
 from ppl_em.result.netcdf import write_tree
 from ppl_em.result.new_data import NewData
 from ppl_em.result.status import CONVERGED, Status
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from ppl_em.e_step import EStep
     from ppl_em.result.audit import Audit
+    from ppl_em.result.nested import Model
     from ppl_em.result.restarts import Restarts
 
 
@@ -44,9 +47,25 @@ class Parts(Protocol):
         """Covariance and Monte Carlo errors of the estimates."""
         ...
 
+    def counts(self) -> Counts:
+        """Numbers of parameters and observations."""
+        ...
+
+    def num_groups(self) -> tuple[int, str]:
+        """How many groups are independent; or 0, and why that is not known."""
+        ...
+
+    def model(self) -> "Model | None":
+        """The problem and its log-likelihood; None if the model is not at hand."""
+        ...
+
+    def inquiry(self, what: str) -> Any:
+        """What answers the other questions of `Inference`; `what` is named if there is nothing."""
+        ...
+
 
 @dataclass(frozen=True, repr=False)
-class EMResult(Diagnosed, NewData):
+class EMResult(Inference, NewData, Diagnosed):
     """A finished fit; everything in it belongs to `params`.
 
     Attributes
@@ -129,27 +148,6 @@ class EMResult(Diagnosed, NewData):
     def converged(self) -> bool:
         """Whether the run ended at a maximum, as far as can be told."""
         return self.status in CONVERGED
-
-    def covariance(self) -> "xarray.DataArray":
-        """Covariance of the estimates, dims (parameter, parameter_), labelled `alpha[0]`, `sd`, ...
-
-        The inverse observed information, carried to the model's own scale by the delta method.
-        Fixed parameters have zeros; NaN, with a warning, where it is not available: for those at
-        a boundary or along a flat direction, or for all if the information is otherwise singular.
-
-        >>> round(result.covariance().item(), 4)
-        0.6392
-        """
-        import xarray
-
-        labels = self.labels
-        self._warn_of_gaps()
-        return xarray.DataArray(
-            self.uncertainty.covariance,
-            dims=("parameter", "parameter_"),
-            coords={"parameter": labels, "parameter_": labels},
-            attrs={"method": self.uncertainty.method},
-        )
 
     def standard_errors(self) -> Params:
         """Standard errors, keyed and shaped as `params`; 0 where fixed, NaN if not available.

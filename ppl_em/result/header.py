@@ -26,6 +26,7 @@ REQUIRED = {
 }
 OPTIONAL = {
     "boundary": dict,
+    "counts": list,
     "penalties": dict,
     "degeneracy": str,
     "e_step_reason": str,
@@ -70,6 +71,11 @@ def checked_header(attributes: Any) -> dict[str, Any]:
     _require(all(isinstance(end, list) for end in ends), "`boundary` has no rows")
     _require(_are_numbers([end[:3] for end in ends]), "`boundary` has no numbers")
     _require(all(isinstance(word, str) for end in ends for word in end[3:]), "`boundary`")
+    if "counts" in header:
+        found = header["counts"]
+        _require(len(found) == 5, "`counts` is not complete")
+        _require(all(_is_number(found[i]) for i in (0, 1, 3)), "`counts` has no numbers")
+        _require(all(isinstance(found[i], str) for i in (2, 4)), "`counts` has no words")
     for name in ("names", "history"):
         _require(all(isinstance(v, str) for v in header.get(name, {}).values()), f"`{name}`")
     return header

@@ -14,6 +14,7 @@ from ppl_em.posterior import LogLikelihood
 from ppl_em.result.certificate import Certificate
 from ppl_em.result.em_result import EMResult
 from ppl_em.result.header import VERSION, check_shapes, checked_header, stored_params
+from ppl_em.result.likelihood_ratio import Counts
 from ppl_em.result.names import changed, distinct, in_tree
 from ppl_em.result.netcdf import read_tree, unreadable
 from ppl_em.result.restarts import Optimum, Restarts
@@ -100,6 +101,35 @@ class StoredParts:
         """Refuse: it runs the model."""
         raise _without_model("predict")
 
+    def model(self) -> None:
+        """It is not there."""
+
+    def inquiry(self, what: str) -> Any:
+        """Refuse: what is asked for runs the model."""
+        raise ModelError(
+            f"`result.{what}`: this fit was loaded from a file, which does not hold the model. Ask "
+            f"a fit before it is saved, or fit again from `init_params=result.params`."
+        )
+
+    def counts(self) -> Counts:
+        """The numbers that were saved."""
+        return Counts(*self._counted[:3])
+
+    def num_groups(self) -> tuple[int, str]:
+        """The number that was saved, and why it is not known."""
+        number, why = self._counted[3:]
+        return number, why
+
+    @property
+    def _counted(self) -> list[Any]:
+        found = json.loads(self.tree.attrs["ppl_em"]).get("counts")
+        if found is None:
+            raise ModelError(
+                "`result.counts`: the file was written by an older ppl_em, which kept no numbers "
+                "of parameters and observations. Fit again from `init_params=result.params`."
+            )
+        return list(found)
+
     def datatree(self, result: "EMResult") -> "xarray.DataTree":
         """The tree that was saved."""
         return self.tree
@@ -185,6 +215,7 @@ def header(result: EMResult) -> dict[str, Any]:
     return {
         "version": VERSION,
         "log_likelihood": list(result.log_likelihood),
+        "counts": [*result.counts, *result._groups],
         "status": result.status.name,
         "num_steps": result.num_steps,
         "e_step": result.e_step,

@@ -1,1 +1,5 @@
-"""What can be asked of a finished fit: one file per question."""
+"""What is asked of a finished fit."""
+
+from ppl_em.fit.after.inquiry import Inquiry
+
+__all__ = ["Inquiry"]

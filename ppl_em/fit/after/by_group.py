@@ -1,0 +1,273 @@
+"""The marginal log-likelihood by independent group of the data, at any parameters."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl_em.e_step import DeterministicEStep, EStep
+from ppl_em.likelihood import frame
+from ppl_em.posterior import WeightedDraws
+from ppl_em.problem import Problem, cells_of_terms, observations, parts
+from ppl_em.problem.terms import terms
+from ppl_em.stats import Proposals
+from ppl_em.structure import find_components, owners
+from ppl_em.util import ModelError, compiled, generator
+
+CHUNK = 64
+"""Points of one call: programs are compiled for this number alone."""
+
+AWAY = 0.3
+"""How far from the center, unconstrained, latents are looked at a second time."""
+
+NUM_PROPOSALS = 1000
+"""Draws of each block's proposal, where the posterior consists of draws."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which terms, latents and data belong together, whatever the parameters are.
+
+    Attributes
+    ----------
+    number
+        G, of groups of data that are independent given the parameters.
+    owner
+        The group of every term of the log-joint, (E,); G for what belongs to none.
+    labels
+        The group of every latent, (D,); G for those without data.
+    cells
+        Observed site to the group of each cell of its log-density, -1 where that is masked.
+    """
+
+    number: int
+    owner: np.ndarray
+    labels: np.ndarray
+    cells: dict[str, np.ndarray]
+
+
+def find_groups(problem: Problem, x: jax.Array, u: jax.Array) -> Groups:
+    """The finest groups of data that are independent given the parameters.
+
+    They are independent blocks of latents with all that depends on them; data that depend on no
+    latent are groups by themselves, as fine as the model's plates tell them apart.
+
+    Parameters
+    ----------
+    problem, x
+        The problem and its unconstrained parameters, shape (p,).
+    u
+        Likely latents, unconstrained, (D,).
+
+    Raises
+    ------
+    ModelError
+        If terms of the log-joint cannot be told apart.
+    """
+    params = problem.constrain(x)
+    labels, owner = _blocks(problem, x, np.asarray(u))
+    count = int(labels.max(initial=-1)) + 1
+    if not problem.spec.discrete:
+        owner = _with_latents(problem, params, labels, owner)
+    alone = owner == count
+    owner = np.where(alone, count + np.cumsum(alone) - 1, owner)  # each by itself
+    observed = observations(problem, params)
+    found = cells_of_terms(problem, params, problem.start * 0 + u, observed)
+    if found.keys() != observed.keys():
+        raise ModelError(
+            f"Site '{min(observed.keys() - found.keys())}': which of its rows belong to which "
+            f"group cannot be told. Put its rows in a `numpyro.plate`."
+        )
+    cells = {name: np.where(at < 0, -1, owner[at]) for name, at in found.items()}
+    seen = np.unique(np.concatenate([at.ravel() for at in cells.values()]))
+    seen = seen[seen >= 0]
+    new = np.full(max(count, int(owner.max(initial=0)) + 1) + 1, len(seen))
+    new[seen] = np.arange(len(seen))
+    cells = {name: np.where(at < 0, -1, new[at]) for name, at in cells.items()}
+    return Groups(len(seen), new[owner], new[labels], cells)
+
+
+def _blocks(problem: Problem, x: jax.Array, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The block of every latent, (D,), and of every term, (E,), the number of blocks for none."""
+    if problem.spec.has_moving_supports:
+        raise ModelError(
+            "The support of a latent depends on another one: groups cannot be told apart."
+        )
+    if not u.size:
+        shape = jax.eval_shape(lambda: terms(problem, problem.constrain(x), problem.start)).shape
+        return np.zeros(0, int), np.zeros(shape, int)
+    noise = AWAY * np.random.default_rng(0).normal(size=(2, u.size)).astype(u.dtype)
+    labels = find_components(problem, x, u + noise, jax.random.key(0))
+    owner = owners(problem, x, u, labels)
+    if owner is None:
+        labels = np.zeros_like(labels)
+        owner = owners(problem, x, u, labels)
+    if owner is None:
+        raise ModelError(
+            f"Site '{problem.spec.latents[0].name}': which terms of the log-joint depend on which "
+            f"latents cannot be told, so there are no groups."
+        )
+    return labels, owner
+
+
+def _with_latents(
+    problem: Problem, params: Any, labels: np.ndarray, owner: np.ndarray
+) -> np.ndarray:
+    """The owners (E,), with constants of a latent's own density in the latent's block."""
+    owner, start, own = owner.copy(), 0, problem.unravel(labels)
+    for name, shape in parts(problem, params):
+        size = int(np.prod(shape))
+        piece = owner[start : start + size]
+        if name in own or not name:
+            mine = labels if not name else own[name].reshape(*own[name].shape)
+            extra = mine.ndim - len(shape)
+            if name and mine.shape[: len(shape)] == shape:
+                mine = mine.reshape(*shape, -1)[..., 0] if extra else mine
+            if mine.size == size:
+                constant = piece == int(labels.max(initial=-1)) + 1
+                owner[start : start + size] = np.where(constant, mine.ravel(), piece)
+        start += size
+    return owner
+
+
+@dataclass(frozen=True)
+class ByGroup:
+    """Values of the marginal log-likelihood by group, a function of the parameters.
+
+    By an E-step without noise it is the E-step's own value; from draws it is importance sampled,
+    by proposals that are held, so that it is a smooth function of the parameters.
+    """
+
+    problem: Problem
+    groups: Groups
+    e_step: EStep
+    state: Any
+
+    @classmethod
+    def of(
+        cls, problem: Problem, x: jax.Array, e_step: EStep, state: Any, posterior: Any
+    ) -> "ByGroup":
+        """At and around the fitted `x` (p,), with the E-step and the posterior of the fit.
+
+        Raises
+        ------
+        ModelError
+            If the posterior has no density, as guides' do not, or groups cannot be told apart.
+        """
+        params = problem.constrain(x)
+        if posterior.by_draws:
+            draws = cast(WeightedDraws, posterior).draws.reshape(-1, problem.num_latents)
+            groups = find_groups(problem, x, draws.mean(axis=0))
+            return cls(problem, groups, e_step, _proposals(np.asarray(draws), groups))
+        found = posterior.by_coordinate(problem, params)
+        if found is None:
+            raise ModelError(
+                f"e_step='{e_step.flag}': its objective is a bound, which is no sum of marginal "
+                f"log-likelihoods by group. Fit with e_step='exact', 'quadrature', 'laplace' or "
+                f"'nuts'."
+            )
+        return cls(problem, find_groups(problem, x, found[0]), e_step, state)
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """Values at `points` (n, p) of the unconstrained parameters, shape (n, G)."""
+        points, found = np.asarray(points), []
+        owner, labels = jnp.asarray(self.groups.owner), jnp.asarray(self.groups.labels)
+        for begin in range(0, len(points), CHUNK):
+            some = points[begin : begin + CHUNK]
+            full = np.concatenate([some, np.repeat(some[-1:], CHUNK - len(some), axis=0)])
+            full = full.astype(self.problem.start.dtype)
+            number = self.groups.number
+            if self.e_step.stochastic:
+                values = _sampled(number, self.problem, full, len(some), owner, self.state)
+            else:
+                values = _values(
+                    cast(DeterministicEStep, self.e_step),
+                    number,
+                    self.problem,
+                    full,
+                    len(some),
+                    self.state,
+                    owner,
+                    labels,
+                )
+            found.append(np.asarray(values, float)[: len(some)])
+        return np.concatenate(found)
+
+    def scores(self, x: jax.Array, matrix: np.ndarray) -> np.ndarray:
+        """Their gradients at `x` (p,), (G, p), by differences of the fourth order.
+
+        `matrix` (p, p), the information, says how long steps are.
+        """
+        eps = float(np.finfo(np.asarray(x).dtype).eps)
+        scale = np.diag(frame(matrix, None)) * eps**0.2
+        steps = np.concatenate([k * np.diag(scale) for k in (-2, -1, 1, 2)])
+        values = self(np.asarray(x, float) + steps).reshape(4, len(scale), -1)
+        weights = np.array([1, -8, 8, -1]) / 12
+        return (np.einsum("k,kpg->pg", weights, values) / scale[:, None]).T
+
+
+@compiled(static_argnums=(0, 1))
+def _values(
+    e_step: DeterministicEStep,
+    number: int,
+    problem: Problem,
+    points: jax.Array,
+    count: int | jax.Array,
+    state: Any,
+    owner: jax.Array,
+    labels: jax.Array,
+) -> jax.Array:
+    """Values (n, G) at the first `count` of `points` (n, p)."""
+
+    def at(i: jax.Array, seen: jax.Array) -> jax.Array:
+        params = problem.constrain(points[i])
+        posterior = e_step.step(problem, params, state)[0]
+        found = posterior.by_coordinate(problem, params)
+        if found is None:
+            raise ValueError("the posterior has no density")
+        u, densities = found
+        joint = jax.ops.segment_sum(terms(problem, params, u), owner, number + 1)
+        own = jax.ops.segment_sum(densities, labels, number + 1)
+        return seen.at[i].set((joint - own)[:-1])
+
+    start = jnp.full((len(points), number), jnp.nan, points.dtype)
+    return jax.lax.fori_loop(0, count, at, start)
+
+
+def _proposals(draws: np.ndarray, groups: Groups) -> tuple[jax.Array, jax.Array]:
+    """Points (n, D) of the latents, and their log-densities by group, (n, G)."""
+    blocks = np.unique(groups.labels, return_inverse=True)[1]
+    law = Proposals.fit(draws, blocks)
+    points, densities = law.sample(generator(jax.random.key(0)), NUM_PROPOSALS)
+    names = np.unique(groups.labels)
+    full = np.zeros((len(points), groups.number + 1))
+    full[:, names] = densities
+    dtype = draws.dtype
+    return jnp.asarray(points, dtype), jnp.asarray(full[:, : groups.number], dtype)
+
+
+@compiled(static_argnums=0)
+def _sampled(
+    number: int,
+    problem: Problem,
+    points: jax.Array,
+    count: int | jax.Array,
+    owner: jax.Array,
+    proposals: tuple[jax.Array, jax.Array],
+) -> jax.Array:
+    """The same from draws of proposals, see `_proposals`."""
+    draws, densities = proposals
+
+    def at(i: jax.Array, seen: jax.Array) -> jax.Array:
+        params = problem.constrain(points[i])
+
+        def joint(u: jax.Array) -> jax.Array:
+            return jax.ops.segment_sum(terms(problem, params, u), owner, number + 1)[:-1]
+
+        ratios = jax.lax.map(joint, draws, batch_size=16) - densities
+        return seen.at[i].set(jax.nn.logsumexp(ratios, axis=0) - np.log(len(draws)))
+
+    start = jnp.full((len(points), number), jnp.nan, points.dtype)
+    return jax.lax.fori_loop(0, count, at, start)
