@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, cast
 import jax
 import numpy as np
 
-from ppl_em.algorithms import Certified, Polish, Verdict
+from ppl_em.algorithms import Certified, Polish, Sampler, Verdict
 from ppl_em.e_step import DeterministicEStep, EStep, expectation
+from ppl_em.fit.after.law import joint_draws
 from ppl_em.fit.audit import audit
 from ppl_em.likelihood import (
     AT_AN_END,
@@ -24,10 +25,10 @@ from ppl_em.likelihood import (
     set_aside,
 )
 from ppl_em.likelihood.active_constraints import active_constraints
-from ppl_em.params import AtBounds, flat_bounds, within_reach
+from ppl_em.params import AtBounds, flat_bounds, flat_labels, repeated_entries, within_reach
 from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Problem, on_request
-from ppl_em.result import Audit, EMResult, Status, Uncertainty, to_datatree
+from ppl_em.result import Audit, EMResult, Status, Uncertainty, Unconstrained, to_datatree
 from ppl_em.stats import relative_error
 
 if TYPE_CHECKING:
@@ -68,11 +69,16 @@ class FittedParts:
     penalised: bool = False
     certified: Certified | None = None
     status: Status | None = None
+    sampler: Sampler | None = None
 
     @on_request
-    def datatree(self, result: EMResult) -> "xarray.DataTree":
-        """Build the result's DataTree."""
-        return to_datatree(result, self.problem)
+    def datatree(self, result: EMResult, at_estimate: bool = False) -> "xarray.DataTree":
+        """Build the result's DataTree; parameters are drawn, unless latents are `at_estimate`."""
+        drawn = None
+        if not at_estimate:
+            how = self.problem, self.e_step, self.e_state, self.posterior, self.sampler, self.x
+            drawn = joint_draws(result, *how)
+        return to_datatree(result, self.problem, drawn)
 
     @on_request
     def audit(self, result: EMResult, rng_key: jax.Array, e_step: str | EStep) -> Audit:
@@ -101,9 +107,12 @@ class FittedParts:
             mcse[left_out] = np.nan
         se_mcse = self._se_mcse(information) * np.sqrt(np.diag(covariance))
         method = information.method + (", penalised" if self.penalised else "")
-        bounds = flat_bounds(self.problem.space, self.problem.constrain(self.x))
+        space, params, x = self.problem.space, self.problem.constrain(self.x), np.asarray(self.x)
         reason = _on_the_way(reason, self.status)
-        return Uncertainty(covariance, mcse, se_mcse, method, reason, note, active, bounds)
+        names = tuple(flat_labels(space.unravel(x)))
+        free = Unconstrained(names, x, covariance_x, information.matrix, information.gradient)
+        shape = flat_bounds(space, params), free, repeated_entries(space, params)
+        return Uncertainty(covariance, mcse, se_mcse, method, reason, note, active, *shape)
 
     @property
     def _look(self) -> Callable[[jax.Array], float] | None:

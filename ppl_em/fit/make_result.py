@@ -40,7 +40,7 @@ def _warn_of_float32(e_step: EStep, value: float, dtype: Any) -> None:
 def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMResult:
     """End a run: an E-step at the returned parameters, and the log-likelihood there."""
     key_posterior, key_evidence = split(rng_key)
-    x, e_step, state = outcome.x, outcome.e_step, outcome.e_state
+    x, e_step, state, sampler = outcome.x, outcome.e_step, outcome.e_state, None
     if e_step.stochastic:
         sampler, state = Sampler(cast(StochasticEStep, e_step), outcome.m_step).fresh(state)
         posterior, state = sampler.draws(problem, x, state, FINAL_STEPS)
@@ -82,6 +82,7 @@ def make_result(rng_key: jax.Array, problem: Problem, outcome: Outcome) -> EMRes
             bool(terms),
             outcome.certified,
             outcome.status,
+            sampler,
         ),
         boundary={} if outcome.at is None else outcome.at.found,
         penalties=terms,

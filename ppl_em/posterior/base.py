@@ -5,10 +5,12 @@ from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ppl_em.params import Params
 from ppl_em.posterior.log_likelihood import LogLikelihood
 from ppl_em.problem import Latents, Problem
+from ppl_em.structure import by_block
 from ppl_em.util import ModelError
 
 
@@ -56,6 +58,18 @@ class Posterior(Protocol):
         """Probabilities of discrete sites, (*plates, size of the support); None if not known."""
         return None
 
+    @property
+    def groups(self) -> np.ndarray | None:
+        """The number of its independent block for every latent, (D,), where `by_group` is known."""
+        return None
+
+    def by_group(self, problem: Problem, params: Params, owner: jax.Array) -> jax.Array:
+        """The log-likelihood at `params`, where it was made, by block of `groups`, (G + 1,).
+
+        `owner` (E,) is the block of every term of the log-joint; last what belongs to none.
+        """
+        raise ValueError("this posterior does not know the log-likelihood by group")
+
     def expectation(self, value: Callable[[jax.Array], Any]) -> Any:
         """The mean of `value`, a function of the unconstrained latents (D,) to a pytree.
 
@@ -99,6 +113,18 @@ class Centered(Posterior, Protocol):
         """Of sites on the real line."""
         spread = problem.unravel(jnp.std(self.points(), axis=0))
         return {name: spread[name] for name in on_the_line(problem, params, self.center)}
+
+
+def integrated(
+    problem: Problem, params: Params, u: jax.Array, log_density: jax.Array, owner: jax.Array
+) -> jax.Array:
+    """The log-joint less the posterior's log-density, by block: log p(y) of each, (G + 1,).
+
+    The same wherever `u` (D,) is, if the posterior is exact; `log_density` (G,) is that of the
+    blocks at `u`, `owner` (E,) as in `Posterior.by_group`.
+    """
+    found = by_block(problem, params, u, owner, log_density.size)
+    return found.at[:-1].add(-log_density)
 
 
 def on_the_line(problem: Problem, params: Params, center: jax.Array) -> list[str]:

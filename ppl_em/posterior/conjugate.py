@@ -50,6 +50,15 @@ class LogGamma:
         away = self.sign.value * (u - self.center)
         return jnp.sum(_log_peak(self.shape) + self.shape * (away - jnp.expm1(away)))
 
+    @property
+    def groups(self) -> np.ndarray:
+        """Every coordinate is alone, (d,)."""
+        return np.arange(self.sign.value.size)
+
+    def log_density_by_group(self) -> jax.Array:
+        """log q at the center by coordinate, (d,)."""
+        return _log_peak(self.shape)
+
     def points(self) -> jax.Array:
         """Two points, (2, d), whose mean has the right E[w] and E[exp(w)].
 
@@ -93,8 +102,16 @@ class LogitBeta:
         w, top = u - self.shift.value, self.center - self.shift.value
         log_z = jax.nn.log_sigmoid(w) - jax.nn.log_sigmoid(top)
         log_rest = jax.nn.log_sigmoid(-w) - jax.nn.log_sigmoid(-top)
-        peak = _log_peak(self.a) + _log_peak(self.b) - _log_peak(self.a + self.b)
-        return jnp.sum(peak + self.a * log_z + self.b * log_rest)
+        return jnp.sum(self.log_density_by_group() + self.a * log_z + self.b * log_rest)
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Every coordinate is alone, (d,)."""
+        return np.arange(self.shift.value.size)
+
+    def log_density_by_group(self) -> jax.Array:
+        """log q at the center by coordinate, (d,)."""
+        return _log_peak(self.a) + _log_peak(self.b) - _log_peak(self.a + self.b)
 
     def points(self) -> jax.Array:
         """Two points, (2, d), whose mean has the right E[log z] and E[log(1 - z)].

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ppl_em.params import Params
 from ppl_em.posterior.base import Posterior
 from ppl_em.problem import Latents, Problem
+from ppl_em.problem.terms import terms
 
 
 @jax.tree_util.register_dataclass
@@ -34,6 +36,16 @@ class Enumerated(Posterior):
             return jnp.sum(weight * jnp.where(weight != 0, tables[name], 0.0))
 
         return sum((term(name) for name in tables), start=self.offset)
+
+    @property
+    def groups(self) -> np.ndarray:
+        """There are no continuous latents, (0,)."""
+        return np.zeros(0, int)
+
+    def by_group(self, problem: Problem, params: Params, owner: jax.Array) -> jax.Array:
+        """The log-likelihood as far as plates tell it apart: each term is a block, (E + 1,)."""
+        found = terms(problem, params, jnp.zeros(0))
+        return jnp.append(found, 0.0)
 
     def sample(
         self, problem: Problem, params: Params, rng_key: jax.Array, num_samples: int

@@ -72,6 +72,15 @@ class GaussianArrow:
         value = standard_normal(noise, noise.size) + log_det(self.tril)
         return value + standard_normal(shared_noise, shared.size) + log_det(self.shared_tril)
 
+    @property
+    def groups(self) -> np.ndarray:
+        """All coordinates hang together, (d,)."""
+        return np.zeros(self.mean.size, int)
+
+    def log_density_by_group(self) -> jax.Array:
+        """log q at the center, (1,)."""
+        return self.log_density(self.mean)[None]
+
     def points(self) -> jax.Array:
         """2 (k + s) equally weighted points, (2 (k + s), d), for the exact mean of the log-joint.
 

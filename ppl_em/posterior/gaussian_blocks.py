@@ -59,6 +59,16 @@ class Gaussian:
         away = jnp.einsum("gji,gj->gi", self.precision_tril, self.blocks.split(u - self.mean))
         return standard_normal(away, u.size) + log_det(self.precision_tril)
 
+    @property
+    def groups(self) -> np.ndarray:
+        """The number of its block for every coordinate, (d,)."""
+        return self.blocks.labels
+
+    def log_density_by_group(self) -> jax.Array:
+        """log q at the center by block, (G,)."""
+        diagonal = jnp.diagonal(self.precision_tril, axis1=-2, axis2=-1)
+        return jnp.sum(jnp.log(diagonal) - 0.5 * np.log(2 * np.pi), axis=-1)
+
     def points(self) -> jax.Array:
         """2 k equally weighted points, (2k, d), that integrate every quadratic exactly.
 

@@ -82,6 +82,18 @@ class GaussianChain:
         noise = jnp.einsum("tbji,tbj->tbi", self.tril, away)
         return standard_normal(noise, u.size) + log_det(self.tril)
 
+    @property
+    def groups(self) -> np.ndarray:
+        """The number of its chain for every coordinate, (d,)."""
+        chain, _, _ = np.nonzero(self.chain.index.value >= 0)
+        return chain[np.argsort(self.chain.index.value[self.chain.index.value >= 0])]
+
+    def log_density_by_group(self) -> jax.Array:
+        """log q at the center by chain, (B,)."""
+        sizes = np.bincount(self.groups)  # pads have precision 1
+        diagonal = jnp.diagonal(self.tril, axis1=-2, axis2=-1)
+        return jnp.sum(jnp.log(diagonal), axis=(0, -1)) - 0.5 * sizes * np.log(2 * np.pi)
+
     def points(self) -> jax.Array:
         """4 k equally weighted points, (4k, d), over which the log-joint has its exact mean.
 

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ppl_em.params import Params
-from ppl_em.posterior.base import Centered, constrain_draws
+from ppl_em.posterior.base import Centered, constrain_draws, integrated
 from ppl_em.posterior.gaussian_arrow import GaussianArrow
 from ppl_em.posterior.gaussian_blocks import Gaussian
 from ppl_em.posterior.gaussian_chain import GaussianChain
@@ -38,6 +39,15 @@ class LaplaceApproximation(Centered):
     def center_is_mean(self) -> jax.Array:
         """Not unless the transform is the identity, (D,)."""
         return jnp.zeros(self.shift.shape, bool)
+
+    @property
+    def groups(self) -> np.ndarray:
+        """The number of its block for every latent, (D,)."""
+        return self.law.groups
+
+    def by_group(self, problem: Problem, params: Params, owner: jax.Array) -> jax.Array:
+        """Laplace's log-likelihood of every block, (G + 1,)."""
+        return integrated(problem, params, self.law.center, self.law.log_density_by_group(), owner)
 
     def points(self) -> jax.Array:
         """Equally weighted points, (n, D), with the moments of the Gaussian."""

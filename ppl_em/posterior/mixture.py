@@ -8,7 +8,7 @@ import numpy as np
 
 from ppl_em.discrete import States
 from ppl_em.params import Params
-from ppl_em.posterior.base import Centered, constrain_draws
+from ppl_em.posterior.base import Centered, constrain_draws, integrated
 from ppl_em.posterior.linalg import inverse_transpose
 from ppl_em.problem import Latents, Problem
 from ppl_em.structure import Blocks
@@ -76,12 +76,25 @@ class GaussianMixture(Centered):
 
     def log_density(self, u: jax.Array) -> jax.Array:
         """log q(u) for `u` of shape (D,), discrete sites summed out; a scalar."""
+        return jnp.sum(self._by_block(u))
+
+    def _by_block(self, u: jax.Array) -> jax.Array:
+        """log q(u) by block, (G,)."""
         away = self.layout.blocks.split(u) - self.means
         noise = jnp.einsum("sgji,sgj->sgi", self.precision_trils, away)
         diagonal = jnp.diagonal(self.precision_trils, axis1=-2, axis2=-1)
         normal = jnp.log(diagonal) - 0.5 * noise**2 - 0.5 * np.log(2 * np.pi)
-        by_state = jax.nn.logsumexp(jnp.sum(normal, -1), axis=0, b=self.weights)
-        return jnp.sum(by_state)
+        return jax.nn.logsumexp(jnp.sum(normal, -1), axis=0, b=self.weights)
+
+    @property
+    def groups(self) -> np.ndarray:
+        """The number of its block for every latent, (D,)."""
+        return self.layout.blocks.labels
+
+    def by_group(self, problem: Problem, params: Params, owner: jax.Array) -> jax.Array:
+        """The log-likelihood of every block, exactly, (G + 1,)."""
+        center = self.center
+        return integrated(problem, params, center, self._by_block(center), owner)
 
     def points(self) -> jax.Array:
         """2d equally weighted points, (2d, D), with the mean and covariance of every block."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from ppl_em.discrete import LogFactors
 from ppl_em.params import Params
-from ppl_em.posterior.base import Centered, constrain_draws, weighted_mean
+from ppl_em.posterior.base import Centered, constrain_draws, integrated, weighted_mean
 from ppl_em.problem import Latents, Problem
 from ppl_em.structure import StepTotals, other_terms, steps_term
 from ppl_em.util import Static, in_batches
@@ -38,6 +38,15 @@ class PartPosterior(Protocol):
 
     def log_density(self, u: jax.Array) -> jax.Array:
         """The normalised log-density at `u` (d,); a scalar."""
+        ...
+
+    @property
+    def groups(self) -> np.ndarray:
+        """The number of its independent block for every coordinate, (d,)."""
+        ...
+
+    def log_density_by_group(self) -> jax.Array:
+        """The log-density of every block at the center, (G,)."""
         ...
 
     def points(self) -> jax.Array:
@@ -78,6 +87,20 @@ class Product(Centered):
         """log q(u) for `u` of shape (D,); a scalar."""
         terms = [p.log_density(u[i.value]) for p, i in zip(self.parts, self.index, strict=True)]
         return jnp.sum(jnp.stack(terms))
+
+    @property
+    def groups(self) -> np.ndarray:
+        """The number of its block for every latent, (D,): those of one part after another."""
+        groups, count = np.zeros(sum(index.value.size for index in self.index), int), 0
+        for part, index in zip(self.parts, self.index, strict=True):
+            groups[index.value] = count + part.groups
+            count += part.groups.max() + 1
+        return groups
+
+    def by_group(self, problem: Problem, params: Params, owner: jax.Array) -> jax.Array:
+        """The log-likelihood of every block, exactly, (G + 1,)."""
+        log_density = jnp.concatenate([part.log_density_by_group() for part in self.parts])
+        return integrated(problem, params, self.center, log_density, owner)
 
     def points(self) -> jax.Array:
         """Equally weighted points, (n, D): those of the parts, repeated to a common number.

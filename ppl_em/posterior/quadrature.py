@@ -57,6 +57,15 @@ class Nodes(Posterior):
         """The log-likelihood; a scalar."""
         return jnp.sum(self.log_sums) + self.base
 
+    @property
+    def groups(self) -> np.ndarray:
+        """The number of its block for every latent, (D,)."""
+        return self.law.blocks.labels
+
+    def by_group(self, problem: Problem, params: Params, owner: jax.Array) -> jax.Array:
+        """The log-likelihood of every block, (G + 1,)."""
+        return jnp.append(self.log_sums, self.base)
+
     def expected_log_joint(self, problem: Problem, params: Params) -> jax.Array:
         """Q(params), with the probabilities of the nodes held; a scalar."""
         rest = jnp.full((len(self.probs), 1), 1 / len(self.probs), self.probs.dtype)

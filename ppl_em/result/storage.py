@@ -14,17 +14,30 @@ from ppl_em.posterior import LogLikelihood
 from ppl_em.result.certificate import Certificate
 from ppl_em.result.em_result import EMResult
 from ppl_em.result.header import VERSION, check_shapes, checked_header, stored_params
+from ppl_em.result.latents_table import Layout
 from ppl_em.result.names import changed, distinct, in_tree
 from ppl_em.result.netcdf import read_tree, unreadable
 from ppl_em.result.restarts import Optimum, Restarts
 from ppl_em.result.status import Status
-from ppl_em.result.uncertainty import Uncertainty
+from ppl_em.result.uncertainty import Uncertainty, Unconstrained
 from ppl_em.util import ModelError, as_key, check_option, whole
 
 if TYPE_CHECKING:
     import xarray
 
 Arrays = dict[str, np.ndarray]
+
+AT_ESTIMATE = "posterior_at_estimate"
+"""Group of draws of the latents with all parameters at their estimates."""
+
+BY_LAW = (
+    AT_ESTIMATE,
+    "posterior_predictive",
+    "sample_stats",
+    "log_likelihood",
+    "marginal_log_likelihood",
+)
+"""Groups that a tree of latents at the estimates has not."""
 
 
 def load(path: Any) -> EMResult:
@@ -67,7 +80,12 @@ def _result(tree: "xarray.DataTree", header: dict[str, Any]) -> EMResult:
         status=Status[header["status"]],
         num_steps=header["num_steps"],
         history=_arrays(history, names),
-        posterior=StoredPosterior(tree, header.get("latents"), header.get("names", {})),
+        posterior=StoredPosterior(
+            tree,
+            header.get("latents"),
+            header.get("names", {}),
+            tuple(header.get("unbounded", ())),
+        ),
         e_step=header["e_step"],
         seconds=header["seconds"],
         parts=StoredParts(tree),
@@ -95,13 +113,26 @@ class StoredParts:
             "a fit before it is saved, or fit again from `init_params=result.params`."
         )
 
-    def datatree(self, result: "EMResult") -> "xarray.DataTree":
-        """The tree that was saved."""
-        return self.tree
+    def datatree(self, result: "EMResult", at_estimate: bool = False) -> "xarray.DataTree":
+        """The tree that was saved, or what of it has latents at the estimates."""
+        groups = {name: node.to_dataset() for name, node in self.tree.children.items()}
+        groups["/"] = self.tree.to_dataset()
+        if AT_ESTIMATE not in groups:  # files of version 2 have nothing else
+            groups.pop("log_likelihood", None)  # that of latents at the estimates misleads `loo`
+        elif at_estimate:
+            groups["posterior"] = groups[AT_ESTIMATE]
+            groups = {name: group for name, group in groups.items() if name not in BY_LAW}
+        return xarray_tree(groups)
 
     def uncertainty(self) -> Uncertainty:
         """The covariance and Monte Carlo errors that were saved."""
         group = self.tree["uncertainty"].to_dataset()
+        free = None
+        if "observed_information" in self.tree:
+            known = self.tree["observed_information"].to_dataset()
+            names = ("estimate", "covariance", "information", "score")
+            labels = tuple(map(str, known["coordinate"].values))
+            free = Unconstrained(labels, *(known[name].values for name in names))
         return Uncertainty(
             group["covariance"].values,
             group["mcse"].values,
@@ -114,6 +145,8 @@ class StoredParts:
                 for each in json.loads(group.attrs.get("active_constraints", "[]"))
             ),
             group["bounds"].values if "bounds" in group else None,
+            free,
+            group["repeated"].values.astype(bool) if "repeated" in group else None,
         )
 
 
@@ -124,6 +157,7 @@ class StoredPosterior:
     tree: "xarray.DataTree" = field(repr=False)
     latents: list[str] | None = None
     names: dict[str, str] = field(default_factory=dict, repr=False)
+    unbounded: tuple[str, ...] = ()
 
     def sample(self, rng_key: jax.Array, num_samples: int) -> Arrays:
         """Resample the stored draws; each site has shape (num_samples, *site_shape)."""
@@ -155,17 +189,41 @@ class StoredPosterior:
             raise ModelError("`posterior.probs()`: the model has no discrete latents.")
         return self._group("responsibilities")
 
+    def layouts(self) -> dict[str, Layout]:
+        """Axes, labels and kind of every site."""
+        where = AT_ESTIMATE if AT_ESTIMATE in self.tree else "posterior"
+        group, found = self.tree[where].to_dataset(), {}
+        there = {name: tree_name for tree_name, name in self.names.items()}
+        for site in self._names():
+            array = group[there.get(site, site)]
+            dims = tuple(map(str, array.dims[2:]))
+            labels = tuple(array[dim].values for dim in dims)  # 0, 1, ... where there are none
+            found[site] = Layout(dims, labels, site in self.unbounded, self._support(site))
+        return found
+
+    def _support(self, site: str) -> np.ndarray | None:
+        """The values of a discrete site; None for others."""
+        if "responsibilities" not in self.tree:
+            return None
+        there = {name: tree_name for tree_name, name in self.names.items()}.get(site, site)
+        group = self.tree["responsibilities"].to_dataset()
+        return group[f"{there}_state"].values if there in group else None
+
     def _group(self, name: str) -> Arrays:
         if name not in self.tree:
             return {}
         return _arrays(self.tree[name], self.names)
 
     def _flat(self) -> Arrays:
+        group = self._group(AT_ESTIMATE if AT_ESTIMATE in self.tree else "posterior")
+        return {n: group[n].reshape(-1, *group[n].shape[2:]) for n in self._names()}
+
+    def _names(self) -> list[str]:
+        """The latent sites."""
         latents = self.latents
         if latents is None:  # files of version 1
             latents = self.tree["posterior"].attrs["latents"].split(",")
-        group = self._group("posterior")
-        return {n: group[n].reshape(-1, *group[n].shape[2:]) for n in filter(None, latents)}
+        return [*filter(None, latents)]
 
 
 def header(result: EMResult) -> dict[str, Any]:
@@ -219,6 +277,13 @@ def _restarts(
         for i, count in enumerate(record["num_steps"])
     )
     return Restarts(**found)
+
+
+def xarray_tree(groups: dict[str, "xarray.Dataset"]) -> "xarray.DataTree":
+    """A tree of these groups."""
+    import xarray
+
+    return xarray.DataTree.from_dict(groups)
 
 
 def _arrays(group: Any, names: dict[str, str]) -> Arrays:

@@ -1,0 +1,244 @@
+"""The law of parameters and latents together, as the DataTree of a fit shows it.
+
+Parameters are normal on the unconstrained scale, with the covariance of the estimates; latents are
+drawn from the E-step's posterior given each draw of them. Whatever is at a boundary, fixed, or
+without a standard error, is held at its estimate.
+"""
+
+from typing import Any, cast
+
+import jax
+import numpy as np
+
+from ppl_em.algorithms import Sampler
+from ppl_em.e_step import DeterministicEStep, EStep
+from ppl_em.fit.after.draws import Drawn, draw_by_chains, draw_latents, draw_params, inside
+from ppl_em.params import Params
+from ppl_em.posterior import Posterior
+from ppl_em.problem import Problem
+from ppl_em.result import BUDGET, CHAINS, DRAWS, EMResult, JointDraws, draws_at_estimate, held
+from ppl_em.structure import owners
+from ppl_em.util import compiled, split
+
+WORK = 40_000_000
+"""Numbers that the E-steps at all draws handle, about: larger models get fewer draws."""
+
+FEWEST = 100
+"""Draws that any model gets."""
+
+BY_CHAINS = 1000
+"""Draws, at most, where each takes a run of chains."""
+
+ROUNDS = 4
+"""Times that draws are made anew where the log-likelihood is not finite."""
+
+
+def joint_draws(
+    result: EMResult,
+    problem: Problem,
+    e_step: EStep,
+    state: Any,
+    posterior: Posterior,
+    sampler: Sampler | None,
+    x: jax.Array,
+) -> JointDraws:
+    """Draws of all parameters and latents; `x` (p,) are the estimates, the rest as in a fit."""
+    known = result.uncertainty
+    free = known.free
+    if known.reason or free is None or not np.all(np.isfinite(free.covariance)):
+        why = known.reason or "their covariance is not finite"
+        words = {"parameters": f"held at their estimates: {why}", "latents": "given the estimates"}
+        return held(result, draws_at_estimate(result, problem)[0], words)
+    keys = split(jax.random.fold_in(result.posterior.rng_key, 2), 3)
+    follows = e_step.stochastic or e_step.is_function
+    owner, places = (
+        (None, np.zeros(0, int)) if e_step.stochastic else _groups(problem, x, posterior)
+    )
+    count = _count(problem, e_step, posterior)
+
+    def draw(key: jax.Array, xs: jax.Array) -> Drawn:
+        if e_step.stochastic:
+            return draw_by_chains(key, problem, cast(Sampler, sampler), state, xs)
+        return draw_latents(key, problem, cast(DeterministicEStep, e_step), state, xs, owner)
+
+    if follows:
+        xs, drawn, redrawn = _sound(keys[0], problem, x, free.covariance, count, draw, known.active)
+    else:
+        xs, redrawn = draw_params(keys[0], x, free.covariance, count), 0
+        drawn = Drawn(
+            _at_estimate(keys[1], result, count), np.full(count, np.nan), np.zeros((count, 0)), {}
+        )
+    params = _reported(result, problem, x, _constrained(problem, xs))
+    marginal, groups = _named(problem, drawn.groups, places)
+    return JointDraws(
+        params,
+        drawn.latents,
+        CHAINS,
+        {**drawn.stats, **({"lp": drawn.objective} if follows else {})},
+        marginal,
+        groups,
+        follows and not problem.spec.discrete,
+        _words(result, e_step, follows, redrawn),
+    )
+
+
+def _count(problem: Problem, e_step: EStep, posterior: Posterior) -> int:
+    """How many draws are made, a multiple of the number of chains."""
+    shapes = [s.shape for s in (*problem.spec.latents, *problem.spec.discrete)]
+    width = sum(int(np.prod(shape)) for shape in shapes)
+    data = sum(np.size(leaf) for leaf in problem.leaves)
+    size = sum(np.size(leaf) for leaf in jax.tree.leaves(posterior))
+    work = WORK // max(width + data + size, 1)
+    most = BY_CHAINS if e_step.stochastic else CHAINS * DRAWS
+    count = min(max(work, FEWEST), most, max(BUDGET // max(width, 1), 1))
+    return CHAINS * max(count // CHAINS, 1)
+
+
+def _sound(
+    rng_key: jax.Array,
+    problem: Problem,
+    x: jax.Array,
+    covariance: np.ndarray,
+    count: int,
+    draw: Any,
+    active: tuple,
+) -> tuple[jax.Array, Drawn, int]:
+    """Parameters, and latents given them, where there is a log-likelihood; and how many had none.
+
+    Constraints of the fit hold as well, unless some are active: on a bound that bends, none would.
+    """
+    xs, drawn, redrawn, good = None, None, 0, np.zeros(count, bool)
+    for key in split(rng_key, ROUNDS):
+        key_params, key_latents = split(key)
+        some = draw_params(key_params, x, covariance, count)
+        found = draw(key_latents, some)
+        fine = np.isfinite(found.objective)
+        if not active:
+            fine &= inside(problem, some)
+        if drawn is None:
+            xs, drawn, good = np.asarray(some), found, fine
+        else:
+            there = np.flatnonzero(~good)
+            here = np.flatnonzero(fine)[: len(there)]
+            there = there[: len(here)]
+            xs, drawn = _replaced((xs, drawn), there, (np.asarray(some), found), here)
+            good[there] = True
+        if good.all():
+            break
+        redrawn += int(np.sum(~good))
+    if not good.any():
+        raise ValueError("no draw has a finite log-likelihood")
+    chosen = np.where(good, np.arange(count), np.resize(np.flatnonzero(good), count))
+    xs, drawn = jax.tree.map(lambda a: np.asarray(a)[chosen], (xs, drawn))
+    return jax.device_put(xs), drawn, redrawn
+
+
+def _replaced(old: Any, there: np.ndarray, new: Any, here: np.ndarray) -> Any:
+    def put(a: Any, b: Any) -> np.ndarray:
+        a = np.array(a)
+        a[there] = np.asarray(b)[here]
+        return a
+
+    return jax.tree.map(put, old, new)
+
+
+@compiled
+def _constrained(problem: Problem, xs: jax.Array) -> Params:
+    return jax.vmap(problem.constrain)(xs)
+
+
+def _reported(result: EMResult, problem: Problem, x: jax.Array, params: Params) -> Params:
+    """Draws of the parameters, (n, ...); what is held at a bound is on it, as in the result.
+
+    The draws are as near to a bound as computations can be.
+    """
+    near = problem.constrain(x)
+
+    def exact(values: Any, there: Any, told: Any) -> np.ndarray:
+        values, there, told = np.asarray(values), np.asarray(there), np.asarray(told)
+        still = np.ptp(values, axis=0) == 0
+        at_bound = (told != there) & (still | (told == 0))
+        return np.where(at_bound, told.astype(values.dtype), values)
+
+    return jax.tree.map(exact, params, near, dict(result.params))
+
+
+def _at_estimate(rng_key: jax.Array, result: EMResult, count: int) -> dict[str, np.ndarray]:
+    drawn = result.posterior.sample(rng_key, count)
+    return {name: np.asarray(values) for name, values in drawn.items()}
+
+
+def _groups(
+    problem: Problem, x: jax.Array, posterior: Posterior
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """The block of every term of the log-joint, (E,), and of every latent, (D,); None if unknown.
+
+    A model without continuous latents has a block for each of its terms.
+    """
+    labels = posterior.groups
+    if labels is None or problem.spec.has_moving_supports:
+        return None, np.zeros(0, int)
+    if not len(labels):
+        return np.zeros(0, int), labels
+    if labels.max() == 0:
+        return None, labels
+    owner = owners(problem, x, np.asarray(problem.start), labels)
+    return owner, labels
+
+
+def _named(
+    problem: Problem, found: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray | None, str]:
+    """The log-likelihood by group, (n, G), and the name of the groups' dimension.
+
+    Groups are in the order of the plate that they are, if they are one. What belongs to no group
+    is one more, if it varies; groups that always are 0 are idle latents.
+    """
+    penalised = any(site.is_sample for site in problem.space.sites) or problem.spec.factors
+    if found.shape[1] < 3 or penalised or not np.all(np.isfinite(found)):
+        return None, ""
+    groups, rest = found[:, :-1], found[:, -1:]
+    name, order = _plate(problem, labels, groups.shape[1])
+    groups = groups[:, order]
+    used = np.any(groups != 0, axis=0)
+    if not used.all():
+        groups, name = groups[:, used], "group"
+    if np.ptp(rest) > 1e-9 * (1 + np.max(np.abs(rest))):
+        groups, name = np.concatenate([groups, rest], axis=1), "group"
+    return (groups, name) if groups.shape[1] > 1 else (None, "")
+
+
+def _plate(problem: Problem, labels: np.ndarray, count: int) -> tuple[str, np.ndarray]:
+    """The plate that `count` groups are, and where in it each has its place."""
+    if not len(labels):
+        sites = [site for site in problem.spec.discrete if np.prod(site.shape) == count]
+        plain = next((s for s in sites if len(s.shape) == 1 and not s.in_scan), None)
+        return (plain.dims[0] if plain else "group"), np.arange(count)
+    by_site = problem.unravel(labels)
+    for site in problem.spec.latents:
+        for plate, axis in site.plates:
+            if site.shape_u[axis] != count:
+                continue
+            rows = np.moveaxis(np.asarray(by_site[site.name]), axis, 0).reshape(count, -1)
+            if np.all(rows == rows[:, :1]) and len(np.unique(rows[:, 0])) == count:
+                return plate, rows[:, 0]
+    return "group", np.arange(count)
+
+
+def _words(result: EMResult, e_step: EStep, follows: bool, redrawn: int) -> dict[str, str]:
+    """How the draws were made, for their attributes."""
+    covariance = result.uncertainty.covariance
+    still = np.diag(covariance)
+    names = [n for n, v in zip(result.labels, still, strict=True) if not v > 0]
+    words = {
+        "parameters": "drawn from N(estimate, covariance) on the unconstrained scale, covariance by "
+        + result.uncertainty.method,
+        "latents": f"given the parameters of each draw, by e_step='{e_step.flag}'"
+        if follows
+        else "given the estimates: this E-step does not follow the parameters by itself",
+    }
+    if names:
+        words["held"] = ", ".join(names)
+    if redrawn:
+        words["redrawn"] = f"{redrawn} draws, where the log-likelihood was not finite"
+    return words
