@@ -9,7 +9,7 @@ import numpy as np
 
 from ppl_em.algorithms import Certified, Polish, Sampler, Verdict
 from ppl_em.e_step import DeterministicEStep, EStep, expectation
-from ppl_em.fit.after.law import joint_draws
+from ppl_em.fit.after.law import Law, at_the_estimate, joint_draws
 from ppl_em.fit.audit import audit
 from ppl_em.likelihood import (
     AT_AN_END,
@@ -74,11 +74,11 @@ class FittedParts:
     @on_request
     def datatree(self, result: EMResult, at_estimate: bool = False) -> "xarray.DataTree":
         """Build the result's DataTree; parameters are drawn, unless latents are `at_estimate`."""
-        drawn = None
-        if not at_estimate:
-            how = self.problem, self.e_step, self.e_state, self.posterior, self.sampler, self.x
-            drawn = joint_draws(result, *how)
-        return to_datatree(result, self.problem, drawn)
+        end = self.e_step, self.e_state, self.posterior, self.sampler, self.x
+        law = Law(self.problem, *end)
+        alone = at_the_estimate(result, law)
+        drawn = None if at_estimate else joint_draws(result, law, alone)
+        return to_datatree(result, self.problem, alone, drawn)
 
     @on_request
     def audit(self, result: EMResult, rng_key: jax.Array, e_step: str | EStep) -> Audit:

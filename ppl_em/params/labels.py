@@ -74,7 +74,8 @@ def repeated_entries(space: ParamSpace, params: Params) -> np.ndarray:
             support = support.base_constraint
         if not isinstance(support, MATRICES) or len(shape) < 2:
             return np.zeros(int(np.prod(shape)), bool)
-        told = ~np.tri(*shape[-2:], -1 if isinstance(support, CORRELATIONS) else 0, dtype=bool)
+        rows, columns = np.indices(shape[-2:])
+        told = columns >= rows if isinstance(support, CORRELATIONS) else columns > rows
         return np.broadcast_to(told, shape).ravel()
 
     found = [repeated(k, leaf) for k in sorted(params) for leaf in jax.tree.leaves(params[k])]

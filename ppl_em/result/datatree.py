@@ -14,6 +14,7 @@ import numpy as np
 from ppl_em.params import Params
 from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import Problem
+from ppl_em.result.coordinates import SAMPLE
 from ppl_em.result.em_result import EMResult
 from ppl_em.result.names import changed, distinct
 from ppl_em.result.replay import BUDGET, Arrays, Replayed, replay
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 CHAINS, DRAWS = 4, 500
 """Shape of the exported draws where the posterior is sampled afresh."""
+
+Words = dict[str, str]
 
 MARGINAL = "log_likelihood"
 """Name of the variable in group `marginal_log_likelihood`."""
@@ -71,7 +74,7 @@ class JointDraws:
     marginal: np.ndarray | None = None
     groups: str = "group"
     pointwise: bool = False
-    words: dict[str, str] = field(default_factory=dict)
+    words: Words = field(default_factory=dict)
 
     def shaped(self, arrays: Arrays) -> Arrays:
         """From (n, ...) to (chain, draw, ...)."""
@@ -82,60 +85,58 @@ class JointDraws:
 
 
 def to_datatree(
-    result: EMResult, problem: Problem, drawn: JointDraws | None = None
+    result: EMResult, problem: Problem, alone: JointDraws, drawn: JointDraws | None = None
 ) -> "xarray.DataTree":
     """Export a fit, see `EMResult.to_datatree`.
 
-    Group `posterior` is `drawn`; without it, the latents at the fitted parameters.
+    Group `posterior` is `drawn`; without it, the latents at the fitted parameters, `alone`.
     """
     import xarray
     from arviz_base import dict_to_dataset
 
-    draws, stats = draws_at_estimate(result, problem)
-    alone = held(result, draws)
     key = jax.random.fold_in(result.posterior.rng_key, 1)
     here = replay(problem, alone.params, alone.latents)
-    replayed = (
-        here
-        if drawn is None
-        else replay(problem, drawn.params, drawn.latents, key, drawn.pointwise)
-    )
+    replayed = here
+    if drawn is not None:
+        replayed = replay(problem, drawn.params, drawn.latents, key, drawn.pointwise)
     namer = _Namer(result, problem, replayed)
     groups: dict[str, Any] = {}
 
-    def add(name: str, arrays: Arrays, leading: int = 2, **words: str) -> None:
+    def add(name: str, arrays: Arrays, words: Words, leading: int = 2) -> None:
         if arrays:
             dims = namer.dims(arrays, leading)
             shaped = {namer.names[k]: v for k, v in arrays.items()}
-            kind = {} if leading else {"sample_dims": []}
-            groups[name] = dict_to_dataset(shaped, dims=dims, **kind).assign_attrs(words)
+            sample_dims = [*SAMPLE[:leading]]
+            group = dict_to_dataset(shaped, dims=dims, sample_dims=sample_dims)
+            groups[name] = group.assign_attrs(words)
 
     def latents(of: JointDraws, where: Replayed) -> Arrays:
         return of.shaped({**_hide_idle(problem, of.latents), **where.deterministic})
 
     if drawn is not None:
         own = drawn.shaped(namer.leaves(drawn.params))
-        add("posterior", {**own, **latents(drawn, replayed)}, **drawn.words)
-        add("posterior_predictive", drawn.shaped(replayed.predictive))
-        add("log_likelihood", drawn.shaped(replayed.log_likelihood))
+        add("posterior", {**own, **latents(drawn, replayed)}, drawn.words)
+        add("posterior_predictive", drawn.shaped(replayed.predictive), drawn.words)
+        add("log_likelihood", drawn.shaped(replayed.log_likelihood), drawn.words)
         groups["sample_stats"] = dict_to_dataset(drawn.shaped(drawn.stats))
         groups |= _marginal(drawn, namer)
     estimate = "posterior" if drawn is None else AT_ESTIMATE
-    add(estimate, latents(alone, here), parameters="held at their estimates, see group `params`")
+    words = {"parameters": "held at their estimates, see group `params`"}
+    add(estimate, latents(alone, here), words)
     groups.setdefault(estimate, xarray.Dataset())
-    add("observed_data", replayed.observed, 0)
+    add("observed_data", replayed.observed, {}, 0)
     constant = constant_group(problem, replayed.observed.values(), namer.plates)
     if constant is not None:
         groups["constant_data"] = constant
     groups["em_trace"] = trace_group(result)
-    groups["e_step_stats"] = e_step_group(result, {k: v for k, v in stats.items() if k != "lp"})
+    groups["e_step_stats"] = e_step_group(result, alone.shaped(alone.stats))
     groups["params"] = params_group(result)
     groups |= uncertainty_groups(result)
     if problem.spec.discrete:
         groups["responsibilities"] = responsibilities_group(result, problem, namer.names)
     groups |= summary_groups(result, problem, namer.names)
     unbounded = [name for name, one in result.posterior.layouts().items() if one.unbounded]
-    record = header(result) | {"latents": list(draws), "names": changed(namer.names)}
+    record = header(result) | {"latents": list(alone.latents), "names": changed(namer.names)}
     record["unbounded"] = unbounded
     groups["/"] = xarray.Dataset(attrs={"ppl_em": json.dumps(record)})
     for group in groups.values():
@@ -147,7 +148,7 @@ class _Namer:
     """Names of sites, of leaves of parameters and of dimensions, as the tree has them."""
 
     def __init__(self, result: EMResult, problem: Problem, replayed: Replayed) -> None:
-        latents = [site.name for site in (*problem.spec.latents, *problem.spec.discrete)]
+        latents = [*problem.latent_names, *(site.name for site in problem.spec.discrete)]
         sites = list(dict.fromkeys([*latents, *replayed.names]))
         own = leaves(result.params)[1]
         once = list(dict.fromkeys([*sites, *own, *replayed.plates]))
@@ -183,32 +184,26 @@ def _marginal(drawn: JointDraws, namer: _Namer) -> dict[str, Any]:
     return by_group if drawn.pointwise else {**by_group, "log_likelihood": found.copy()}
 
 
-def draws_at_estimate(result: EMResult, problem: Problem) -> tuple[Arrays, Arrays]:
-    """Draws of all latents, (chain, draw, *site_shape), and of the sampler's statistics."""
+def draws_at_estimate(result: EMResult, problem: Problem) -> JointDraws:
+    """Draws of all latents at the fitted parameters: those of the E-step, or fresh ones."""
     latents = result.posterior
     key_draws, key_discrete = jax.random.split(latents.rng_key)
     shapes = [s.shape for s in problem.spec.latents] + [s.shape for s in problem.spec.discrete]
     width = sum(int(np.prod(shape)) for shape in shapes)
-    if latents.inner.by_draws:
-        own = cast(WeightedDraws, latents.inner)
-        chains, draws = own.draws.shape[:2]
-        step = max(1, chains * draws * width // BUDGET)
-        u = own.draws[:, ::step]
-        stats = {k: np.asarray(v[:, ::step]) for k, v in own.stats.items()}
-        chains, draws = u.shape[:2]
-        flat = u.reshape(-1, u.shape[-1])
-        sampled = jax.vmap(lambda v: problem.constrain_latents(latents.params, v))(flat)
-        sampled = latents.with_discrete(key_discrete, sampled, len(flat))
-    else:
-        chains, stats = CHAINS, {}
-        draws = max(1, min(DRAWS, BUDGET // (chains * max(width, 1))))
-        sampled = latents.sample(key_draws, chains * draws)
-    shaped = {k: np.asarray(v).reshape(chains, draws, *v.shape[1:]) for k, v in sampled.items()}
-    if not stats:
-        stats = {"lp": np.full((chains, draws), result.penalised)}
-    if latents.inner.by_draws:
-        stats["lp"] = np.asarray(_log_joints(problem, latents.params, u))
-    return shaped, stats
+    if not latents.inner.by_draws:
+        draws = max(1, min(DRAWS, BUDGET // (CHAINS * max(width, 1))))
+        sampled = latents.sample(key_draws, CHAINS * draws)
+        return held(result, sampled, CHAINS, CHAINS * draws)
+    own = cast(WeightedDraws, latents.inner)
+    chains, draws = own.draws.shape[:2]
+    step = max(1, chains * draws * width // BUDGET)
+    u = own.draws[:, ::step]
+    stats = {k: np.asarray(v[:, ::step]).ravel() for k, v in own.stats.items()}
+    stats["lp"] = np.asarray(_log_joints(problem, latents.params, u)).ravel()
+    flat = u.reshape(-1, u.shape[-1])
+    sampled = jax.vmap(lambda v: problem.constrain_latents(latents.params, v))(flat)
+    sampled = latents.with_discrete(key_discrete, sampled, len(flat))
+    return held(result, sampled, chains, len(flat), stats)
 
 
 @compiled
@@ -216,15 +211,19 @@ def _log_joints(problem: Problem, params: Params, u: jax.Array) -> jax.Array:
     return jax.vmap(jax.vmap(problem.density(params)))(u)
 
 
-def held(result: EMResult, draws: Arrays, words: dict[str, str] | None = None) -> JointDraws:
-    """Draws (chain, draw, ...) of the latents with all parameters held at their estimates."""
-    chains, count = next(iter(draws.values())).shape[:2] if draws else (CHAINS, DRAWS)
-    size = chains * count
+def held(
+    result: EMResult,
+    latents: dict[str, Any],
+    chains: int,
+    size: int,
+    stats: Arrays | None = None,
+) -> JointDraws:
+    """Draws (n, ...) of the latents, with all parameters held at their estimates."""
     params = jax.tree.map(
-        lambda leaf: np.broadcast_to(leaf, (size, *np.shape(leaf))), result.posterior.params
+        lambda leaf: np.broadcast_to(leaf, (size, *np.shape(leaf))), result.params
     )
-    flat = {name: values.reshape(size, *values.shape[2:]) for name, values in draws.items()}
-    return JointDraws(params, flat, chains, words=words or {})
+    values = {name: np.asarray(draws) for name, draws in latents.items()}
+    return JointDraws(params, values, chains, stats or {})
 
 
 def _hide_idle(problem: Problem, draws: Arrays) -> Arrays:

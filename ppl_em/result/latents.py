@@ -150,20 +150,22 @@ class LatentPosterior:
         """Axes, labels and kind of every site."""
         spec = self.problem.spec
         found = {}
-        for site in (*spec.latents, *spec.discrete):
-            labels = tuple(np.arange(size) for size in site.shape)
-            found[site.name] = Layout(site.dims[: len(site.shape)], labels, False, None)
         for one in spec.latents:
             real = one.support is not None and one.support.value in REAL
-            found[one.name] = found[one.name]._replace(unbounded=real)
+            found[one.name] = Layout(one.dims, _places(one.shape), real, None)
         for other in spec.discrete:
-            found[other.name] = found[other.name]._replace(support=other.values.value)
+            values = other.values.value
+            found[other.name] = Layout(other.dims, _places(other.shape), False, values)
         return found
 
     def _draws(self, num_samples: int = MEAN_SAMPLES) -> Latents:
         if self.inner.by_draws:
             num_samples = min(num_samples, cast(WeightedDraws, self.inner).weights.size)
         return self.inner.sample(self.problem, self.params, self.rng_key, num_samples)
+
+
+def _places(shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    return tuple(np.arange(size) for size in shape)
 
 
 def _as_arrays(values: Latents) -> dict[str, np.ndarray]:

@@ -100,8 +100,8 @@ def _named(layouts: dict[str, Layout], coords: Any = None, dims: Any = None) -> 
         given = (given,) if isinstance(given, str) else tuple(given)
         if len(given) > len(layout.dims):
             raise ModelError(
-                f"Option `dims`: '{site}' has {len(layout.dims)} dimensions, and {len(given)} names "
-                f"for them. Give one for each, or for the first ones."
+                f"Option `dims`: '{site}' has {len(layout.dims)} dimensions, and {len(given)} "
+                f"names for them. Give one for each, or for the first ones."
             )
         found[site] = layout._replace(dims=(*given, *layout.dims[len(given) :]))
     check_known("coords", coords, {d for one in found.values() for d in one.dims}, "dimension")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,13 +12,13 @@ from numpyro import handlers
 
 from ppl_em.params import Params
 from ppl_em.problem import Problem, is_factor, site_dims
-from ppl_em.util import compiled
+from ppl_em.util import by_chunks, compiled
 
 BUDGET = 20_000_000
 """Exported numbers, at most, per group; larger models get fewer draws, or have no such group."""
 
-AT_ONCE = 1_000_000
-"""Numbers of observed sites at draws that are looked at side by side, at most."""
+SIDE_BY_SIDE, AT_ONCE = 40, 1_000_000
+"""Draws that are looked at side by side, and numbers of their observed sites, at most."""
 
 Arrays = dict[str, np.ndarray]
 Site = dict[str, Any]
@@ -45,7 +46,7 @@ class Replayed:
     @property
     def plates(self) -> dict[str, int]:
         """Dimensions with a name of their own, plates and time, and their sizes."""
-        found = {}
+        found: dict[str, int] = {}
         for site, dims in self.dims.items():
             value = self.observed.get(site)
             shape = value.shape if value is not None else (0,) * len(dims)
@@ -78,31 +79,30 @@ def replay(
     values: tuple[Arrays, Arrays, Arrays] = {}, {}, {}
     if any(wanted):
         keys = jax.random.split(jax.random.key(0) if rng_key is None else rng_key, count)
-        draws = jax.tree.map(jnp.asarray, (params, latents))
-        at_once = max(1, AT_ONCE // max(size, 1))
-        values = jax.device_get(_replayed(*wanted, at_once, problem, draws, keys))
+        draws = jax.tree.map(np.asarray, (params, latents))
+        side = max(1, min(SIDE_BY_SIDE, AT_ONCE // max(size, 1)))
+        program = partial(_replayed, *wanted, problem)
+        values = by_chunks(program, (draws, keys), side)
     data = {k: np.asarray(site["value"]) for k, site in observed.items()}
     return Replayed(*values, data, _dims_of(sites))
 
 
-@compiled(static_argnums=(0, 1, 2, 3))
+@compiled(static_argnums=(0, 1, 2))
 def _replayed(
     deterministic: tuple[str, ...],
     pointwise: tuple[str, ...],
     predicted: tuple[str, ...],
-    at_once: int,
     problem: Problem,
-    values: tuple[Params, dict[str, Any]],
-    keys: jax.Array,
+    inputs: tuple[tuple[Params, dict[str, Any]], jax.Array],
 ) -> tuple[Arrays, Arrays, Arrays]:
-    def one(inputs: tuple) -> tuple[Any, Any, Any]:
-        (params, latents), key = inputs
+    def one(values: tuple[Params, dict[str, Any]], key: jax.Array) -> tuple[Any, Any, Any]:
+        params, latents = values
         sites = _sites(problem, params, latents)
         terms = {k: sites[k]["fn"].log_prob(sites[k]["value"]) for k in pointwise}
-        new = _predicted(problem, params, latents, key, predicted)
+        new = _predicted(problem, predicted, values, key)
         return {k: sites[k]["value"] for k in deterministic}, terms, new
 
-    found: tuple = jax.lax.map(one, (values, keys), batch_size=min(at_once, len(keys)))
+    found: tuple = jax.vmap(one)(*inputs)
     return found
 
 
@@ -113,15 +113,12 @@ def _sites(problem: Problem, params: Params, latents: dict[str, Any]) -> dict[st
 
 
 def _predicted(
-    problem: Problem,
-    params: Params,
-    latents: dict[str, Any],
-    key: jax.Array,
-    names: Sequence[str],
+    problem: Problem, names: Sequence[str], values: tuple[Params, dict[str, Any]], key: jax.Array
 ) -> dict[str, jax.Array]:
     """New data of the sites `names`."""
     if not names:
         return {}
+    params, latents = values
     program = handlers.substitute(problem.at(params), data=latents)
     args, kwargs = problem.arguments
     trace = handlers.trace(handlers.uncondition(handlers.seed(program, key)))
@@ -135,7 +132,7 @@ def _can_draw(
     """Whether all laws of the data have a sampler."""
     first = jax.tree.map(lambda v: jnp.asarray(v[0]), (params, latents))
     try:
-        jax.eval_shape(lambda v, k: _predicted(problem, *v, k, names), first, jax.random.key(0))
+        jax.eval_shape(partial(_predicted, problem, names), first, jax.random.key(0))
     except NotImplementedError:
         return False
     return True

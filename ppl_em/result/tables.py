@@ -55,7 +55,7 @@ class Tables:
         return table.iloc[self.uncertainty.shown(len(labels))]
 
     def table(self, level: float = 0.95) -> dict[str, np.ndarray]:
-        """The columns of `summary` for all of `labels`, without pandas; NaN where there is no se."""
+        """The columns of `summary`, for all of `labels`; NaN where there is no standard error."""
         check_option("level", level, number(below=1.0, above=True))
         estimate = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(self.params)])
         return self.uncertainty.table(estimate, level)

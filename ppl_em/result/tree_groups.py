@@ -102,7 +102,7 @@ def uncertainty_groups(result: EMResult) -> dict[str, "xarray.Dataset"]:
                 "estimate": (pair[:1], free.x),
                 "score": (pair[:1], free.score),
             },
-            coords=dict.fromkeys(pair, list(free.labels)),
+            coords={dim: list(free.labels) for dim in pair},
             attrs={"scale": "unconstrained", "method": uncertainty.method},
         )
     return found

@@ -11,10 +11,10 @@ from ppl_em.e_step import DeterministicEStep, evaluated
 from ppl_em.posterior import constrain_draws
 from ppl_em.problem import Problem, is_inside
 from ppl_em.result import draw_discrete
-from ppl_em.util import compiled, generator
+from ppl_em.util import by_chunks, compiled, generator
 
-SIDE_BY_SIDE = 8
-"""Draws whose E-steps are evaluated side by side."""
+SIDE_BY_SIDE, AT_ONCE = 40, 4_000_000
+"""Draws whose E-steps are evaluated side by side, and numbers that these may handle."""
 
 
 class Drawn(NamedTuple):
@@ -65,16 +65,22 @@ def draw_latents(
     One program evaluates the E-step at all of them, from the same `state`. With `owner` (E,), the
     block of every term of the log-joint, it also tells the log-likelihood by block.
     """
-    keys = jax.random.split(rng_key, len(xs))
+    inputs = jax.device_get((xs, jax.random.split(rng_key, len(xs))))
+    size = sum(np.size(leaf) for leaf in jax.tree.leaves((problem.leaves, state)))
+    side = max(1, min(SIDE_BY_SIDE, AT_ONCE // (problem.num_latents + size + 1)))
 
     def found(state: Any) -> tuple:
-        return _drawn(e_step, problem, state, xs, keys, owner)
+        def program(some: tuple) -> tuple:
+            return _drawn(e_step, problem, state, *some, owner)
+
+        return by_chunks(program, inputs, side)
 
     parts = evaluated(e_step, problem, xs[0], state, found, lambda parts: parts[1])
-    return Drawn(*jax.device_get(parts), {})
+    latents, objective, groups = parts
+    return Drawn(latents, objective, groups, {})
 
 
-@compiled(static_argnums=0, runs_long=True)
+@compiled(static_argnums=0)
 def _drawn(
     e_step: DeterministicEStep,
     problem: Problem,
@@ -83,8 +89,7 @@ def _drawn(
     keys: jax.Array,
     owner: jax.Array | None,
 ) -> tuple:
-    def one(inputs: tuple[jax.Array, jax.Array]) -> tuple:
-        x, key = inputs
+    def one(x: jax.Array, key: jax.Array) -> tuple:
         params, (key_draw, key_discrete) = problem.constrain(x), jax.random.split(key)
         posterior, _, info = e_step.step(problem, params, state)
         draws = posterior.sample(problem, params, key_draw, 1)
@@ -93,7 +98,7 @@ def _drawn(
         groups = jnp.zeros(0) if owner is None else posterior.by_group(problem, params, owner)
         return latents, info.objective, groups
 
-    return jax.lax.map(one, (xs, keys), batch_size=min(SIDE_BY_SIDE, len(xs)))
+    return jax.vmap(one)(xs, keys)
 
 
 def draw_by_chains(

@@ -5,6 +5,7 @@ drawn from the E-step's posterior given each draw of them. Whatever is at a boun
 without a standard error, is held at its estimate.
 """
 
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import jax
@@ -26,95 +27,133 @@ WORK = 40_000_000
 FEWEST = 100
 """Draws that any model gets."""
 
-BY_CHAINS = 1000
+BY_CHAINS = 400
 """Draws, at most, where each takes a run of chains."""
 
 ROUNDS = 4
 """Times that draws are made anew where the log-likelihood is not finite."""
 
 
-def joint_draws(
-    result: EMResult,
-    problem: Problem,
-    e_step: EStep,
-    state: Any,
-    posterior: Posterior,
-    sampler: Sampler | None,
-    x: jax.Array,
-) -> JointDraws:
-    """Draws of all parameters and latents; `x` (p,) are the estimates, the rest as in a fit."""
-    known = result.uncertainty
+@dataclass(frozen=True)
+class Law:
+    """The end of a fit, as far as draws need it: `x` (p,) are the estimates.
+
+    `sampler` is that of an E-step by draws; the rest as in `FittedParts`.
+    """
+
+    problem: Problem
+    e_step: EStep
+    state: Any
+    posterior: Posterior
+    sampler: Sampler | None
+    x: jax.Array
+
+    @property
+    def follows(self) -> bool:
+        """Whether the latents can be drawn at other parameters."""
+        return self.e_step.stochastic or self.e_step.is_function
+
+    @property
+    def size(self) -> int:
+        """How many draws are made, a multiple of the number of chains."""
+        spec = self.problem.spec
+        shapes = [s.shape for s in spec.latents] + [s.shape for s in spec.discrete]
+        width = sum(int(np.prod(shape)) for shape in shapes)
+        handled = jax.tree.leaves((self.problem.leaves, self.posterior))
+        work = WORK // max(width + sum(np.size(leaf) for leaf in handled), 1)
+        most = BY_CHAINS if self.e_step.stochastic else CHAINS * DRAWS
+        count = min(max(work, FEWEST), most, max(BUDGET // max(width, 1), 1))
+        return CHAINS * max(count // CHAINS, 1)
+
+    def draw(self, rng_key: jax.Array, xs: jax.Array, owner: np.ndarray | None) -> Drawn:
+        """Latents given parameters `xs` (n, p)."""
+        if self.e_step.stochastic:
+            sampler = cast(Sampler, self.sampler)
+            return draw_by_chains(rng_key, self.problem, sampler, self.state, xs)
+        own = cast(DeterministicEStep, self.e_step)
+        return draw_latents(rng_key, self.problem, own, self.state, xs, owner)
+
+    def groups(self) -> tuple[np.ndarray | None, np.ndarray]:
+        """The block of every term of the log-joint, (E,), and of every latent, (D,).
+
+        None if they are not known. Without continuous latents each term is a block.
+        """
+        labels = self.posterior.groups
+        if labels is None or self.e_step.stochastic or self.problem.spec.has_moving_supports:
+            return None, np.zeros(0, int)
+        if not len(labels):
+            return np.zeros(0, int), labels
+        if labels.max() == 0:
+            return None, labels
+        return owners(self.problem, self.x, np.asarray(self.problem.start), labels), labels
+
+
+def at_the_estimate(result: EMResult, law: Law) -> JointDraws:
+    """Draws of the latents with all parameters at their estimates.
+
+    By the program that draws them given other parameters, if there is one.
+    """
+    if law.follows and not law.e_step.stochastic:
+        key = jax.random.fold_in(result.posterior.rng_key, 3)
+        count = CHAINS * max(law.size // (2 * CHAINS), 1)
+        xs = jax.device_put(np.broadcast_to(np.asarray(law.x), (count, law.x.size)))
+        drawn = law.draw(key, xs, law.groups()[0])
+        if np.all(np.isfinite(drawn.objective)):
+            return held(result, drawn.latents, CHAINS, count)
+    return draws_at_estimate(result, law.problem)
+
+
+def joint_draws(result: EMResult, law: Law, alone: JointDraws) -> JointDraws:
+    """Draws of all parameters, and latents given them; `alone` are those at the estimates."""
+    known, problem = result.uncertainty, law.problem
     free = known.free
     if known.reason or free is None or not np.all(np.isfinite(free.covariance)):
         why = known.reason or "their covariance is not finite"
         words = {"parameters": f"held at their estimates: {why}", "latents": "given the estimates"}
-        return held(result, draws_at_estimate(result, problem)[0], words)
-    keys = split(jax.random.fold_in(result.posterior.rng_key, 2), 3)
-    follows = e_step.stochastic or e_step.is_function
-    owner, places = (
-        (None, np.zeros(0, int)) if e_step.stochastic else _groups(problem, x, posterior)
-    )
-    count = _count(problem, e_step, posterior)
-
-    def draw(key: jax.Array, xs: jax.Array) -> Drawn:
-        if e_step.stochastic:
-            return draw_by_chains(key, problem, cast(Sampler, sampler), state, xs)
-        return draw_latents(key, problem, cast(DeterministicEStep, e_step), state, xs, owner)
-
-    if follows:
-        xs, drawn, redrawn = _sound(keys[0], problem, x, free.covariance, count, draw, known.active)
+        return replace(alone, words=words)
+    key_params, key_latents = split(jax.random.fold_in(result.posterior.rng_key, 2))
+    count, marginal, groups = law.size, None, ""
+    if law.follows:
+        owner, labels = law.groups()
+        xs, drawn, redrawn = _sound(key_params, law, free.covariance, owner, known.active)
+        marginal, groups = _named(problem, drawn.groups, labels)
+        latents, stats = drawn.latents, {**drawn.stats, "lp": drawn.objective}
     else:
-        xs, redrawn = draw_params(keys[0], x, free.covariance, count), 0
-        drawn = Drawn(
-            _at_estimate(keys[1], result, count), np.full(count, np.nan), np.zeros((count, 0)), {}
-        )
-    params = _reported(result, problem, x, _constrained(problem, xs))
-    marginal, groups = _named(problem, drawn.groups, places)
+        xs, redrawn, stats = draw_params(key_params, law.x, free.covariance, count), 0, {}
+        given = result.posterior.sample(key_latents, count)
+        latents = {name: np.asarray(values) for name, values in given.items()}
     return JointDraws(
-        params,
-        drawn.latents,
+        _reported(result, problem, law.x, _constrained(problem, xs)),
+        latents,
         CHAINS,
-        {**drawn.stats, **({"lp": drawn.objective} if follows else {})},
+        stats,
         marginal,
         groups,
-        follows and not problem.spec.discrete,
-        _words(result, e_step, follows, redrawn),
+        law.follows and not problem.spec.discrete,
+        _words(result, law, redrawn),
     )
-
-
-def _count(problem: Problem, e_step: EStep, posterior: Posterior) -> int:
-    """How many draws are made, a multiple of the number of chains."""
-    shapes = [s.shape for s in (*problem.spec.latents, *problem.spec.discrete)]
-    width = sum(int(np.prod(shape)) for shape in shapes)
-    data = sum(np.size(leaf) for leaf in problem.leaves)
-    size = sum(np.size(leaf) for leaf in jax.tree.leaves(posterior))
-    work = WORK // max(width + data + size, 1)
-    most = BY_CHAINS if e_step.stochastic else CHAINS * DRAWS
-    count = min(max(work, FEWEST), most, max(BUDGET // max(width, 1), 1))
-    return CHAINS * max(count // CHAINS, 1)
 
 
 def _sound(
     rng_key: jax.Array,
-    problem: Problem,
-    x: jax.Array,
+    law: Law,
     covariance: np.ndarray,
-    count: int,
-    draw: Any,
+    owner: np.ndarray | None,
     active: tuple,
 ) -> tuple[jax.Array, Drawn, int]:
     """Parameters, and latents given them, where there is a log-likelihood; and how many had none.
 
     Constraints of the fit hold as well, unless some are active: on a bound that bends, none would.
     """
+    count = law.size
     xs, drawn, redrawn, good = None, None, 0, np.zeros(count, bool)
     for key in split(rng_key, ROUNDS):
         key_params, key_latents = split(key)
-        some = draw_params(key_params, x, covariance, count)
-        found = draw(key_latents, some)
+        some = draw_params(key_params, law.x, covariance, count)
+        found = law.draw(key_latents, some, owner)
         fine = np.isfinite(found.objective)
         if not active:
-            fine &= inside(problem, some)
+            fine &= inside(law.problem, some)
         if drawn is None:
             xs, drawn, good = np.asarray(some), found, fine
         else:
@@ -163,29 +202,6 @@ def _reported(result: EMResult, problem: Problem, x: jax.Array, params: Params) 
     return jax.tree.map(exact, params, near, dict(result.params))
 
 
-def _at_estimate(rng_key: jax.Array, result: EMResult, count: int) -> dict[str, np.ndarray]:
-    drawn = result.posterior.sample(rng_key, count)
-    return {name: np.asarray(values) for name, values in drawn.items()}
-
-
-def _groups(
-    problem: Problem, x: jax.Array, posterior: Posterior
-) -> tuple[np.ndarray | None, np.ndarray]:
-    """The block of every term of the log-joint, (E,), and of every latent, (D,); None if unknown.
-
-    A model without continuous latents has a block for each of its terms.
-    """
-    labels = posterior.groups
-    if labels is None or problem.spec.has_moving_supports:
-        return None, np.zeros(0, int)
-    if not len(labels):
-        return np.zeros(0, int), labels
-    if labels.max() == 0:
-        return None, labels
-    owner = owners(problem, x, np.asarray(problem.start), labels)
-    return owner, labels
-
-
 def _named(
     problem: Problem, found: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray | None, str]:
@@ -225,20 +241,19 @@ def _plate(problem: Problem, labels: np.ndarray, count: int) -> tuple[str, np.nd
     return "group", np.arange(count)
 
 
-def _words(result: EMResult, e_step: EStep, follows: bool, redrawn: int) -> dict[str, str]:
+def _words(result: EMResult, law: Law, redrawn: int) -> dict[str, str]:
     """How the draws were made, for their attributes."""
-    covariance = result.uncertainty.covariance
-    still = np.diag(covariance)
-    names = [n for n, v in zip(result.labels, still, strict=True) if not v > 0]
+    flag, known = law.e_step.flag, result.uncertainty
     words = {
-        "parameters": "drawn from N(estimate, covariance) on the unconstrained scale, covariance by "
-        + result.uncertainty.method,
-        "latents": f"given the parameters of each draw, by e_step='{e_step.flag}'"
-        if follows
-        else "given the estimates: this E-step does not follow the parameters by itself",
+        "parameters": f"drawn from N(estimate, covariance) on the unconstrained scale; covariance: "
+        f"{known.method}",
+        "latents": f"given the parameters of each draw, by e_step='{flag}'",
     }
-    if names:
-        words["held"] = ", ".join(names)
+    if not law.follows:
+        words["latents"] = f"given the estimates, as this e_step='{flag}' follows no parameters"
+    still = [n for n, v in zip(result.labels, np.diag(known.covariance), strict=True) if not v > 0]
+    if still:
+        words["held"] = ", ".join(still)
     if redrawn:
         words["redrawn"] = f"{redrawn} draws, where the log-likelihood was not finite"
     return words
