@@ -18,7 +18,8 @@ from ppl_em.result.coordinates import SAMPLE
 from ppl_em.result.em_result import EMResult
 from ppl_em.result.names import changed, distinct
 from ppl_em.result.replay import BUDGET, Arrays, Replayed, replay
-from ppl_em.result.storage import AT_ESTIMATE, header, leaves, xarray_tree
+from ppl_em.result.storage import header, leaves
+from ppl_em.result.stored import AT_ESTIMATE, xarray_tree
 from ppl_em.result.tree_groups import (
     constant_group,
     dims_in_tree,
@@ -39,7 +40,7 @@ CHAINS, DRAWS = 4, 500
 
 Words = dict[str, str]
 
-MARGINAL = "log_likelihood"
+MARGINAL = "data"
 """Name of the variable in group `marginal_log_likelihood`."""
 
 
@@ -172,16 +173,29 @@ class _Namer:
 
 
 def _marginal(drawn: JointDraws, namer: _Namer) -> dict[str, Any]:
-    """The log-likelihood by group; as `log_likelihood` too where rows have none of their own."""
+    """The log-likelihood by group.
+
+    As `log_likelihood` too where rows given their latents have none that is right, or where each
+    row is a group: latents that one row alone tells of are no knowledge about it if it is left out.
+    """
     from arviz_base import dict_to_dataset
 
     if drawn.marginal is None:
         return {}
     dim = namer.names.get(drawn.groups, drawn.groups)
-    shaped = drawn.shaped({MARGINAL: drawn.marginal})
-    found = dict_to_dataset(shaped, dims={MARGINAL: [dim]})
-    by_group = {"marginal_log_likelihood": found}
-    return by_group if drawn.pointwise else {**by_group, "log_likelihood": found.copy()}
+    observed = namer.replayed.observed
+    rows = [k for k, v in observed.items() if v.shape == drawn.marginal.shape[1:]]
+    is_row = len(observed) == len(rows) == 1 and namer.replayed.dims[rows[0]] == [drawn.groups]
+
+    def group(name: str) -> Any:
+        values = drawn.shaped({name: cast(np.ndarray, drawn.marginal)})
+        return dict_to_dataset(values, dims={name: [dim]}).assign_attrs(drawn.words)
+
+    found = {"marginal_log_likelihood": group(MARGINAL)}
+    if is_row or not drawn.pointwise:
+        found["log_likelihood"] = group(namer.names[rows[0]] if is_row else MARGINAL)
+        found["log_likelihood"].attrs["latents"] = "integrated out, by group of the data"
+    return found
 
 
 def draws_at_estimate(result: EMResult, problem: Problem) -> JointDraws:

@@ -153,8 +153,12 @@ def e_step_group(result: EMResult, stats: Arrays) -> "xarray.Dataset":
     import xarray
 
     common = {*result.params, "phase", "verdict", "decision", "seconds"}
-    last = {k: v[-1] for k, v in result.history.items() if k not in common and np.ndim(v) == 1}
-    variables: dict[str, Any] = {k: ([], v) for k, v in last.items()}
+    known = {k: v for k, v in result.history.items() if k not in common and np.ndim(v) == 1}
+    variables: dict[str, Any] = {}
+    for name, values in known.items():
+        finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+        if len(finite):  # Newton steps at the end say less than EM steps
+            variables[name] = ([], finite[-1])
     variables |= {k: (["chain", "draw"], v) for k, v in stats.items()}
     return xarray.Dataset(variables, attrs={"e_step": result.e_step})
 
