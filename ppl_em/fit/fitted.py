@@ -74,7 +74,7 @@ class FittedParts:
     @on_request
     def datatree(self, result: EMResult, at_estimate: bool = False) -> "xarray.DataTree":
         """Build the result's DataTree; parameters are drawn, unless latents are `at_estimate`."""
-        end = self.e_step, self.e_state, self.posterior, self.sampler, self.x
+        end = self.e_step, self.e_state, self.posterior, self.sampler, self.x, self.at
         law = Law(self.problem, *end)
         alone = at_the_estimate(result, law)
         drawn = None if at_estimate else joint_draws(result, law, alone)

@@ -1,6 +1,6 @@
 """Names that users give to dimensions of a tree and to the elements along them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +35,7 @@ def named(
     check_known("dims", dims, sites, "site")
     groups = {name: _renamed(group, dims) for name, group in groups.items()}
     known = {str(dim) for group in groups.values() for dim in group.dims} - {*SAMPLE}
-    check_known("coords", coords, known, "dimension")
+    check_dimensions(coords, known)
     groups = {name: _labelled(group, coords) for name, group in groups.items()}
     return xarray.DataTree.from_dict({"/": tree.to_dataset(), **groups})
 
@@ -53,12 +53,13 @@ def _renamed(group: "xarray.Dataset", dims: Mapping[str, Sequence[str]]) -> "xar
         lead = [d for d in array.dims if d in SAMPLE]
         if given is not None:
             given = [given] if isinstance(given, str) else [*given]
-            if len(given) > len(own):
-                raise ModelError(
-                    f"Option `dims`: '{key}' has {len(own)} dimensions, and {len(given)} names for "
-                    f"them. Give one for each, or for the first ones."
-                )
+            check_count(str(key), len(own), len(given))
             own = [*given, *own[len(given) :]]
+        if len(set(own)) < len(own):
+            raise ModelError(
+                f"Option `dims`: two dimensions of '{key}' would be called alike. Give each a name "
+                f"of its own."
+            )
         variables[key] = xarray.Variable([*lead, *own], array.values, array.attrs)
     for name, coord in group.coords.items():
         used = [v for v in variables.values() if set(coord.dims) <= set(v.dims)]
@@ -77,11 +78,36 @@ def _labelled(group: "xarray.Dataset", coords: Mapping[str, Any]) -> "xarray.Dat
     """A group with labels along those of its dimensions that have any."""
     for name, labels in coords.items():
         if name in group.dims:
-            found = np.asarray(labels)
-            if found.shape != (group.sizes[name],):
-                raise ModelError(
-                    f"Option `coords`: dimension '{name}' has {group.sizes[name]} elements, and "
-                    f"there are {found.size} labels for it. Give one for each."
-                )
+            found = labels_of(name, labels, group.sizes[name])
             group = group.assign_coords({name: found})
     return group
+
+
+def check_dimensions(coords: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Raise if labels are for a dimension that is not there."""
+    unknown, known = sorted(set(coords) - {*known}), sorted(known)
+    if unknown:
+        raise ModelError(
+            f"Option `coords`: there is no dimension '{unknown[0]}'. Valid names: "
+            f"{', '.join(known) or 'none'}."
+        )
+
+
+def check_count(site: str, count: int, given: int) -> None:
+    """Raise if more names are given for the dimensions of a site than it has."""
+    if given > count:
+        raise ModelError(
+            f"Option `dims`: '{site}' has {count} dimensions, and {given} names for them. Give one "
+            f"for each, or for the first ones."
+        )
+
+
+def labels_of(dim: str, labels: Any, size: int) -> np.ndarray:
+    """Labels as an array; raises if they are not as many as the elements of the dimension."""
+    found = np.asarray(labels)
+    if found.shape != (size,):
+        raise ModelError(
+            f"Option `coords`: dimension '{dim}' has {size} elements, and there are {found.size} "
+            f"labels for it. Give one for each."
+        )
+    return found

@@ -52,6 +52,8 @@ class JointDraws:
     ----------
     params
         Leaves (n, ...) on the model's own scale, all parameters.
+    told
+        The same with those at a bound on it, where the model may not be defined.
     latents
         All sites, (n, *site_shape).
     chains
@@ -69,6 +71,7 @@ class JointDraws:
     """
 
     params: Params
+    told: Params
     latents: Arrays
     chains: int
     stats: Arrays = field(default_factory=dict)
@@ -115,7 +118,7 @@ def to_datatree(
         return of.shaped({**_hide_idle(problem, of.latents), **where.deterministic})
 
     if drawn is not None:
-        own = drawn.shaped(namer.leaves(drawn.params))
+        own = drawn.shaped(namer.leaves(drawn.told))
         add("posterior", {**own, **latents(drawn, replayed)}, drawn.words)
         add("posterior_predictive", drawn.shaped(replayed.predictive), drawn.words)
         add("log_likelihood", drawn.shaped(replayed.log_likelihood), drawn.words)
@@ -233,11 +236,13 @@ def held(
     stats: Arrays | None = None,
 ) -> JointDraws:
     """Draws (n, ...) of the latents, with all parameters held at their estimates."""
-    params = jax.tree.map(
-        lambda leaf: np.broadcast_to(leaf, (size, *np.shape(leaf))), result.params
-    )
+
+    def repeated(leaf: Any) -> np.ndarray:
+        return np.broadcast_to(leaf, (size, *np.shape(leaf)))
+
+    params, told = (jax.tree.map(repeated, p) for p in (result.posterior.params, result.params))
     values = {name: np.asarray(draws) for name, draws in latents.items()}
-    return JointDraws(params, values, chains, stats or {})
+    return JointDraws(params, told, values, chains, stats or {})
 
 
 def _hide_idle(problem: Problem, draws: Arrays) -> Arrays:

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 from scipy.special import ndtri
 
-from ppl_em.util import ModelError, check_known, check_mapping
+from ppl_em.result.coordinates import check_count, check_dimensions, labels_of
+from ppl_em.util import check_known, check_mapping
 
 if TYPE_CHECKING:
     import pandas
@@ -64,8 +65,10 @@ def _discrete(mean: np.ndarray, probs: np.ndarray, support: np.ndarray) -> dict[
     best = np.argmax(probs, axis=-1)
     nothing = np.full(np.shape(mean), np.nan)
     values = support if support.ndim == 1 else np.arange(len(support))
+    mean = np.tensordot(probs, support.astype(float), axes=1)  # of a loaded fit: not of its draws
     spread = np.tensordot(probs, support.astype(float) ** 2, axes=1) - mean**2
     return {
+        "mean": mean,
         "sd": np.sqrt(np.maximum(spread, 0.0)),
         "lower": nothing,
         "upper": nothing,
@@ -98,22 +101,11 @@ def _named(layouts: dict[str, Layout], coords: Any = None, dims: Any = None) -> 
     for site, layout in layouts.items():
         given = dims.get(site, ())
         given = (given,) if isinstance(given, str) else tuple(given)
-        if len(given) > len(layout.dims):
-            raise ModelError(
-                f"Option `dims`: '{site}' has {len(layout.dims)} dimensions, and {len(given)} "
-                f"names for them. Give one for each, or for the first ones."
-            )
+        check_count(site, len(layout.dims), len(given))
         found[site] = layout._replace(dims=(*given, *layout.dims[len(given) :]))
-    check_known("coords", coords, {d for one in found.values() for d in one.dims}, "dimension")
+    check_dimensions(coords, {dim for one in found.values() for dim in one.dims})
     for site, layout in found.items():
-        labels = []
-        for dim, own in zip(layout.dims, layout.labels, strict=True):
-            new = np.asarray(coords.get(dim, own))
-            if new.shape != own.shape:
-                raise ModelError(
-                    f"Option `coords`: dimension '{dim}' has {len(own)} elements, and there are "
-                    f"{new.size} labels for it. Give one for each."
-                )
-            labels.append(new)
-        found[site] = layout._replace(labels=tuple(labels))
+        pairs = zip(layout.dims, layout.labels, strict=True)
+        labels = tuple(labels_of(d, coords.get(d, own), len(own)) for d, own in pairs)
+        found[site] = layout._replace(labels=labels)
     return found

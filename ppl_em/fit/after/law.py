@@ -14,7 +14,7 @@ import numpy as np
 from ppl_em.algorithms import Sampler
 from ppl_em.e_step import DeterministicEStep, EStep
 from ppl_em.fit.after.draws import Drawn, draw_by_chains, draw_latents, draw_params, inside
-from ppl_em.params import Params
+from ppl_em.params import AtBounds, Params
 from ppl_em.posterior import Posterior
 from ppl_em.problem import Problem
 from ppl_em.result import BUDGET, CHAINS, DRAWS, EMResult, JointDraws, draws_at_estimate, held
@@ -47,6 +47,7 @@ class Law:
     posterior: Posterior
     sampler: Sampler | None
     x: jax.Array
+    at: AtBounds | None
 
     @property
     def follows(self) -> bool:
@@ -72,6 +73,13 @@ class Law:
             return draw_by_chains(rng_key, self.problem, sampler, self.state, xs)
         own = cast(DeterministicEStep, self.e_step)
         return draw_latents(rng_key, self.problem, own, self.state, xs, owner)
+
+    def held(self, covariance: np.ndarray) -> np.ndarray:
+        """The covariance (p, p) of x with what is at a bound where it is."""
+        if self.at is None:
+            return covariance
+        free = ~self.at.held
+        return np.where(free & free[:, None], covariance, 0.0)
 
     def groups(self) -> tuple[np.ndarray | None, np.ndarray]:
         """The block of every term of the log-joint, (E,), and of every latent, (D,).
@@ -106,8 +114,8 @@ def at_the_estimate(result: EMResult, law: Law) -> JointDraws:
 def joint_draws(result: EMResult, law: Law, alone: JointDraws) -> JointDraws:
     """Draws of all parameters, and latents given them; `alone` are those at the estimates."""
     known, problem = result.uncertainty, law.problem
-    free = known.free
-    if known.reason or free is None or not np.all(np.isfinite(free.covariance)):
+    covariance = law.held(np.asarray(known.free.covariance if known.free else np.nan))
+    if not np.all(np.isfinite(covariance)):
         why = known.reason or "their covariance is not finite"
         words = {"parameters": f"held at their estimates: {why}", "latents": "given the estimates"}
         return replace(alone, words=words)
@@ -115,23 +123,18 @@ def joint_draws(result: EMResult, law: Law, alone: JointDraws) -> JointDraws:
     count, marginal, groups = law.size, None, ""
     if law.follows:
         owner, labels = law.groups()
-        xs, drawn, redrawn = _sound(key_params, law, free.covariance, owner, known.active)
+        xs, drawn, redrawn = _sound(key_params, law, covariance, owner, known.active)
         marginal, groups = _named(problem, drawn.groups, labels)
         latents, stats = drawn.latents, {**drawn.stats, "lp": drawn.objective}
     else:
-        xs, redrawn, stats = draw_params(key_params, law.x, free.covariance, count), 0, {}
+        xs, redrawn, stats = draw_params(key_params, law.x, covariance, count), 0, {}
         given = result.posterior.sample(key_latents, count)
         latents = {name: np.asarray(values) for name, values in given.items()}
-    return JointDraws(
-        _reported(result, problem, law.x, _constrained(problem, xs)),
-        latents,
-        CHAINS,
-        stats,
-        marginal,
-        groups,
-        law.follows and not problem.spec.discrete,
-        _words(result, law, redrawn),
-    )
+    params = _constrained(problem, xs)
+    told = _reported(result, problem, law.x, params)
+    pointwise = law.follows and not problem.spec.discrete
+    words = _words(result, law, told, redrawn)
+    return JointDraws(params, told, latents, CHAINS, stats, marginal, groups, pointwise, words)
 
 
 def _sound(
@@ -241,7 +244,7 @@ def _plate(problem: Problem, labels: np.ndarray, count: int) -> tuple[str, np.nd
     return "group", np.arange(count)
 
 
-def _words(result: EMResult, law: Law, redrawn: int) -> dict[str, str]:
+def _words(result: EMResult, law: Law, told: Params, redrawn: int) -> dict[str, str]:
     """How the draws were made, for their attributes."""
     flag, known = law.e_step.flag, result.uncertainty
     words = {
@@ -251,9 +254,10 @@ def _words(result: EMResult, law: Law, redrawn: int) -> dict[str, str]:
     }
     if not law.follows:
         words["latents"] = f"given the estimates, as this e_step='{flag}' follows no parameters"
-    still = [n for n, v in zip(result.labels, np.diag(known.covariance), strict=True) if not v > 0]
-    if still:
-        words["held"] = ", ".join(still)
+    ranges = [np.ravel(np.ptp(leaf, axis=0)) for leaf in jax.tree.leaves(told)]
+    still = np.concatenate(ranges) == 0
+    if still.any():
+        words["held"] = ", ".join(np.array(result.labels)[still])
     if redrawn:
         words["redrawn"] = f"{redrawn} draws, where the log-likelihood was not finite"
     return words
