@@ -165,6 +165,7 @@ def test_draws_are_normal_where_nothing_is_held(rng_key):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # R-hat of a constant
 def test_what_is_at_a_boundary_or_fixed_is_held():
     x, y = data(0.0)
     y = y - (y - 0.7 * x).mean(0)  # no variance between groups
