@@ -89,7 +89,10 @@ def report(result: EMResult, title: str, reference: dict[str, Any] | None = None
         table["reference"] = np.array([known.get(label, np.nan) for label in result.labels])
         with np.errstate(divide="ignore", invalid="ignore"):  # no errors of fixed values
             table["off by (se)"] = (table["estimate"] - table["reference"]) / table["se"]
-    lines = [title, "", *_aligned(result.labels, table), ""]
+    shown = result.uncertainty.shown(len(result.labels))
+    labels = [result.labels[i] for i in shown]
+    table = {name: column[shown] for name, column in table.items()}
+    lines = [title, "", *_aligned(labels, table), ""]
     penalised = f", penalised {result.penalised:.6f}" if result.penalties else ""
     lines.append(f"log-likelihood  {result.log_likelihood}{result.doubt}{penalised}")
     if reference is not None:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, cast
 import jax
 import numpy as np
 
-from ppl_em.algorithms import Certified, Polish, Verdict
+from ppl_em.algorithms import Certified, Polish, Sampler, Verdict
 from ppl_em.e_step import DeterministicEStep, EStep, expectation
 from ppl_em.fit.after import Inquiry
 from ppl_em.fit.after.at import at
 from ppl_em.fit.after.evaluation import FINAL_STEPS
+from ppl_em.fit.after.law import Law, at_the_estimate, joint_draws
 from ppl_em.fit.after.predict import predict
 from ppl_em.fit.audit import audit
 from ppl_em.likelihood import (
@@ -29,7 +30,7 @@ from ppl_em.likelihood import (
     set_aside,
 )
 from ppl_em.likelihood.active_constraints import active_constraints
-from ppl_em.params import AtBounds, flat_bounds, within_reach
+from ppl_em.params import AtBounds, flat_bounds, flat_labels, repeated_entries, within_reach
 from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Problem, on_request
 from ppl_em.result import (
@@ -41,6 +42,7 @@ from ppl_em.result import (
     Options,
     Status,
     Uncertainty,
+    Unconstrained,
     to_datatree,
 )
 from ppl_em.stats import relative_error
@@ -84,11 +86,16 @@ class FittedParts:
     certified: Certified | None = None
     status: Status | None = None
     asked: EStep | None = None
+    sampler: Sampler | None = None
 
     @on_request
-    def datatree(self, result: EMResult) -> "xarray.DataTree":
-        """Build the result's DataTree."""
-        return to_datatree(result, self.problem)
+    def datatree(self, result: EMResult, at_estimate: bool = False) -> "xarray.DataTree":
+        """Build the result's DataTree; parameters are drawn, unless latents are `at_estimate`."""
+        end = self.e_step, self.e_state, self.posterior, self.sampler, self.x, self.at
+        law = Law(self.problem, *end)
+        alone = at_the_estimate(result, law)
+        drawn = None if at_estimate else joint_draws(result, law, alone)
+        return to_datatree(result, self.problem, alone, drawn)
 
     @on_request
     def audit(self, result: EMResult, rng_key: jax.Array, e_step: str | EStep) -> Audit:
@@ -174,9 +181,12 @@ class FittedParts:
             mcse[left_out] = np.nan
         se_mcse = self._se_mcse(information) * np.sqrt(np.diag(covariance))
         method = information.method + (", penalised" if self.penalised else "")
-        bounds = flat_bounds(self.problem.space, self.problem.constrain(self.x))
+        space, params, x = self.problem.space, self.problem.constrain(self.x), np.asarray(self.x)
         reason = _on_the_way(reason, self.status)
-        return Uncertainty(covariance, mcse, se_mcse, method, reason, note, active, bounds)
+        names = tuple(flat_labels(space.unravel(x)))
+        free = Unconstrained(names, x, covariance_x, information.matrix, information.gradient)
+        shape = flat_bounds(space, params), free, repeated_entries(space, params)
+        return Uncertainty(covariance, mcse, se_mcse, method, reason, note, active, *shape)
 
     @property
     def _look(self) -> Callable[[jax.Array], float] | None:

@@ -48,7 +48,7 @@ def make_result(
     key_posterior, key_evidence = split(rng_key)
     x, e_step = outcome.x, outcome.e_step
     known = outcome.polish.known_blocks(problem, x) if outcome.polish else None
-    posterior, state, log_likelihood = evaluated(
+    posterior, state, log_likelihood, sampler = evaluated(
         key_evidence, problem, x, e_step, outcome.e_state, outcome.m_step, known
     )
     if outcome.at is not None:
@@ -80,6 +80,7 @@ def make_result(
             outcome.certified,
             outcome.status,
             asked,
+            sampler,
         ),
         boundary={} if outcome.at is None else outcome.at.found,
         penalties=terms,

@@ -14,7 +14,7 @@ from ppl_em.params.constraint import (
     resolve,
     split_option,
 )
-from ppl_em.params.labels import flat_bounds, flat_labels
+from ppl_em.params.labels import flat_bounds, flat_labels, repeated_entries
 from ppl_em.params.space import (
     Params,
     ParamSite,
@@ -50,6 +50,7 @@ __all__ = [
     "is_share",
     "make_site",
     "place_of",
+    "repeated_entries",
     "resolve",
     "split_option",
     "within_reach",

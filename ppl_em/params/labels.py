@@ -9,6 +9,19 @@ from numpyro.distributions import constraints
 from ppl_em.params.space import Params, ParamSpace
 from ppl_em.util import in_line
 
+CORRELATIONS = (type(constraints.corr_cholesky), type(constraints.corr_matrix))
+"""Matrices that are told by what is below their diagonal."""
+
+MATRICES = (
+    *CORRELATIONS,
+    type(constraints.lower_cholesky),
+    type(constraints.scaled_unit_lower_cholesky),
+    type(constraints.softplus_lower_cholesky),
+    type(constraints.positive_definite),
+    type(constraints.positive_semidefinite),
+)
+"""Matrices that are told by what is not above their diagonal."""
+
 
 def flat_labels(params: Params) -> list[str]:
     """Label every scalar of `params` in the order of `ravel_pytree`: `sd`, `alpha[2]`, ...
@@ -45,3 +58,25 @@ def flat_bounds(space: ParamSpace, params: Params) -> np.ndarray:
     sites = [(name, jax.tree.leaves(params[name])) for name in sorted(params)]
     found = [bounds(name, leaf) for name, leaves in sites for leaf in leaves]
     return np.concatenate([*found, np.zeros((0, 2))])
+
+
+def repeated_entries(space: ParamSpace, params: Params) -> np.ndarray:
+    """Which scalars of `params` others tell, in the order of `flat_labels`, (P,).
+
+    Those above the diagonal of triangular and symmetric matrices, and the ones on the diagonal of
+    correlations and of their Cholesky factors.
+    """
+    supports = {site.name: site.constraint for site in space.sites}
+
+    def repeated(name: str, leaf: Any) -> np.ndarray:
+        support, shape = supports.get(name), np.shape(leaf)
+        while isinstance(support, type(constraints.real_vector)):
+            support = support.base_constraint
+        if not isinstance(support, MATRICES) or len(shape) < 2:
+            return np.zeros(int(np.prod(shape)), bool)
+        rows, columns = np.indices(shape[-2:])
+        told = columns >= rows if isinstance(support, CORRELATIONS) else columns > rows
+        return np.broadcast_to(told, shape).ravel()
+
+    found = [repeated(k, leaf) for k in sorted(params) for leaf in jax.tree.leaves(params[k])]
+    return np.concatenate([*found, np.zeros(0, bool)])

@@ -1,5 +1,6 @@
 """A model and its data as one function of parameters and latents."""
 
+from ppl_em.problem.arguments import named_leaves
 from ppl_em.problem.barrier import barrier_weights, firm, has_barrier
 from ppl_em.problem.build import build_problem
 from ppl_em.problem.checks import is_factor
@@ -58,6 +59,7 @@ __all__ = [
     "is_factor",
     "is_inside",
     "look",
+    "named_leaves",
     "nearest_feasible",
     "needs",
     "observations",

@@ -11,7 +11,7 @@ from numpyro.distributions.transforms import Transform
 from ppl_em.discrete import support_of
 from ppl_em.params import ParamSpace, Restriction
 from ppl_em.problem.arguments import Arguments
-from ppl_em.problem.checks import Site
+from ppl_em.problem.checks import Site, param_constraint
 from ppl_em.util import Fingerprint, Static, Step, content_key
 
 
@@ -122,11 +122,21 @@ def _discrete_site(site: Site) -> DiscreteSite:
 def site_dims(site: Site, shape: tuple[int, ...]) -> tuple[str, ...]:
     """Name every axis of a site: plates by their names, `time_T` in a scan, else `NAME_dim_i`."""
     names = [f"{site['name']}_dim_{i}" for i in range(len(shape))]
-    if shape and "_scan_current_index" in site["infer"]:
+    if shape and "_scan_current_index" in site.get("infer", {}):
         names[0] = f"time_{shape[0]}"
-    event = site["fn"].event_dim
+    event = _event_dim(site)
     for frame in site["cond_indep_stack"]:
         axis = len(shape) - event + frame.dim if frame.dim is not None else -1
         if 0 <= axis < len(shape) and shape[axis] == frame.size:
             names[axis] = frame.name
     return tuple(names)
+
+
+def _event_dim(site: Site) -> int:
+    """Axes at the end of a site that no plate is."""
+    if site["type"] == "sample":
+        return int(site["fn"].event_dim)
+    if site["type"] == "param":
+        given = site["kwargs"].get("event_dim")
+        return int(param_constraint(site).event_dim if given is None else given)
+    return 0

@@ -2,24 +2,35 @@
 
 from ppl_em.result.audit import Audit
 from ppl_em.result.certificate import Certificate
-from ppl_em.result.datatree import to_datatree
+from ppl_em.result.datatree import (
+    CHAINS,
+    DRAWS,
+    JointDraws,
+    draws_at_estimate,
+    held,
+    to_datatree,
+)
 from ppl_em.result.em_result import EMResult
 from ppl_em.result.finding import Diagnosis, Finding
-from ppl_em.result.latents import LatentPosterior
+from ppl_em.result.latents import LatentPosterior, draw_discrete
 from ppl_em.result.left_out import LeftOut
 from ppl_em.result.likelihood_ratio import Counts, LikelihoodRatio, check_same_data, of_one_kind
 from ppl_em.result.nested import Model
 from ppl_em.result.netcdf import write_tree
 from ppl_em.result.new_data import Evaluated, Options, predictions
 from ppl_em.result.plots import plot_fit
+from ppl_em.result.replay import BUDGET
 from ppl_em.result.restarts import NO_OPTIMUM, Optimum, Restarts
 from ppl_em.result.status import CONVERGED, Status
 from ppl_em.result.storage import load
 from ppl_em.result.text import remarks
-from ppl_em.result.uncertainty import Uncertainty
+from ppl_em.result.uncertainty import Uncertainty, Unconstrained
 
 __all__ = [
+    "BUDGET",
+    "CHAINS",
     "CONVERGED",
+    "DRAWS",
     "NO_OPTIMUM",
     "Audit",
     "Certificate",
@@ -28,6 +39,7 @@ __all__ = [
     "EMResult",
     "Evaluated",
     "Finding",
+    "JointDraws",
     "LatentPosterior",
     "LeftOut",
     "LikelihoodRatio",
@@ -37,7 +49,11 @@ __all__ = [
     "Restarts",
     "Status",
     "Uncertainty",
+    "Unconstrained",
     "check_same_data",
+    "draw_discrete",
+    "draws_at_estimate",
+    "held",
     "load",
     "of_one_kind",
     "plot_fit",

@@ -1,21 +1,35 @@
 """A fit as an xarray.DataTree for ArviZ."""
 
+import importlib.metadata
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro import handlers
 
 from ppl_em.params import Params
 from ppl_em.posterior import WeightedDraws
-from ppl_em.problem import Problem, is_factor, site_dims
+from ppl_em.problem import Problem
+from ppl_em.result.coordinates import SAMPLE
 from ppl_em.result.em_result import EMResult
-from ppl_em.result.names import changed, distinct, in_tree
+from ppl_em.result.names import changed, distinct
+from ppl_em.result.replay import BUDGET, Arrays, Replayed, replay
 from ppl_em.result.storage import header, leaves
+from ppl_em.result.stored import AT_ESTIMATE, xarray_tree
+from ppl_em.result.tree_groups import (
+    constant_group,
+    dims_in_tree,
+    e_step_group,
+    params_group,
+    responsibilities_group,
+    summary_groups,
+    trace_group,
+    uncertainty_groups,
+)
 from ppl_em.util import compiled, printable
 
 if TYPE_CHECKING:
@@ -24,95 +38,189 @@ if TYPE_CHECKING:
 CHAINS, DRAWS = 4, 500
 """Shape of the exported draws where the posterior is sampled afresh."""
 
-BUDGET = 20_000_000
-"""Exported numbers, at most, per group; larger models get fewer draws."""
+Words = dict[str, str]
 
-Arrays = dict[str, np.ndarray]
+MARGINAL = "data"
+"""Name of the variable in group `marginal_log_likelihood`."""
 
 
-def to_datatree(result: EMResult, problem: Problem) -> "xarray.DataTree":
-    """Export a fit.
+@dataclass(frozen=True)
+class JointDraws:
+    """n draws of parameters and latents, in chains one after the other.
 
-    Groups: `posterior` (latent and deterministic sites, chain x draw), `sample_stats`,
-    `log_likelihood` (pointwise, given the latents), `observed_data`, `em_trace` (dim
-    `iteration`, and `restart` after several starts), `params`, `uncertainty` (covariance,
-    standard and Monte Carlo errors); where there are continuous latents `latent_mean` and
-    `latent_sd`; where there are discrete ones `responsibilities`, and `most_probable` if all are.
+    Attributes
+    ----------
+    params
+        Leaves (n, ...) on the model's own scale, all parameters.
+    told
+        The same with those at a bound on it, where the model may not be defined.
+    latents
+        All sites, (n, *site_shape).
+    chains
+        Their number.
+    stats
+        Of each draw, (n,).
+    marginal
+        Log-likelihoods of independent groups of the data, latents integrated out, (n, G); None if
+        they are not known. `groups` names their dimension.
+    pointwise
+        Whether rows given the latents and parameters may be compared by leave-one-out: the
+        parameters vary, the latents are drawn given them, and none is discrete.
+    words
+        How they were drawn.
+    """
+
+    params: Params
+    told: Params
+    latents: Arrays
+    chains: int
+    stats: Arrays = field(default_factory=dict)
+    marginal: np.ndarray | None = None
+    groups: str = "group"
+    pointwise: bool = False
+    words: Words = field(default_factory=dict)
+
+    def shaped(self, arrays: Arrays) -> Arrays:
+        """From (n, ...) to (chain, draw, ...)."""
+        return {
+            k: np.asarray(v).reshape(self.chains, len(v) // self.chains, *np.shape(v)[1:])
+            for k, v in arrays.items()
+        }
+
+
+def to_datatree(
+    result: EMResult, problem: Problem, alone: JointDraws, drawn: JointDraws | None = None
+) -> "xarray.DataTree":
+    """Export a fit, see `EMResult.to_datatree`.
+
+    Group `posterior` is `drawn`; without it, the latents at the fitted parameters, `alone`.
     """
     import xarray
     from arviz_base import dict_to_dataset
 
-    draws, stats = _draws(result, problem)
-    replayed = _replay(problem, result.posterior.params, draws)
-    names = in_tree([*draws, *replayed.names, *replayed.plates])
+    key = jax.random.fold_in(result.posterior.rng_key, 1)
+    here = replay(problem, alone.params, alone.latents)
+    replayed = here
+    if drawn is not None:
+        replayed = replay(problem, drawn.params, drawn.latents, key, drawn.pointwise)
+    namer = _Namer(result, problem, replayed)
     groups: dict[str, Any] = {}
-    posterior = _renamed({**_hide_idle(problem, draws), **replayed.deterministic}, names)
-    dims = {names[k]: _dims(k, v, names) for k, v in replayed.dims.items()}
-    for name, arrays in (("posterior", posterior), ("sample_stats", stats)):
-        groups[name] = dict_to_dataset(arrays, dims=_known(dims, arrays))
-    if replayed.log_likelihood:
-        pointwise = _renamed(replayed.log_likelihood, names)
-        groups["log_likelihood"] = dict_to_dataset(pointwise, dims=_known(dims, pointwise))
-    observed = _renamed(replayed.observed, names)
-    groups["observed_data"] = dict_to_dataset(
-        observed, dims=_known(dims, observed, 0), sample_dims=[]
-    )
-    groups["em_trace"] = _trace_dataset(result)
-    groups["params"] = _params_dataset(result)
-    groups["uncertainty"] = _uncertainty_dataset(result)
+
+    def add(name: str, arrays: Arrays, words: Words, leading: int = 2) -> None:
+        if arrays:
+            dims = namer.dims(arrays, leading)
+            shaped = {namer.names[k]: v for k, v in arrays.items()}
+            sample_dims = [*SAMPLE[:leading]]
+            group = dict_to_dataset(shaped, dims=dims, sample_dims=sample_dims)
+            groups[name] = group.assign_attrs(words)
+
+    def latents(of: JointDraws, where: Replayed) -> Arrays:
+        return of.shaped({**_hide_idle(problem, of.latents), **where.deterministic})
+
+    if drawn is not None:
+        own = drawn.shaped(namer.leaves(drawn.told))
+        add("posterior", {**own, **latents(drawn, replayed)}, drawn.words)
+        add("posterior_predictive", drawn.shaped(replayed.predictive), drawn.words)
+        add("log_likelihood", drawn.shaped(replayed.log_likelihood), drawn.words)
+        groups["sample_stats"] = dict_to_dataset(drawn.shaped(drawn.stats))
+        groups |= _marginal(drawn, namer)
+    estimate = "posterior" if drawn is None else AT_ESTIMATE
+    words = {"parameters": "held at their estimates, see group `params`"}
+    add(estimate, latents(alone, here), words)
+    groups.setdefault(estimate, xarray.Dataset())
+    add("observed_data", replayed.observed, {}, 0)
+    constant = constant_group(problem, replayed.observed.values(), namer.plates)
+    if constant is not None:
+        groups["constant_data"] = constant
+    groups["em_trace"] = trace_group(result)
+    groups["e_step_stats"] = e_step_group(result, alone.shaped(alone.stats))
+    groups["params"] = params_group(result)
+    groups |= uncertainty_groups(result)
     if problem.spec.discrete:
-        groups["responsibilities"] = _responsibilities(result, problem, names)
-    groups |= _summaries(result, problem, names)
-    record = header(result) | {"latents": list(draws), "names": changed(names)}
+        groups["responsibilities"] = responsibilities_group(result, problem, namer.names)
+    groups |= summary_groups(result, problem, namer.names)
+    unbounded = [name for name, one in result.posterior.layouts().items() if one.unbounded]
+    record = header(result) | {"latents": list(alone.latents), "names": changed(namer.names)}
+    record["unbounded"] = unbounded
     groups["/"] = xarray.Dataset(attrs={"ppl_em": json.dumps(record)})
-    return xarray.DataTree.from_dict(groups)
+    for group in groups.values():
+        group.attrs |= _versions()
+    return xarray_tree(groups)
 
 
-@dataclass(frozen=True)
-class _Replayed:
-    deterministic: Arrays
-    log_likelihood: Arrays
-    observed: Arrays
-    dims: dict[str, list[str]]
+class _Namer:
+    """Names of sites, of leaves of parameters and of dimensions, as the tree has them."""
 
-    @property
-    def names(self) -> list[str]:
-        """All sites."""
-        return [*self.deterministic, *self.observed, *self.dims]
+    def __init__(self, result: EMResult, problem: Problem, replayed: Replayed) -> None:
+        latents = [*problem.latent_names, *(site.name for site in problem.spec.discrete)]
+        sites = list(dict.fromkeys([*latents, *replayed.names]))
+        own = leaves(result.params)[1]
+        once = list(dict.fromkeys([*sites, *own, *replayed.plates]))
+        self.names = dict(zip(once, distinct(once), strict=True))
+        self.own = own
+        self.replayed = replayed
+        self.plates = {self.names[k]: size for k, size in replayed.plates.items() if size}
 
-    @property
-    def plates(self) -> list[str]:
-        """Dimensions with a name of their own."""
-        return [d for k, v in self.dims.items() for i, d in enumerate(v) if d != f"{k}_dim_{i}"]
+    def leaves(self, params: Params) -> Arrays:
+        """The leaves of the parameters by name."""
+        return dict(zip(self.own, leaves(params)[0], strict=True))
+
+    def dims(self, arrays: Arrays, leading: int) -> dict[Any, Sequence[Any]]:
+        """Names of the dimensions after `leading` sample dimensions, where they are known."""
+        known = self.replayed.dims
+        return {
+            self.names[k]: dims_in_tree(k, known[k], self.names)[: np.ndim(v) - leading]
+            for k, v in arrays.items()
+            if k in known
+        }
 
 
-def _draws(result: EMResult, problem: Problem) -> tuple[Arrays, Arrays]:
-    """Draws of all latents, (chain, draw, *site_shape), and of the sampler's statistics."""
+def _marginal(drawn: JointDraws, namer: _Namer) -> dict[str, Any]:
+    """The log-likelihood by group.
+
+    As `log_likelihood` too where rows given their latents have none that is right, or where each
+    row is a group: latents that one row alone tells of are no knowledge about it if it is left out.
+    """
+    from arviz_base import dict_to_dataset
+
+    if drawn.marginal is None:
+        return {}
+    dim = namer.names.get(drawn.groups, drawn.groups)
+    observed = namer.replayed.observed
+    rows = [k for k, v in observed.items() if v.shape == drawn.marginal.shape[1:]]
+    is_row = len(observed) == len(rows) == 1 and namer.replayed.dims[rows[0]] == [drawn.groups]
+
+    def group(name: str) -> Any:
+        values = drawn.shaped({name: cast(np.ndarray, drawn.marginal)})
+        return dict_to_dataset(values, dims={name: [dim]}).assign_attrs(drawn.words)
+
+    found = {"marginal_log_likelihood": group(MARGINAL)}
+    if is_row or not drawn.pointwise:
+        found["log_likelihood"] = group(namer.names[rows[0]] if is_row else MARGINAL)
+        found["log_likelihood"].attrs["latents"] = "integrated out, by group of the data"
+    return found
+
+
+def draws_at_estimate(result: EMResult, problem: Problem) -> JointDraws:
+    """Draws of all latents at the fitted parameters: those of the E-step, or fresh ones."""
     latents = result.posterior
     key_draws, key_discrete = jax.random.split(latents.rng_key)
     shapes = [s.shape for s in problem.spec.latents] + [s.shape for s in problem.spec.discrete]
     width = sum(int(np.prod(shape)) for shape in shapes)
-    if latents.inner.by_draws:
-        own = cast(WeightedDraws, latents.inner)
-        chains, draws = own.draws.shape[:2]
-        step = max(1, chains * draws * width // BUDGET)
-        u = own.draws[:, ::step]
-        stats = {k: np.asarray(v[:, ::step]) for k, v in own.stats.items()}
-        chains, draws = u.shape[:2]
-        flat = u.reshape(-1, u.shape[-1])
-        sampled = jax.vmap(lambda v: problem.constrain_latents(result.posterior.params, v))(flat)
-        sampled = latents.with_discrete(key_discrete, sampled, len(flat))
-    else:
-        chains, stats = CHAINS, {}
-        draws = max(1, min(DRAWS, BUDGET // (chains * max(width, 1))))
-        sampled = latents.sample(key_draws, chains * draws)
-    shaped = {k: np.asarray(v).reshape(chains, draws, *v.shape[1:]) for k, v in sampled.items()}
-    if not stats:
-        stats = {"lp": np.full((chains, draws), result.penalised)}
-    if latents.inner.by_draws:
-        lp = _log_joints(problem, result.posterior.params, u)
-        stats["lp"] = np.asarray(lp)
-    return shaped, stats
+    if not latents.inner.by_draws:
+        draws = max(1, min(DRAWS, BUDGET // (CHAINS * max(width, 1))))
+        sampled = latents.sample(key_draws, CHAINS * draws)
+        return held(result, sampled, CHAINS, CHAINS * draws)
+    own = cast(WeightedDraws, latents.inner)
+    chains, draws = own.draws.shape[:2]
+    step = max(1, chains * draws * width // BUDGET)
+    u = own.draws[:, ::step]
+    stats = {k: np.asarray(v[:, ::step]).ravel() for k, v in own.stats.items()}
+    stats["lp"] = np.asarray(_log_joints(problem, latents.params, u)).ravel()
+    flat = u.reshape(-1, u.shape[-1])
+    sampled = jax.vmap(lambda v: problem.constrain_latents(latents.params, v))(flat)
+    sampled = latents.with_discrete(key_discrete, sampled, len(flat))
+    return held(result, sampled, chains, len(flat), stats)
 
 
 @compiled
@@ -120,40 +228,21 @@ def _log_joints(problem: Problem, params: Params, u: jax.Array) -> jax.Array:
     return jax.vmap(jax.vmap(problem.density(params)))(u)
 
 
-def _replay(problem: Problem, params: Params, draws: Arrays) -> _Replayed:
-    """Run the model at every draw: deterministic sites and pointwise log-likelihoods."""
+def held(
+    result: EMResult,
+    latents: dict[str, Any],
+    chains: int,
+    size: int,
+    stats: Arrays | None = None,
+) -> JointDraws:
+    """Draws (n, ...) of the latents, with all parameters held at their estimates."""
 
-    def trace(problem: Problem, latents: dict[str, Any]) -> dict[str, Any]:
-        program = handlers.substitute(problem.at(params), data=latents)
-        arguments = problem.arguments
-        return handlers.trace(handlers.seed(program, 0)).get_trace(*arguments[0], **arguments[1])
+    def repeated(leaf: Any) -> np.ndarray:
+        return np.broadcast_to(leaf, (size, *np.shape(leaf)))
 
-    first = {name: jnp.asarray(values[0, 0]) for name, values in draws.items()}
-    sites = trace(problem, first)
-    deterministic = [k for k, s in sites.items() if s["type"] == "deterministic"]
-    observed = {k: sites[k] for k in problem.spec.observed if not is_factor(sites[k])}
-    size = sum(int(np.prod(np.shape(s["value"]))) for s in observed.values())
-    count = next(iter(draws.values())).shape[:2] if draws else (1, 1)
-    pointwise = list(observed) if size * np.prod(count) <= BUDGET else []
-
-    @compiled
-    def replay(problem: Problem, latents: Arrays) -> tuple[Arrays, Arrays]:
-        def one(latents: dict[str, Any]) -> tuple[dict, dict]:
-            sites = trace(problem, latents)
-            terms = {k: sites[k]["fn"].log_prob(sites[k]["value"]) for k in pointwise}
-            return {k: sites[k]["value"] for k in deterministic}, terms
-
-        if not draws:
-            return jax.tree.map(lambda v: v[None, None], one({}))
-        return jax.vmap(jax.vmap(one))(latents)
-
-    values, terms = jax.device_get(replay(problem, {k: jnp.asarray(v) for k, v in draws.items()}))
-    dims = {}
-    for name, site in sites.items():
-        if site["type"] == "sample" and not is_factor(site):
-            dims[name] = list(site_dims(site, np.shape(site["value"])))
-    data = {k: np.asarray(site["value"]) for k, site in observed.items()}
-    return _Replayed(values, terms, data, dims)
+    params, told = (jax.tree.map(repeated, p) for p in (result.posterior.params, result.params))
+    values = {name: np.asarray(draws) for name, draws in latents.items()}
+    return JointDraws(params, told, values, chains, stats or {})
 
 
 def _hide_idle(problem: Problem, draws: Arrays) -> Arrays:
@@ -168,118 +257,14 @@ def _hide_idle(problem: Problem, draws: Arrays) -> Arrays:
     return hidden
 
 
-def _trace_dataset(result: EMResult) -> Any:
-    import xarray
-
-    dims, coords = ["iteration"], {"iteration": np.arange(1, result.num_steps + 1)}
-    history = result.history
-    if result.restarts is not None:
-        length = max(result.restarts.num_steps)
-        dims = ["restart", *dims]
-        coords = {"restart": np.arange(len(result.restarts.status))}
-        coords["iteration"] = np.arange(1, length + 1)
-        traces = result.restarts.histories
-        history = {
-            name: np.stack([_padded(trace.get(name), values, length) for trace in traces])
-            for name, values in history.items()
-        }
-    variables = {}
-    for name, values in zip(distinct(list(history)), history.values(), strict=True):
-        extra = [f"{name}_dim_{i}" for i in range(values.ndim - len(dims))]
-        variables[name] = ([*dims, *extra], values)
-    return xarray.Dataset(variables, coords=coords)
-
-
-def _padded(values: np.ndarray | None, like: np.ndarray, length: int) -> np.ndarray:
-    """A history with its first axis filled up to `length` by NaN, or by empty words."""
-    blank = "" if like.dtype.kind == "U" else np.nan
-    known = like[:0] if values is None else values
-    rest = np.full((length - len(known), *like.shape[1:]), blank)
-    return np.concatenate([known, rest])
-
-
-def _params_dataset(result: EMResult) -> Any:
-    import xarray
-
-    arrays, names = leaves(result.params)
-    variables: dict[str, Any] = {
-        name: ([f"{name}_dim_{i}" for i in range(np.ndim(leaf))], np.asarray(leaf))
-        for name, leaf in zip(names, arrays, strict=True)
-    }
-    return xarray.Dataset(variables)
-
-
-def _uncertainty_dataset(result: EMResult) -> Any:
-    import xarray
-
-    uncertainty = result.uncertainty
-    pair = ["parameter", "parameter_"]
-    variables: dict[str, Any] = {}
-    variables["covariance"] = (pair, uncertainty.covariance)
-    variables["se"] = (["parameter"], np.sqrt(np.diag(uncertainty.covariance)))
-    variables["mcse"] = (["parameter"], uncertainty.mcse)
-    variables["se_mcse"] = (["parameter"], uncertainty.se_mcse)
-    if uncertainty.bounds is not None:
-        variables["bounds"] = (["parameter", "end"], uncertainty.bounds)
-    return xarray.Dataset(
-        variables,
-        coords=dict.fromkeys(pair, result.labels),
-        attrs={
-            "method": uncertainty.method,
-            "reason": printable(uncertainty.reason),
-            "note": printable(uncertainty.note),
-            "active_constraints": json.dumps([list(c) for c in uncertainty.active]),
-        },
-    )
-
-
-def _responsibilities(result: EMResult, problem: Problem, names: dict[str, str]) -> Any:
-    import xarray
-
-    variables, coords = {}, {}
-    for site in problem.spec.discrete:
-        probs = result.posterior.probs()[site.name]
-        name = names[site.name]
-        dims = [*_dims(site.name, site.dims[: probs.ndim - 1], names), f"{name}_state"]
-        variables[name] = (dims, probs)
-        if site.values.value.ndim == 1:
-            coords[f"{name}_state"] = site.values.value
-    return xarray.Dataset(variables, coords=coords)
-
-
-def _summaries(result: EMResult, problem: Problem, to: dict[str, str]) -> dict[str, Any]:
-    """Means and standard deviations of continuous sites; jointly most probable discrete values."""
-    import xarray
-
-    found: dict[str, Any] = {}
-    sites = {site.name: site.dims for site in problem.spec.latents}
-    sites |= {site.name: site.dims for site in problem.spec.discrete}
-    names = [site.name for site in problem.spec.latents]
-    if names:
-        found["latent_mean"] = {k: result.posterior.mean()[k] for k in names}
-        found["latent_sd"] = {k: result.posterior.sd()[k] for k in names}
-    elif problem.spec.discrete:
-        found["most_probable"] = result.posterior.most_probable()
-    return {
-        group: xarray.Dataset(
-            {to[k]: (_dims(k, sites[k][: v.ndim], to), v) for k, v in values.items()}
-        )
-        for group, values in found.items()
-    }
-
-
-def _renamed(arrays: Arrays, names: dict[str, str]) -> Arrays:
-    return {names[name]: values for name, values in arrays.items()}
-
-
-def _dims(site: str, dims: Sequence[str], names: dict[str, str]) -> list[str]:
-    """Dimensions of a site as the tree names them."""
-    own = {f"{site}_dim_{i}": f"{names[site]}_dim_{i}" for i in range(len(dims))}
-    return [own.get(dim) or names.get(dim, dim) for dim in dims]
-
-
-def _known(
-    dims: dict[str, list[str]], arrays: Arrays, leading: int = 2
-) -> dict[Any, Sequence[Any]]:
-    """Names of the dimensions after `leading` sample dimensions, where they are known."""
-    return {k: dims[k][: np.ndim(v) - leading] for k, v in arrays.items() if k in dims}
+def _versions() -> dict[str, str]:
+    """What made the tree, and when."""
+    found = {"inference_library": "ppl_em", "created_at": datetime.now(UTC).isoformat()}
+    names = {"ppl_em": "inference_library_version", "numpyro": "numpyro", "jax": "jax"}
+    for name, key in names.items():
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            version = "unknown"
+        found[key if key.endswith("version") else f"{key}_version"] = printable(version)
+    return found

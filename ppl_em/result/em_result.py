@@ -1,29 +1,26 @@
 """EMResult: the fitted parameters, their uncertainty, the latents, and how the run went."""
 
-import warnings
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import numpy as np
 
-from ppl_em.params import ActiveConstraint, Boundary, Params, flat_labels
+from ppl_em.params import ActiveConstraint, Boundary, Params
 from ppl_em.posterior import LogLikelihood
 from ppl_em.result.certificate import Certificate
 from ppl_em.result.diagnosis import Diagnosed
 from ppl_em.result.html import as_html
 from ppl_em.result.inference import Inference
 from ppl_em.result.likelihood_ratio import Counts
-from ppl_em.result.netcdf import write_tree
 from ppl_em.result.new_data import NewData
 from ppl_em.result.status import CONVERGED, Status
+from ppl_em.result.tables import Tables
 from ppl_em.result.text import doubt, in_short, in_words
+from ppl_em.result.trees import Trees
 from ppl_em.result.uncertainty import Uncertainty
-from ppl_em.util import check_option, check_place, number, printable
 
 if TYPE_CHECKING:
-    import pandas
     import xarray
 
     from ppl_em.e_step import EStep
@@ -39,8 +36,8 @@ class Parts(Protocol):
         """What a stronger E-step says at the fitted parameters."""
         ...
 
-    def datatree(self, result: "EMResult") -> "xarray.DataTree":
-        """The whole fit as a DataTree."""
+    def datatree(self, result: "EMResult", at_estimate: bool = False) -> "xarray.DataTree":
+        """The whole fit as a DataTree, with parameters drawn or latents `at_estimate`."""
         ...
 
     def uncertainty(self) -> Uncertainty:
@@ -65,7 +62,7 @@ class Parts(Protocol):
 
 
 @dataclass(frozen=True, repr=False)
-class EMResult(Inference, NewData, Diagnosed):
+class EMResult(Tables, Trees, Inference, NewData, Diagnosed):
     """A finished fit; everything in it belongs to `params`.
 
     Attributes
@@ -162,31 +159,6 @@ class EMResult(Inference, NewData, Diagnosed):
         """Monte Carlo standard errors of the estimates, keyed and shaped as `params`."""
         return self._like_params(self.uncertainty.mcse)
 
-    def summary(self, level: float = 0.95) -> "pandas.DataFrame":
-        """A row per scalar parameter: estimate, se, lower, upper (Wald), mcse.
-
-        The interval is estimate plus and minus a normal quantile times the total error
-        sqrt(se^2 + mcse^2). For parameters with bounds, entries of a simplex among them, that is
-        done on the log or logit scale and mapped back, so that intervals stay inside. After a
-        Monte Carlo E-step two more columns show that `total` and `se_mcse`, the Monte Carlo error
-        of se.
-
-        >>> result.summary().loc["sd"].round(2).to_dict()
-        {'estimate': 1.66, 'se': 0.8, 'lower': 0.64, 'upper': 4.27, 'mcse': 0.0}
-        """
-        import pandas
-
-        self._warn_of_gaps()
-        return pandas.DataFrame(
-            self.table(level), index=pandas.Index(self.labels, name="parameter")
-        )
-
-    def table(self, level: float = 0.95) -> dict[str, np.ndarray]:
-        """The columns of `summary`, without pandas; NaN where there is no standard error."""
-        check_option("level", level, number(below=1.0, above=True))
-        estimate = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(self.params)])
-        return self.uncertainty.table(estimate, level)
-
     def audit(self, rng_key: jax.Array, e_step: "str | EStep" = "auto") -> "Audit":
         """Ask a stronger E-step, at the fitted parameters, how far off they are.
 
@@ -219,30 +191,6 @@ class EMResult(Inference, NewData, Diagnosed):
         """
         return self.parts.audit(self, rng_key, e_step)
 
-    def to_datatree(self) -> "xarray.DataTree":
-        """Everything as an ArviZ-ready DataTree.
-
-        Groups: `posterior` (latents at the fitted parameters, chain x draw), `sample_stats`,
-        `em_trace` (dim `iteration`, and `restart` after several starts), `log_likelihood`
-        (pointwise), `observed_data`, `params`, `uncertainty`; where there are continuous latents
-        `latent_mean` and `latent_sd`; where there are discrete ones `responsibilities`, and
-        `most_probable` if all are.
-
-        >>> round(result.to_datatree()["params"]["sd"].item(), 4)
-        1.6583
-        """
-        return self.parts.datatree(self)
-
-    def save(self, path: Any) -> None:
-        """Write the fit to a netCDF file; `ppl_em.load` reads it back, ArviZ opens it.
-
-        An older file of that name stays as it is until the new one is complete.
-
-        >>> result.save("fit.nc")
-        """
-        check_place("path", path)
-        write_tree(self.to_datatree(), path)
-
     def __str__(self) -> str:
         return in_words(self)
 
@@ -261,30 +209,12 @@ class EMResult(Inference, NewData, Diagnosed):
         return doubt(self)
 
     @property
-    def labels(self) -> list[str]:
-        """A name for every scalar parameter, `alpha[0]`, `sd`, ..."""
-        return flat_labels(self.params)
-
-    @cached_property
-    def uncertainty(self) -> "Uncertainty":
-        """Covariance, Monte Carlo errors, and how they were come by."""
-        return self.parts.uncertainty()
-
-    @property
     def active_constraints(self) -> tuple[ActiveConstraint, ...]:
         """Constraints on functions of the parameters that the result is on the bound of.
 
         Each has a multiplier, the log-likelihood gained per unit by which its bound is relaxed.
         """
         return self.uncertainty.active
-
-    def _warn_of_gaps(self) -> None:
-        """Say which standard errors are not available, and why."""
-        if self.uncertainty.reason:
-            reason = printable(self.uncertainty.reason)
-            warnings.warn(f"Standard errors are not available: {reason}.", stacklevel=3)
-        elif self.uncertainty.note:
-            warnings.warn(f"{printable(self.uncertainty.note)}.", stacklevel=3)
 
     def _like_params(self, flat: np.ndarray) -> Params:
         leaves, treedef = jax.tree.flatten(self.params)

@@ -13,7 +13,7 @@ from ppl_em.result.status import Status
 if TYPE_CHECKING:
     import xarray
 
-VERSION = 2
+VERSION = 3
 """Of the files that are written; older ones are read as well."""
 
 REQUIRED = {
@@ -31,6 +31,7 @@ OPTIONAL = {
     "degeneracy": str,
     "e_step_reason": str,
     "latents": list,
+    "unbounded": list,
     "names": dict,
     "history": dict,
 }

@@ -16,7 +16,10 @@ def as_html(result: Any) -> str:
     """Headline, table of estimates, and remarks."""
     head, *others = findings(result)
     try:
-        table = _table(result.labels, result.table())
+        labels = result.labels
+        shown = result.uncertainty.shown(len(labels))
+        columns = {name: column[shown] for name, column in result.table().items()}
+        table = _table([labels[i] for i in shown], columns)
     except ModelError as error:  # the model has changed: there are no standard errors to show
         table, others = "", [str(error), *others]
     lines = "".join(f"<div>{escape(line)}</div>" for line in others)

@@ -6,15 +6,20 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.distributions import constraints
 
 from ppl_em.discrete import marginalization
 from ppl_em.params import Params
 from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Latents, Problem, on_request
+from ppl_em.result.latents_table import Layout
 from ppl_em.util import ModelError, as_key, check_option, compiled, whole
 
 MEAN_SAMPLES = 2000
 """Draws behind means and probabilities that have no closed form."""
+
+REAL = (constraints.real, constraints.real_vector)
+"""Supports without bounds."""
 
 
 @dataclass(frozen=True)
@@ -141,10 +146,26 @@ class LatentPosterior:
             )
         return jax.device_get(_most_probable(self.problem, self.params))
 
+    def layouts(self) -> dict[str, Layout]:
+        """Axes, labels and kind of every site."""
+        spec = self.problem.spec
+        found = {}
+        for one in spec.latents:
+            real = one.support is not None and one.support.value in REAL
+            found[one.name] = Layout(one.dims, _places(one.shape), real, None)
+        for other in spec.discrete:
+            values = other.values.value
+            found[other.name] = Layout(other.dims, _places(other.shape), False, values)
+        return found
+
     def _draws(self, num_samples: int = MEAN_SAMPLES) -> Latents:
         if self.inner.by_draws:
             num_samples = min(num_samples, cast(WeightedDraws, self.inner).weights.size)
         return self.inner.sample(self.problem, self.params, self.rng_key, num_samples)
+
+
+def _places(shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    return tuple(np.arange(size) for size in shape)
 
 
 def _as_arrays(values: Latents) -> dict[str, np.ndarray]:
@@ -161,10 +182,21 @@ def _sample_discrete(
     problem: Problem, params: Params, keys: jax.Array, draws: Latents
 ) -> dict[str, jax.Array]:
     def draw(key: jax.Array, latents: Latents) -> dict[str, jax.Array]:
-        chosen = marginalization.sample(problem.log_factors(params, latents), key)
-        return _values(problem, chosen)
+        return draw_discrete(problem, params, key, latents)
 
     return jax.vmap(draw)(keys, draws)
+
+
+def draw_discrete(
+    problem: Problem, params: Params, rng_key: jax.Array, latents: Latents
+) -> dict[str, jax.Array]:
+    """One joint draw of the discrete sites given the continuous `latents`; none if there are none.
+
+    Traceable; each is of the site's shape.
+    """
+    if not problem.spec.discrete:
+        return {}
+    return _values(problem, marginalization.sample(problem.log_factors(params, latents), rng_key))
 
 
 @compiled

@@ -44,7 +44,9 @@ def read_tree(path: Any) -> "xarray.DataTree":
     content = _content(path)
     try:
         with xarray.open_datatree(_cleared(content, path), engine="h5netcdf", **OPEN) as opened:
-            return opened.load()
+            # Node by node: the tree's own `load` leaves out what is called as a group is.
+            nodes = {n.path: n.to_dataset(inherit=False).load() for n in opened.subtree}
+            return xarray.DataTree.from_dict(nodes)
     except Exception as error:
         raise unreadable(path, error) from error
 

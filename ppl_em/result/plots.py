@@ -64,27 +64,27 @@ def _plot_trace(axes: Any, result: "EMResult") -> None:
 
 
 def _plot_paths(axes: Any, result: "EMResult", reference: dict[str, Any] | None) -> None:
-    table = result.summary()
-    se = table["se"].to_numpy()
+    table, names = result.table(), result.labels
+    estimate, se = table["estimate"], table["se"]
     known = np.isfinite(se) & (se > 0)
     scale = np.where(known, se, 1.0)
     paths = np.concatenate(
         [result.history[n].reshape(result.num_steps, -1) for n in sorted(result.params)], axis=1
     )
-    offsets = (paths - table["estimate"].to_numpy()) / scale
+    offsets = (paths - estimate) / scale
     steps = np.arange(1, len(paths) + 1)
     axes.axhspan(-1, 1, color="0.93", zorder=0)
-    for i, label in enumerate(table.index):
-        text = f"{label} = {table['estimate'].iloc[i]:.3g}"
+    for i, label in enumerate(names):
+        text = f"{label} = {estimate[i]:.3g}"
         axes.plot(steps, offsets[:, i], color=f"C{i % 10}", label=text if i < MAX_LABELS else None)
     if reference is not None:
         labels = flat_labels(reference["params"])
         leaves = jax.tree.leaves(reference["params"])
         values = np.concatenate([np.ravel(leaf) for leaf in leaves])
-        rows = np.array([list(table.index).index(label) for label in labels])
+        rows = np.array([names.index(label) for label in labels])
         axes.plot(
             np.full(len(rows), steps[-1]),
-            (values - table["estimate"].to_numpy()[rows]) / scale[rows],
+            (values - estimate[rows]) / scale[rows],
             "kx",
             label="reference",
             clip_on=False,
@@ -100,7 +100,7 @@ def _plot_paths(axes: Any, result: "EMResult", reference: dict[str, Any] | None)
 
 
 def _plot_latents(axes: Any, result: "EMResult") -> None:
-    draws = result.to_datatree()["posterior"].to_dataset()
+    draws = result.to_datatree(parameters="estimate")["posterior"].to_dataset()
     continuous = [k for k, v in draws.data_vars.items() if v.dtype.kind == "f"]
     if not continuous:
         probs = result.posterior.probs()

@@ -1,7 +1,6 @@
 """Fits on disk: what a file holds beside ArviZ's groups, and how it is read back."""
 
-import json
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -9,18 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from ppl_em.params import ActiveConstraint, Boundary, Params
+from ppl_em.params import Boundary, Params
 from ppl_em.posterior import LogLikelihood
 from ppl_em.result.certificate import Certificate
 from ppl_em.result.em_result import EMResult
 from ppl_em.result.header import VERSION, check_shapes, checked_header, stored_params
-from ppl_em.result.likelihood_ratio import Counts
 from ppl_em.result.names import changed, distinct, in_tree
 from ppl_em.result.netcdf import read_tree, unreadable
 from ppl_em.result.restarts import Optimum, Restarts
 from ppl_em.result.status import Status
-from ppl_em.result.uncertainty import Uncertainty
-from ppl_em.util import ModelError, as_key, check_option, whole
+from ppl_em.result.stored import AT_ESTIMATE, StoredParts, StoredPosterior, arrays_of
 
 if TYPE_CHECKING:
     import xarray
@@ -56,6 +53,10 @@ def load(path: Any) -> EMResult:
 
 def _result(tree: "xarray.DataTree", header: dict[str, Any]) -> EMResult:
     """What the file holds, all of it read and looked at."""
+    needed = {"posterior"} | ({AT_ESTIMATE} if header["version"] > 2 else set())
+    missing = needed - {*tree.children}
+    if missing:
+        raise ValueError(f"group '{min(missing)}' is missing")
     params = stored_params(header, tree["params"].to_dataset())
     record, history = header.get("restarts"), tree["em_trace"].to_dataset()
     names = header.get("history", {})
@@ -67,8 +68,13 @@ def _result(tree: "xarray.DataTree", header: dict[str, Any]) -> EMResult:
         log_likelihood=LogLikelihood(*header["log_likelihood"]),
         status=Status[header["status"]],
         num_steps=header["num_steps"],
-        history=_arrays(history, names),
-        posterior=StoredPosterior(tree, header.get("latents"), header.get("names", {})),
+        history=arrays_of(history, names),
+        posterior=StoredPosterior(
+            tree,
+            header.get("latents"),
+            header.get("names", {}),
+            tuple(header.get("unbounded", ())),
+        ),
         e_step=header["e_step"],
         seconds=header["seconds"],
         parts=StoredParts(tree),
@@ -81,133 +87,6 @@ def _result(tree: "xarray.DataTree", header: dict[str, Any]) -> EMResult:
     )
     check_shapes(result)
     return result
-
-
-@dataclass(frozen=True)
-class StoredParts:
-    """What a loaded result computes from: its file."""
-
-    tree: "xarray.DataTree" = field(repr=False)
-
-    def audit(self, result: "EMResult", rng_key: jax.Array, e_step: Any) -> Any:
-        """Refuse: an audit runs the model."""
-        raise _without_model("audit")
-
-    def evaluated(self, result: "EMResult", *options: Any) -> Any:
-        """Refuse: it runs the model."""
-        raise _without_model("at")
-
-    def predict(self, result: "EMResult", *options: Any) -> Any:
-        """Refuse: it runs the model."""
-        raise _without_model("predict")
-
-    def model(self) -> None:
-        """It is not there."""
-
-    def inquiry(self, what: str) -> Any:
-        """Refuse: what is asked for runs the model."""
-        raise ModelError(
-            f"`result.{what}`: this fit was loaded from a file, which does not hold the model. Ask "
-            f"a fit before it is saved, or fit again from `init_params=result.params`."
-        )
-
-    def counts(self) -> Counts:
-        """The numbers that were saved."""
-        return Counts(*self._counted[:3])
-
-    def num_groups(self) -> tuple[int, str]:
-        """The number that was saved, and why it is not known."""
-        number, why = self._counted[3:]
-        return number, why
-
-    @property
-    def _counted(self) -> list[Any]:
-        found = json.loads(self.tree.attrs["ppl_em"]).get("counts")
-        if found is None:
-            raise ModelError(
-                "`result.counts`: the file was written by an older ppl_em, which kept no numbers "
-                "of parameters and observations. Fit again from `init_params=result.params`."
-            )
-        return list(found)
-
-    def datatree(self, result: "EMResult") -> "xarray.DataTree":
-        """The tree that was saved."""
-        return self.tree
-
-    def uncertainty(self) -> Uncertainty:
-        """The covariance and Monte Carlo errors that were saved."""
-        group = self.tree["uncertainty"].to_dataset()
-        return Uncertainty(
-            group["covariance"].values,
-            group["mcse"].values,
-            group["se_mcse"].values,
-            group.attrs["method"],
-            group.attrs["reason"],
-            group.attrs.get("note", ""),
-            tuple(
-                ActiveConstraint(*each)
-                for each in json.loads(group.attrs.get("active_constraints", "[]"))
-            ),
-            group["bounds"].values if "bounds" in group else None,
-        )
-
-
-def _without_model(method: str) -> ModelError:
-    return ModelError(
-        f"`result.{method}`: this fit was loaded from a file, which does not hold the model. Ask "
-        f"a fit before it is saved, or fit again from `init_params=result.params`."
-    )
-
-
-@dataclass(frozen=True)
-class StoredPosterior:
-    """The latents' stored draws, (chain, draw, ...), and probabilities, of a loaded result."""
-
-    tree: "xarray.DataTree" = field(repr=False)
-    latents: list[str] | None = None
-    names: dict[str, str] = field(default_factory=dict, repr=False)
-
-    def sample(self, rng_key: jax.Array, num_samples: int) -> Arrays:
-        """Resample the stored draws; each site has shape (num_samples, *site_shape)."""
-        check_option("num_samples", num_samples, whole())
-        rng_key = as_key(rng_key)
-        draws = self._flat()
-        count = len(next(iter(draws.values()))) if draws else 0
-        picked = np.asarray(jax.random.choice(rng_key, count, (num_samples,)))
-        return {name: values[picked] for name, values in draws.items()}
-
-    def mean(self) -> Arrays:
-        """Stored means, of the stored draws for discrete sites; each of the site's shape."""
-        means = {name: values.mean(axis=0) for name, values in self._flat().items()}
-        return means | self._group("latent_mean")
-
-    def sd(self) -> Arrays:
-        """Stored standard deviations of continuous sites, each of the site's shape."""
-        return self._group("latent_sd")
-
-    def most_probable(self) -> Arrays:
-        """Stored most probable values of discrete sites, each of the site's shape."""
-        if "most_probable" not in self.tree:
-            raise ModelError("`posterior.most_probable()`: not all latents are discrete.")
-        return self._group("most_probable")
-
-    def probs(self) -> Arrays:
-        """Stored probabilities of discrete sites, (*plates, size of the support)."""
-        if "responsibilities" not in self.tree:
-            raise ModelError("`posterior.probs()`: the model has no discrete latents.")
-        return self._group("responsibilities")
-
-    def _group(self, name: str) -> Arrays:
-        if name not in self.tree:
-            return {}
-        return _arrays(self.tree[name], self.names)
-
-    def _flat(self) -> Arrays:
-        latents = self.latents
-        if latents is None:  # files of version 1
-            latents = self.tree["posterior"].attrs["latents"].split(",")
-        group = self._group("posterior")
-        return {n: group[n].reshape(-1, *group[n].shape[2:]) for n in filter(None, latents)}
 
 
 def header(result: EMResult) -> dict[str, Any]:
@@ -258,15 +137,10 @@ def _restarts(
         for one in record["optima"]
     )
     found["histories"] = tuple(
-        _arrays(traces.isel(restart=i, iteration=slice(count)), names)
+        arrays_of(traces.isel(restart=i, iteration=slice(count)), names)
         for i, count in enumerate(record["num_steps"])
     )
     return Restarts(**found)
-
-
-def _arrays(group: Any, names: dict[str, str]) -> Arrays:
-    """The variables of a group, under the names that they had before they came into a tree."""
-    return {names.get(str(k), str(k)): values.values for k, values in group.data_vars.items()}
 
 
 def leaves(params: Params) -> tuple[list[Any], list[str]]:

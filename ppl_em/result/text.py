@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ppl_em.result.plain_tables import without_zeros
 from ppl_em.result.status import Status
 from ppl_em.stats import MAX_KHAT
 from ppl_em.util import ModelError, printable
@@ -13,7 +14,7 @@ from ppl_em.util import ModelError, printable
 def in_words(result: Any) -> str:
     """Estimates, log-likelihood, how the run ended, and what speaks for or against it."""
     try:
-        table = f"{result.summary().round(4)}"
+        table = f"{without_zeros(result.summary()).round(4)}"
     except ModelError as error:  # the model has changed: there are no standard errors to show
         table = f"{result.params}\n{error}"
     return printable("\n".join([table, *findings(result)]))

@@ -1,11 +1,28 @@
 """Uncertainty: errors of the estimates on their own scale."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import ndtri
 
 from ppl_em.params import ActiveConstraint
+
+
+class Unconstrained(NamedTuple):
+    """The free parameters on the unconstrained scale, where their law is about normal.
+
+    `labels` (p,) name the coordinates, `x` (p,) are the estimates. `covariance` (p, p) is 0 where
+    they are held (at a boundary, across an active constraint, along a flat direction), NaN if it
+    is not available. `information` (p, p) is minus the Hessian of the log-likelihood, `score` (p,)
+    its gradient.
+    """
+
+    labels: tuple[str, ...]
+    x: np.ndarray
+    covariance: np.ndarray
+    information: np.ndarray
+    score: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -32,6 +49,10 @@ class Uncertainty:
         Constraints that are active.
     bounds
         Lower and upper bounds of the parameters' supports, (P, 2); None if they are not known.
+    free
+        The same on the unconstrained scale; None in files of older versions.
+    repeated
+        Entries that others tell: above the diagonal of a matrix, or constants, (P,).
     """
 
     covariance: np.ndarray
@@ -42,6 +63,12 @@ class Uncertainty:
     note: str = ""
     active: tuple[ActiveConstraint, ...] = ()
     bounds: np.ndarray | None = None
+    free: Unconstrained | None = None
+    repeated: np.ndarray | None = None
+
+    def shown(self, count: int) -> np.ndarray:
+        """Positions, among `count` flattened parameters, of those that a table shows."""
+        return np.arange(count) if self.repeated is None else np.flatnonzero(~self.repeated)
 
     def table(self, estimate: np.ndarray, level: float) -> dict[str, np.ndarray]:
         """The columns of `EMResult.summary` for estimates (P,), each (P,)."""

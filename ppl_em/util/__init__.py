@@ -1,6 +1,6 @@
 """What every room uses: messages, hashable constants, keys."""
 
-from ppl_em.util.batching import in_batches
+from ppl_em.util.batching import by_chunks, in_batches
 from ppl_em.util.by_reverse import depth_of, with_all_derivatives
 from ppl_em.util.compilation import compiled
 from ppl_em.util.dependence import Step, find_steps, has_operation, sources
@@ -62,6 +62,7 @@ __all__ = [
     "at_once",
     "brief",
     "brief_repr",
+    "by_chunks",
     "check_call",
     "check_choice",
     "check_configuration",

@@ -85,7 +85,10 @@ def test_hdf5_of_something_else(tmp_path):
     refused(path)
 
 
-@pytest.mark.parametrize("group", ["params", "em_trace", "uncertainty", "posterior"])
+NEEDED = ["params", "em_trace", "uncertainty", "posterior", "posterior_at_estimate"]
+
+
+@pytest.mark.parametrize("group", NEEDED)
 def test_a_group_is_missing(path, group):
     with h5py.File(path, "r+") as file:
         del file[group]
@@ -130,7 +133,7 @@ def rewrite(path, text: str) -> None:
     "entries",
     [
         {"version": 0},
-        {"version": 3},
+        {"version": 4},
         {"version": None},
         {"version": True},
         {"version": "2"},
@@ -239,7 +242,7 @@ def test_nothing_from_elsewhere_is_read(way, group, path, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("way", [external, virtual, linked, soft])
-@pytest.mark.parametrize("name", ["params/mu", "uncertainty/mcse", "posterior/z"])
+@pytest.mark.parametrize("name", ["params/mu", "uncertainty/mcse", "posterior_at_estimate/z"])
 def test_what_a_fit_needs_must_be_in_the_file(way, name, path, tmp_path):
     (tmp_path / "secret").write_bytes(SECRET)
     group, _, last = name.partition("/")

@@ -87,7 +87,7 @@ def at(
     params = problem.constrain(x)
     engine = _chosen(fit, e_step).choose(keys[0], problem, params)[0]
     engine, state = settled(keys[1], problem, x, engine)
-    posterior, _, found = evaluated(keys[2], problem, x, engine, state)
+    posterior, _, found, _ = evaluated(keys[2], problem, x, engine, state)
     value = found.value - sum(penalties(problem, params).values())
     found = found._replace(value=value)
     apart = partial(by_plate, keys[3], problem, x, posterior)

@@ -9,7 +9,8 @@ import numpy as np
 
 from ppl_em.e_step import DeterministicEStep, EStep
 from ppl_em.likelihood import frame
-from ppl_em.posterior import WeightedDraws
+from ppl_em.params import Params
+from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Problem, cells_of_terms, observations, parts
 from ppl_em.problem.terms import terms
 from ppl_em.stats import Proposals
@@ -208,6 +209,24 @@ class ByGroup:
         return (np.einsum("k,kpg->pg", weights, values) / scale[:, None]).T
 
 
+def value_by_group(
+    problem: Problem,
+    params: Params,
+    posterior: Posterior,
+    number: int,
+    owner: jax.Array,
+    labels: jax.Array,
+) -> jax.Array:
+    """The log-likelihood at `params` by group, (G,), from the posterior there; as in `Groups`."""
+    found = posterior.by_coordinate(problem, params)
+    if found is None:
+        raise ValueError("the posterior has no density")
+    u, densities = found
+    joint = jax.ops.segment_sum(terms(problem, params, u), owner, number + 1)
+    own = jax.ops.segment_sum(densities, labels, number + 1)
+    return (joint - own)[:-1]
+
+
 @compiled(static_argnums=(0, 1))
 def _values(
     e_step: DeterministicEStep,
@@ -224,13 +243,7 @@ def _values(
     def at(i: jax.Array, seen: jax.Array) -> jax.Array:
         params = problem.constrain(points[i])
         posterior = e_step.step(problem, params, state)[0]
-        found = posterior.by_coordinate(problem, params)
-        if found is None:
-            raise ValueError("the posterior has no density")
-        u, densities = found
-        joint = jax.ops.segment_sum(terms(problem, params, u), owner, number + 1)
-        own = jax.ops.segment_sum(densities, labels, number + 1)
-        return seen.at[i].set((joint - own)[:-1])
+        return seen.at[i].set(value_by_group(problem, params, posterior, number, owner, labels))
 
     start = jnp.full((len(points), number), jnp.nan, points.dtype)
     return jax.lax.fori_loop(0, count, at, start)

@@ -32,8 +32,8 @@ def evaluated(
     state: Any,
     m_step: MStep | None = None,
     known: Any = None,
-) -> tuple[Posterior, Any, LogLikelihood]:
-    """Posterior, state and log-likelihood at `x` (p,), priors and penalties included.
+) -> tuple[Posterior, Any, LogLikelihood, Sampler | None]:
+    """Posterior, state and log-likelihood at `x` (p,), priors and penalties included; the sampler.
 
     From `state`. By draws, `m_step` is that of the run, whose program it shares, and `known` are
     independent blocks, see `posterior/evidence.py`.
@@ -41,14 +41,14 @@ def evaluated(
     if e_step.stochastic:
         sampler, state = Sampler(cast(StochasticEStep, e_step), m_step).fresh(state)
         draws, state = sampler.draws(problem, x, state, FINAL_STEPS)
-        return draws, state, draws.log_likelihood(rng_key, problem, x, known)
+        return draws, state, draws.log_likelihood(rng_key, problem, x, known), sampler
     posterior, state, info = expectation(e_step, problem, x, state)
     log_likelihood = posterior.log_likelihood(rng_key, problem, x)
     if log_likelihood is None:
         full = cast(DeterministicEStep, e_step).in_full(problem, problem.constrain(x), state)
         value = float(info.objective if full is None else full)
         log_likelihood = LogLikelihood(value, e_step.kind)
-    return posterior, state, log_likelihood
+    return posterior, state, log_likelihood, None
 
 
 def settled(rng_key: jax.Array, problem: Problem, x: jax.Array, e_step: EStep) -> tuple[EStep, Any]:
