@@ -11,13 +11,13 @@ from ppl_em.posterior import LogLikelihood
 from ppl_em.result.certificate import Certificate
 from ppl_em.result.diagnosis import Diagnosed
 from ppl_em.result.html import as_html
-from ppl_em.result.inference import Inference
-from ppl_em.result.likelihood_ratio import Counts
+from ppl_em.result.inference.inference import Inference
+from ppl_em.result.inference.likelihood_ratio import Counts
 from ppl_em.result.new_data import NewData
 from ppl_em.result.status import CONVERGED, Status
 from ppl_em.result.tables import Tables
 from ppl_em.result.text import doubt, in_short, in_words
-from ppl_em.result.trees import Trees
+from ppl_em.result.tree.trees import Trees
 from ppl_em.result.uncertainty import Uncertainty
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ppl_em.e_step import EStep
     from ppl_em.result.audit import Audit
-    from ppl_em.result.nested import Model
+    from ppl_em.result.inference.nested import Model
     from ppl_em.result.restarts import Restarts
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from scipy.special import ndtri
 
-from ppl_em.result.coordinates import check_count, check_dimensions, labels_of
+from ppl_em.result.tree.coordinates import check_count, check_dimensions, labels_of
 from ppl_em.util import check_known, check_mapping
 
 if TYPE_CHECKING:

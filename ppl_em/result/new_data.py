@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ppl_em.posterior import LogLikelihood
-from ppl_em.result.names import in_tree
+from ppl_em.result.tree.names import in_tree
 from ppl_em.util import check_choice, check_option, switch, whole
 
 if TYPE_CHECKING:

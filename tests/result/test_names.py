@@ -12,7 +12,7 @@ import xarray
 from numpyro.distributions import constraints
 
 import ppl_em
-from ppl_em.result.names import changed, distinct, in_tree
+from ppl_em.result.tree.names import changed, distinct, in_tree
 
 Y = np.array([-3.0, 1.0, 2.0, -1.0])
 

@@ -6,15 +6,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from ppl_em.result.estimation import Estimation
-from ppl_em.result.left_out import LeftOut
-from ppl_em.result.likelihood_ratio import (
+from ppl_em.result.inference.estimation import Estimation
+from ppl_em.result.inference.left_out import LeftOut
+from ppl_em.result.inference.likelihood_ratio import (
     Counts,
     LikelihoodRatio,
     check_comparable,
     likelihood_ratio,
 )
-from ppl_em.result.nested import at_bounds
+from ppl_em.result.inference.nested import at_bounds
 from ppl_em.util import ModelError, as_key, check_choice, check_option, number
 
 

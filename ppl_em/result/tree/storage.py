@@ -12,12 +12,12 @@ from ppl_em.params import Boundary, Params
 from ppl_em.posterior import LogLikelihood
 from ppl_em.result.certificate import Certificate
 from ppl_em.result.em_result import EMResult
-from ppl_em.result.header import VERSION, check_shapes, checked_header, stored_params
-from ppl_em.result.names import changed, distinct, in_tree
-from ppl_em.result.netcdf import read_tree, unreadable
 from ppl_em.result.restarts import Optimum, Restarts
 from ppl_em.result.status import Status
-from ppl_em.result.stored import AT_ESTIMATE, StoredParts, StoredPosterior, arrays_of
+from ppl_em.result.tree.header import VERSION, check_shapes, checked_header, stored_params
+from ppl_em.result.tree.names import changed, distinct, in_tree
+from ppl_em.result.tree.netcdf import read_tree, unreadable
+from ppl_em.result.tree.stored import AT_ESTIMATE, StoredParts, StoredPosterior, arrays_of
 
 if TYPE_CHECKING:
     import xarray

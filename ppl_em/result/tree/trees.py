@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ppl_em.result.coordinates import named
-from ppl_em.result.netcdf import write_tree
+from ppl_em.result.tree.coordinates import named
+from ppl_em.result.tree.netcdf import write_tree
 from ppl_em.util import check_choice, check_place
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ import numpy as np
 from ppl_em.params import Params
 from ppl_em.posterior import WeightedDraws
 from ppl_em.problem import Problem
-from ppl_em.result.coordinates import SAMPLE
 from ppl_em.result.em_result import EMResult
-from ppl_em.result.names import changed, distinct
-from ppl_em.result.replay import BUDGET, Arrays, Replayed, replay
-from ppl_em.result.storage import header, leaves
-from ppl_em.result.stored import AT_ESTIMATE, xarray_tree
-from ppl_em.result.tree_groups import (
+from ppl_em.result.tree.coordinates import SAMPLE
+from ppl_em.result.tree.names import changed, distinct
+from ppl_em.result.tree.replay import BUDGET, Arrays, Replayed, replay
+from ppl_em.result.tree.storage import header, leaves
+from ppl_em.result.tree.stored import AT_ESTIMATE, xarray_tree
+from ppl_em.result.tree.tree_groups import (
     constant_group,
     dims_in_tree,
     e_step_group,

@@ -13,7 +13,7 @@ GENERATED = re.compile(r"(_dim_\d+|_state)$")
 def distinct(names: Sequence[str]) -> list[str]:
     """A name for each, all different: the same where that is possible, else one like it.
 
-    >>> from ppl_em.result.names import distinct
+    >>> from ppl_em.result.tree.names import distinct
     >>> distinct(["sd", "re/b", "re.b", "sd", "draw"])
     ['sd', 're.b_', 're.b', 'sd_', 'draw_']
     """

@@ -9,8 +9,8 @@ import numpy as np
 
 from ppl_em.params import ActiveConstraint
 from ppl_em.result.em_result import EMResult
+from ppl_em.result.inference.likelihood_ratio import Counts
 from ppl_em.result.latents_table import Layout
-from ppl_em.result.likelihood_ratio import Counts
 from ppl_em.result.uncertainty import Uncertainty, Unconstrained
 from ppl_em.util import ModelError, as_key, check_option, whole
 

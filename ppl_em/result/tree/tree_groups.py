@@ -10,8 +10,8 @@ import numpy as np
 
 from ppl_em.problem import Problem, named_leaves
 from ppl_em.result.em_result import EMResult
-from ppl_em.result.names import distinct
-from ppl_em.result.storage import leaves
+from ppl_em.result.tree.names import distinct
+from ppl_em.result.tree.storage import leaves
 from ppl_em.util import printable
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from scipy.special import ndtri
 
-from ppl_em.result.intervals import Bootstrap, Derived, chosen_labels, derived
+from ppl_em.result.inference.intervals import Bootstrap, Derived, chosen_labels, derived
 from ppl_em.util import ModelError, as_key, check_choice, check_option, number, whole
 
 if TYPE_CHECKING:

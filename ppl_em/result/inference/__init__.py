@@ -1,0 +1,1 @@
+"""Model choice and uncertainty: what users ask of a finished fit."""

@@ -1,0 +1,1 @@
+"""A fit as a DataTree, and on disk."""
