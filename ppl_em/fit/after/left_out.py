@@ -4,8 +4,8 @@ import jax
 import numpy as np
 
 from ppl_em.fit.after.by_group import ByGroup
+from ppl_em.fit.after.draws import draw_params
 from ppl_em.result import LeftOut
-from ppl_em.util import generator
 
 NUM_DRAWS = 1000
 """Draws of the parameters."""
@@ -25,8 +25,5 @@ def left_out(
     rng_key
         Of the draws.
     """
-    values, vectors = np.linalg.eigh(covariance)
-    root = vectors * np.sqrt(np.maximum(values, 0.0))
-    noise = generator(rng_key).standard_normal((NUM_DRAWS, len(root)))
-    found = by_group(np.asarray(x, float) + noise @ root.T)
+    found = by_group(np.asarray(draw_params(rng_key, x, covariance, NUM_DRAWS)))
     return LeftOut(found, by_group.groups.cells)

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_em.e_step import EStep, StochasticEStep, expectation
+from ppl_em.fit.after.draws import draw_params, inside
 from ppl_em.params import Params
 from ppl_em.posterior import Posterior
-from ppl_em.problem import Latents, Problem, is_inside
-from ppl_em.result.latents import _sample_discrete
-from ppl_em.util import ModelError, compiled, generator, split
+from ppl_em.problem import Latents, Problem
+from ppl_em.result import draw_discrete
+from ppl_em.util import ModelError, compiled, split
 
 PER_DRAW = 10
 """Transitions of each chain from one draw of the parameters to the next."""
@@ -22,7 +23,7 @@ ROUNDS = 20
 """Times, at most, that draws outside of constraints are made anew."""
 
 
-def draw_params(
+def draw_inside(
     rng_key: jax.Array, problem: Problem, x: jax.Array, covariance: np.ndarray, count: int
 ) -> jax.Array:
     """Draws of the unconstrained parameters, (count, p), normal around `x` (p,).
@@ -30,27 +31,14 @@ def draw_params(
     What has no variance, as it is held, stays. Draws outside of constraints on functions of the
     parameters are made anew; equations hold to first order.
     """
-    scale = np.sqrt(np.maximum(np.diag(covariance), 0.0))
-    unit = np.where(scale > 0, scale, 1.0)
-    values, vectors = np.linalg.eigh(covariance / unit / unit[:, None])
-    root = scale[:, None] * vectors * np.sqrt(np.maximum(values, 0.0))
-    rng, center = generator(rng_key), np.asarray(x)
-
-    def draws(count: int) -> np.ndarray:
-        return (center + rng.normal(size=(count, len(values))) @ root.T).astype(x.dtype)
-
-    xs = draws(count)
-    for _ in range(ROUNDS if problem.spec.restrictions else 0):
-        outside = ~np.asarray(_inside(problem, xs))
+    keys = split(rng_key, ROUNDS)
+    xs = np.array(draw_params(keys[0], x, covariance, count))
+    for key in keys[1:] if problem.spec.restrictions else ():
+        outside = ~inside(problem, jax.device_put(xs))
         if not outside.any() or outside.all():
             break
-        xs[outside] = draws(int(outside.sum()))
+        xs[outside] = draw_params(key, x, covariance, int(outside.sum()))
     return jax.device_put(xs)
-
-
-@compiled
-def _inside(problem: Problem, xs: jax.Array) -> jax.Array:
-    return jax.vmap(lambda x: is_inside(problem, x))(xs)
 
 
 def draw_latents(
@@ -122,6 +110,5 @@ def _drawn(posterior: Posterior, problem: Problem, params: Params, key: jax.Arra
     """One draw of all latents, discrete ones included."""
     key_continuous, key_discrete = jax.random.split(key)
     draws = posterior.sample(problem, params, key_continuous, 1)
-    if problem.spec.discrete:
-        draws = {**draws, **_sample_discrete(problem, params, key_discrete[None], draws)}
-    return jax.tree.map(lambda value: jnp.asarray(value)[0], draws)
+    latents = {name: jnp.asarray(value)[0] for name, value in draws.items()}
+    return latents | draw_discrete(problem, params, key_discrete, latents)

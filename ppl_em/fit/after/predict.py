@@ -11,7 +11,7 @@ from numpyro.distributions import ImproperUniform
 from numpyro.primitives import Messenger
 
 from ppl_em.fit.after.at import Fit, SiteShape, check_names, check_params, shapes, source
-from ppl_em.fit.after.param_draws import draw_latents, draw_params
+from ppl_em.fit.after.param_draws import draw_inside, draw_latents
 from ppl_em.params import Params
 from ppl_em.problem import Latents, Problem, explained, is_factor, site_dims
 from ppl_em.result import EMResult, Options, predictions
@@ -71,7 +71,7 @@ def _drawn(
     if fit.at is not None:
         free = ~fit.at.held
         covariance = np.where(free & free[:, None], covariance, 0.0)
-    xs = draw_params(key_params, problem, fit.x, covariance, count)
+    xs = draw_inside(key_params, problem, fit.x, covariance, count)
     if not options.same:
         return xs, {}
     return xs, draw_latents(key_latents, problem, fit.e_step, fit.e_state, xs)
