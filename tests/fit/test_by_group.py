@@ -110,6 +110,7 @@ def test_chains_in_a_plate_are_groups(rng_key):
     assert fit.num_groups == 3 and fit.num_obs == 18
 
 
+@pytest.mark.slow
 def test_masks_by_a_latent_and_factors(rng_key):
     """A zero-inflated model by a mask, and its data in a `numpyro.factor`."""
 

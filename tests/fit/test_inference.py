@@ -73,6 +73,7 @@ def test_what_counts_as_an_observation(rng_key):
     assert fit.num_groups == 3 + 2
 
 
+@pytest.mark.slow
 def test_subsampled_rows_and_rank(rng_key):
     def model(x, y):
         beta = numpyro.param("beta", np.zeros(3))
@@ -103,6 +104,7 @@ def test_a_variance_of_zero(fit, data):
     assert none.lrt(fitted(models.line, models.rows(9, sd=0.0))).p_value == 1.0
 
 
+@pytest.mark.slow
 def test_an_effect_and_a_fixed_value(fit, data):
     rest = fitted(models.gaussian, data | {"x": data["x"][:, :1]}, fixed={"beta": np.ones(1)})
     small = fitted(models.gaussian, data, fixed={"beta": np.array([1.0, 0.0])})
@@ -113,6 +115,7 @@ def test_an_effect_and_a_fixed_value(fit, data):
         fit.lrt(rest)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared(fit, data):
     other = fitted(models.line, data | {"y": data["y"] + 1.0})
     with pytest.raises(ModelError, match="different data"):
@@ -270,6 +273,7 @@ def test_the_delta_method(fit):
         fit.derive(lambda p: p["gamma"])
 
 
+@pytest.mark.slow
 def test_influence_predicts_deletion(fit, data):
     table = fit.influence()
     group = int(table["distance"].idxmax())
@@ -310,6 +314,7 @@ def test_refits_to_groups_are_fits_to_repeated_rows(fit, data):
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_lags_are_no_data_to_draw(rng_key):
     def lagged(before, y):
         slope = numpyro.param("slope", 0.1)
