@@ -111,9 +111,12 @@ def _left_out(
     known = [one for one in found.values() if one is not None]
     if not known:
         return list(found.values())
-    partitions = _joined([_cells(one) for one in known])
+    names = sorted(set.intersection(*(set(one.cells) for one in known)))
+    partitions = _joined(
+        [_cells(one, names) for one in known], [one.draws.shape[1] for one in known]
+    )
     if partitions is None:
-        notes.append("no elpd: the models observe cells of different numbers")
+        notes.append("no elpd: the models do not observe the same cells of sites of one name")
         return [None] * len(found)
     if partitions[0].max() == 0:
         notes.append("no elpd: one of the models makes all data one group; compare `aic`")
@@ -122,27 +125,27 @@ def _left_out(
     return [None if one is None else next(joined) for one in found.values()]
 
 
-def _cells(one: LeftOut) -> np.ndarray:
-    """The group of every observed cell, site by site."""
-    cells = np.concatenate([one.cells[name].ravel() for name in sorted(one.cells)])
+def _cells(one: LeftOut, names: list[str]) -> np.ndarray:
+    """The group of every cell of these observed sites."""
+    cells = np.concatenate([np.zeros(0, int), *(one.cells[name].ravel() for name in names)])
     return cells[cells >= 0]
 
 
-def _joined(cells: list[np.ndarray]) -> list[np.ndarray] | None:
+def _joined(cells: list[np.ndarray], sizes: list[int]) -> list[np.ndarray] | None:
     """For every model the new number of each of its groups; None if cells do not match.
 
     Groups are joined that share a cell in any model.
     """
     if len({len(own) for own in cells}) > 1:
         return None
-    sizes = [int(own.max()) + 1 for own in cells]
     starts = np.cumsum([0, *sizes])
     first = np.tile(cells[0], len(cells))
     second = np.concatenate([own + start for own, start in zip(cells, starts[:-1], strict=True)])
     graph = csr_array((np.ones(len(first)), (first, second)), shape=(starts[-1], starts[-1]))
     labels = connected_components(graph, directed=False)[1]
     names = np.unique(labels, return_inverse=True)[1]
-    return np.split(names, starts[1:-1])
+    found = np.split(names, starts[1:-1])
+    return found if all(len(np.unique(own)) == names.max() + 1 for own in found) else None
 
 
 def _elpd(found: list[LeftOut | None]) -> dict[str, np.ndarray]:

@@ -84,25 +84,55 @@ class Observed(NamedTuple):
     dims: tuple[str, ...]
 
 
-def observations(problem: Problem, params: Params) -> dict[str, Observed]:
-    """What every site observes, but for `numpyro.factor` statements."""
+def observations(problem: Problem, params: Params, factors: bool = False) -> dict[str, Observed]:
+    """What every site observes; `factors` are `numpyro.factor` statements, which have no values.
+
+    A cell counts if any value of the discrete latents leaves it unmasked.
+    """
+    found = _seen(problem, params, factors)
+    if not any(np.any(one.weights == 0) for one in found.values()):
+        return found
+    for k in range(max((len(site.values.value) for site in problem.spec.discrete), default=0)):
+        other = _seen(problem, {**params, **_at_value(problem, k)}, factors)
+        for name, one in found.items():
+            weights = np.where(one.weights == 0, other[name].weights, one.weights)
+            found[name] = one._replace(weights=weights)
+    return found
+
+
+def _at_value(problem: Problem, k: int) -> Latents:
+    """All discrete latents at their value of this number, or their last."""
+    return {
+        site.name: jnp.broadcast_to(
+            jnp.asarray(site.values.value[min(k, len(site.values.value) - 1)]), site.shape
+        )
+        for site in problem.spec.discrete
+    }
+
+
+def _seen(problem: Problem, values: Params, factors: bool) -> dict[str, Observed]:
+    """What is observed at these parameters and latents."""
     args, kwargs = problem.arguments
-    trace = run_model(problem.spec.model, jax.random.key(0), args, kwargs, params)
+    trace = run_model(problem.spec.model, jax.random.key(0), args, kwargs, values)
     found = {}
     for name in problem.spec.observed:
         site = trace[name]
-        if is_factor(site):
+        if is_factor(site) and not factors:
             continue
         fn, event = site["fn"], site["fn"].event_dim
         shape = np.broadcast_shapes(np.shape(site["value"]), fn.shape())
         cells = shape[: len(shape) - event]
+        if is_factor(site):  # what it is made of is not known: each cell counts
+            ones = np.ones(cells)
+            found[name] = Observed(0 * ones, ones, cells, site_dims(site, shape)[: len(cells)])
+            continue
         scale = 1.0 if site["scale"] is None else np.asarray(site["scale"], float)
         scale = np.broadcast_to(scale, cells).reshape(*cells, *[1] * event)
         weights = np.array(np.broadcast_to(scale * _counting(fn, shape), shape), float)
         if event and isinstance(fn.support, ADDING_UP):
             weights[..., -1] = 0.0
-        values = np.broadcast_to(np.asarray(site["value"]), shape)
-        found[name] = Observed(values, weights, cells, site_dims(site, shape)[: len(cells)])
+        seen = np.broadcast_to(np.asarray(site["value"]), shape)
+        found[name] = Observed(seen, weights, cells, site_dims(site, shape)[: len(cells)])
     return found
 
 
@@ -174,20 +204,25 @@ def _cells_of_tables(
     names, plates = dict(kept[0].names), dict(kept[0].plates)
     weights, numbered = jax.device_get(_slopes_of_tables(problem, params, u))
 
-    def piece(key: str, seen: Observed) -> np.ndarray:
+    def piece(key: str, seen: Observed) -> np.ndarray | None:
         kept = [axis for axis in names[key] if axis in plates]
         away = tuple(i for i, axis in enumerate(names[key]) if axis not in plates)
         weight, number = (np.sum(found[key], axis=away) for found in (weights, numbered))
         array = np.rint(number / np.where(weight == 0, 1.0, weight)) - 1
         own = ["time" if axis.startswith("time ") else axis for axis in kept]
         wanted = ["time" if dim.startswith("time_") else dim for dim in seen.dims]
+        if not set(own) <= set(wanted):
+            return None
         order = [own.index(dim) for dim in wanted if dim in own]
         sizes = [array.shape[own.index(dim)] if dim in own else 1 for dim in wanted]
         return np.transpose(array, order).reshape(sizes)
 
     found = {}
     for name, seen in observed.items():
-        pieces = [piece(key, seen) for key in (f"{name}[0]", name) if key in names]
+        keys = [key for key in (f"{name}[0]", name) if key in names]
+        pieces = [array for key in keys if (array := piece(key, seen)) is not None]
+        if not pieces or len(pieces) < len(keys):
+            continue
         whole = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
         if np.all(np.isfinite(whole)) and np.all(whole >= -1):
             whole = np.broadcast_to(whole, seen.cells).astype(int)

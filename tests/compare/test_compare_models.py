@@ -30,6 +30,7 @@ def fits():
     }
 
 
+@pytest.mark.slow
 def test_the_table(fits):
     table = compare_models(fits)
     assert table.index[0] == "true" and table.attrs["notes"] == []
@@ -44,6 +45,7 @@ def test_the_table(fits):
             assert abs(table.loc[name, "elpd"] - own) > 1e-3
 
 
+@pytest.mark.slow
 def test_groups_left_out_are_predicted_by_fits_to_the_others(fits):
     """Against refits without each group, their parameters drawn from their own law."""
     fit, data = fits["true"], models.rows(1, number=25, size=8)
@@ -64,6 +66,7 @@ def test_groups_left_out_are_predicted_by_fits_to_the_others(fits):
         assert abs(found.pointwise[group] - expected) < 0.15  # of two normal laws, not the same
 
 
+@pytest.mark.slow
 def test_refusals(fits):
     data = models.rows(1, number=25, size=8)
     other = fitted(models.line, data | {"y": data["y"] * 2})

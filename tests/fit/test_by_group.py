@@ -108,3 +108,27 @@ def test_chains_in_a_plate_are_groups(rng_key):
     found = inquiry.by_group(np.asarray(fit.parts.x)[None])[0]
     np.testing.assert_allclose(found[cells[0]], expected, rtol=1e-10)
     assert fit.num_groups == 3 and fit.num_obs == 18
+
+
+@pytest.mark.slow
+def test_masks_by_a_latent_and_factors(rng_key):
+    """A zero-inflated model by a mask, and its data in a `numpyro.factor`."""
+
+    def inflated(y):
+        rate = numpyro.param("rate", 2.0, constraint=constraints.positive)
+        share = numpyro.param("share", 0.3, constraint=constraints.unit_interval)
+        with numpyro.plate("rows", len(y)):
+            never = numpyro.sample("never", dist.Bernoulli(share))
+            numpyro.factor("impossible", jax.numpy.where((never == 1) & (y > 0), -np.inf, 0.0))
+            with numpyro.handlers.mask(mask=never == 0):
+                numpyro.sample("y", dist.Poisson(rate), obs=y)
+
+    y = np.array([0, 0, 3, 1, 0, 2, 4, 0, 1, 0])
+    fit = EM(inflated).run(rng_key, y, progress_bar=False)
+    assert fit.num_obs == fit.num_groups == 10
+    rate, share = float(fit.params["rate"]), float(fit.params["share"])
+    poisson = y * np.log(rate) - rate - np.log([1, 1, 6, 1, 1, 2, 24, 1, 1, 1])
+    expected = np.log((1 - share) * np.exp(poisson) + share * (y == 0))
+    inquiry = fit.parts.inquiry("")
+    found = inquiry.by_group(np.asarray(fit.parts.x)[None])[0]
+    np.testing.assert_allclose(found[inquiry.by_group.groups.cells["y"]], expected, rtol=1e-10)

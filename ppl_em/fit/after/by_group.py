@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_em.e_step import DeterministicEStep, EStep
+from ppl_em.e_step import DeterministicEStep, EStep, expectation
 from ppl_em.likelihood import frame
 from ppl_em.params import Params
 from ppl_em.posterior import Posterior, WeightedDraws
 from ppl_em.problem import Problem, cells_of_terms, observations, parts
+from ppl_em.problem.penalties import penalties
 from ppl_em.problem.terms import terms
 from ppl_em.stats import Proposals
 from ppl_em.structure import find_components, owners
@@ -22,6 +23,9 @@ CHUNK = 64
 
 AWAY = 0.3
 """How far from the center, unconstrained, latents are looked at a second time."""
+
+SAME = 1e-7
+"""Relative difference of what groups add up to from the whole, from which something is missing."""
 
 NUM_PROPOSALS = 1000
 """Draws of each block's proposal, where the posterior consists of draws."""
@@ -74,7 +78,9 @@ def find_groups(problem: Problem, x: jax.Array, u: jax.Array) -> Groups:
         owner = _with_latents(problem, params, labels, owner)
     alone = owner == count
     owner = np.where(alone, count + np.cumsum(alone) - 1, owner)  # each by itself
-    observed = observations(problem, params)
+    outside = penalties(problem, params)
+    observed = observations(problem, params, factors=True)
+    observed = {name: one for name, one in observed.items() if name not in outside}
     found = cells_of_terms(problem, params, problem.start * 0 + u, observed)
     if found.keys() != observed.keys():
         raise ModelError(
@@ -169,7 +175,21 @@ class ByGroup:
                 f"log-likelihoods by group. Fit with e_step='exact', 'quadrature', 'laplace' or "
                 f"'nuts'."
             )
-        return cls(problem, find_groups(problem, x, found[0]), e_step, state)
+        own = cls(problem, find_groups(problem, x, found[0]), e_step, state)
+        own._check(x)
+        return own
+
+    def _check(self, x: jax.Array) -> None:
+        """Raise if the values at `x` (p,) do not add up to the E-step's."""
+        total = float(expectation(self.e_step, self.problem, x, self.state)[2].objective)
+        total -= sum(penalties(self.problem, self.problem.constrain(x)).values())
+        added = float(self(np.asarray(x)[None]).sum())
+        eps = float(np.finfo(self.problem.start.dtype).eps)
+        if not abs(added - total) <= max(SAME, 1e3 * eps) * (1 + abs(total)):
+            raise ModelError(
+                f"The log-likelihoods of the groups add up to {added:.6f}, not to {total:.6f}: "
+                f"part of it belongs to no group, so that groups cannot be told apart."
+            )
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """Values at `points` (n, p) of the unconstrained parameters, shape (n, G)."""
