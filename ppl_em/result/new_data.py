@@ -154,7 +154,7 @@ class NewData:
         -------
         xarray.DataTree
             Group `posterior_predictive`, variables of shape (chain, draw, *site_shape): observed
-            sites, and deterministic ones.
+            sites, deterministic ones, and those that the fit did not have, as of later steps.
 
         Raises
         ------

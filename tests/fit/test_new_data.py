@@ -187,6 +187,7 @@ def mixture(y):
         numpyro.sample("y", dist.Normal(m[z], s[z]), obs=y)
 
 
+@pytest.mark.slow
 def test_scores_and_responsibilities_of_a_mixture():
     """What scikit-learn's `score_samples` and `predict_proba` are: log-densities and shares."""
     rows = np.concatenate([RNG.normal(-2, 0.7, 30), RNG.normal(3, 1, 50)])

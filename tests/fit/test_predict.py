@@ -240,6 +240,27 @@ def test_continuous_states_go_on_beyond_the_end():
 
 
 @pytest.mark.slow
+def test_steps_that_the_fit_did_not_have():
+    """A chain written as a loop: later steps are sites of their own."""
+
+    def model(y, length):
+        q = numpyro.param("q", 0.5, constraint=POSITIVE)
+        level = 0.0
+        for t in range(length):
+            level = numpyro.sample(f"level{t}", dist.Normal(level, q))
+            numpyro.sample(f"y{t}", dist.Normal(level, 1.0), obs=None if y is None else y[t])
+
+    y = np.array([0.5, 2.0, 3.0, 2.5, 4.0])
+    result = fit(model, y, 5)
+    options = {"uncertainty": False, "num_samples": COUNT}
+    tree = result.predict(jax.random.key(SEED), None, 7, **options)["posterior_predictive"]
+    assert {*tree.data_vars} == {*(f"y{t}" for t in range(7)), "level5", "level6"}
+    last, sd = result.posterior.mean()["level4"], result.posterior.sd()["level4"]
+    sd = np.sqrt(sd**2 + 2 * float(result.params["q"]) ** 2 + 1)
+    check_moments(tree["y6"].values.reshape(-1, 1), last, sd)
+
+
+@pytest.mark.slow
 def test_components_of_rows_are_those_of_the_fit():
     """Each row of the fit again, from the component that it probably has; new rows from any."""
 

@@ -130,11 +130,13 @@ def _simulated(
     latents: Latents,
     count: int,
 ) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-    """Draws (n, *site_shape) of sites that the fit observed and of deterministic ones; their dims.
+    """Draws (n, *site_shape) of sites that are no latents of the fit, and names of their axes.
 
-    Those of all draws by one program.
+    All draws by one program.
     """
     dims: dict[str, list[str]] = {}
+    latent: list[Any] = [*problem.spec.latents, *problem.spec.discrete]
+    known = {*(site.name for site in latent), *problem.space.names, *problem.fixed}
     keys = jax.random.split(rng_key, count)
 
     def one(inputs: tuple[jax.Array, jax.Array, Latents]) -> dict[str, jax.Array]:
@@ -142,10 +144,10 @@ def _simulated(
         sites = _run(problem, problem.constrain(x), held, key, args, kwargs)
         found = {}
         for name, site in sites.items():
-            drawn = site["type"] == "sample" and name in problem.spec.observed
-            if (drawn and not is_factor(site)) or site["type"] == "deterministic":
+            drawn = site["type"] == "sample" and name not in known and not is_factor(site)
+            if drawn or site["type"] == "deterministic":
                 found[name] = jnp.asarray(site["value"])
-            if drawn and not is_factor(site):
+            if drawn:
                 dims[name] = list(site_dims(site, jnp.shape(site["value"])))
         return found
 
