@@ -260,7 +260,7 @@ def test_factor_scores_of_an_item_response_model():
 
 @pytest.mark.slow
 def test_subjects_of_sleepstudy():
-    """BLUPs by their formula; lme4 1.1-35 `predict` says 254.2, 351.9, 449.6 for subject 308."""
+    """BLUPs by their formula; `predict` of lme4 says 254.2, 351.9, 449.6 for subject 308."""
     sleep = load_model("sleepstudy")
     data = sleep.load()
     result = fit(sleep.model, **data)
