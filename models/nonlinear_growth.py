@@ -51,7 +51,7 @@ REFERENCE: dict[str, Any] = {
         "r": 0.027863174565143273,
     },
     "log_likelihood": -93.6612251551263,
-    "kind": "quadrature",
+    "kind": "exact",
     "source": "grid filter with 1343 nodes on [-28, 28], BFGS and a Newton step, float64; 2775 "
     "nodes give the same log-likelihood to 1e-10",
 }

@@ -98,7 +98,8 @@ class EM:
     finish
         How a run without noise ends. `"auto"`: EM first; as soon as its observed rate predicts
         more steps than that would take, 15 and two for each parameter, by Newton steps on the
-        log-likelihood, or a quasi-Newton method where there are too many parameters. `"direct"`:
+        log-likelihood, or a quasi-Newton method where there are too many parameters. Along chains
+        on nodes, where EM creeps, by the latter from the start. `"direct"`:
         after ten EM steps by the direct method, see `ppl_em.Direct`. `None`: by EM alone.
     num_restarts
         Starts in all. The first is at the initial values. Where there are discrete latents, the

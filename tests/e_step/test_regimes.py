@@ -58,6 +58,7 @@ def all_paths(params, y):
     return jax.nn.logsumexp(prior), prior, paths
 
 
+@pytest.mark.slow
 def test_a_switching_level_is_the_sum_over_all_paths():
     problem, params = build_problem(jax.random.key(SEED), switching_level, (Y,), {})
     x = problem.unconstrain(params)
