@@ -36,7 +36,7 @@ class Case:
     """Sample sites that are maximised under their priors, `map_sites`."""
     e_step: Any = "auto"
     verdict: str = "exact"
-    """The kind of the log-likelihood; or a status; or what the refusal says, a pattern."""
+    """The kind of the log-likelihood; or that chains are bad, UNHEALTHY; or a refusal's pattern."""
     formula: Callable | None = None
     """log of the marginal likelihood, with priors at their modes, from the parameters."""
     same_as: Callable | None = None
@@ -58,7 +58,7 @@ class Case:
 
     @property
     def refused(self) -> bool:
-        return self.verdict not in ("exact", "quadrature", "estimate", "laplace", "none")
+        return self.verdict not in ("exact", "quadrature", "estimate", "laplace", "UNHEALTHY")
 
 
 def case(source: str, *data: Any, at_mode: str = "", **options: Any) -> Callable:

@@ -153,7 +153,12 @@ def a_branch_of_the_program(y):
     numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
 
 
-@case("examples/ar2.py: ar2_scan", Y, at_mode="alpha_1 alpha_2 const sigma", verdict="exact")
+@case(
+    "examples/ar2.py: ar2_scan",
+    jnp.asarray(Y),
+    at_mode="alpha_1 alpha_2 const sigma",
+    verdict="exact",
+)
 def autoregression_of_data(y):
     a = numpyro.sample("alpha_1", dist.Normal(0.0, 1.0))
     b = numpyro.sample("alpha_2", dist.Normal(0.0, 1.0))
@@ -369,7 +374,7 @@ PREY = np.exp(
 )
 
 
-@case("examples/ode.py: model", PREY, at_mode="start theta sigma", verdict="exact")
+@case("examples/ode.py: model", PREY, at_mode="start theta sigma")
 def predators_and_prey(y):
     start = numpyro.sample("start", dist.LogNormal(jnp.log(10), 1.0).expand([2]))
     low = dist.TruncatedNormal(
