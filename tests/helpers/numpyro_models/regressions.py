@@ -320,8 +320,8 @@ ADMIT = np.array([51, 9, 35, 3, 12, 20, 14, 13, 5, 9, 2, 3])
 
 
 def admissions_by_nodes(params, dept, male, applications, admit):
-    """Two effects a department, by 40 nodes for each."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    """Two effects a department, by 150 nodes for each."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(150)
     logs = jnp.log(weights / weights.sum())
     z = jnp.stack([a.ravel() for a in np.meshgrid(nodes, nodes)])
     v = (params["sigma"][:, None] * params["L_Rho"]) @ z
