@@ -19,6 +19,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.special import logsumexp
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
+from numpyro.infer import init_to_feasible
 from numpyro.infer.util import compute_log_probs
 
 CASES: dict[str, "Case"] = {}
@@ -76,7 +77,10 @@ def case(source: str, *data: Any, at_mode: str = "", **options: Any) -> Callable
 def marginal(case: Case, params: dict) -> tuple[Callable, np.ndarray, Callable]:
     """The function of unconstrained parameters, them as a vector, and back to their sites."""
     written, data = case.same_as or case.model, jax.tree.map(jnp.asarray, case.data)
-    trace = handlers.trace(handlers.substitute(handlers.seed(written, 0), params)).get_trace(*data)
+    program = handlers.substitute(handlers.seed(written, 0), params)
+    if case.formula is not None:  # what cannot be drawn needs values, too
+        program = handlers.substitute(program, substitute_fn=init_to_feasible())
+    trace = handlers.trace(program).get_trace(*data)
     supports = {name: _support(trace[name]) for name in params}
     maps = {name: biject_to(supports[name]) for name in params}
     free = {name: jax.tree.map(maps[name].inv, params[name]) for name in params}

@@ -68,7 +68,6 @@ def seen_rows(y, seen):
     HANDLERS + "test_obs_mask_ok",
     np.array([1.0, 7.0, 2.5]),
     np.array([True, False, True]),
-    quick=True,
     same_as=seen_rows,
 )
 def an_outcome_seen_in_part(y, seen):
@@ -125,7 +124,7 @@ def a_weighted_model(y):
         numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
 
 
-@case(HANDLERS + "model_nested_plates_1", TABLE, quick=True)
+@case(HANDLERS + "model_nested_plates_1", TABLE)
 def nested_plates(y):
     tau = positive("tau", 1.0)
     mu = numpyro.param("mu", 0.0)
@@ -278,7 +277,7 @@ def a_share_at_its_mode(y):
         numpyro.sample("y", dist.Bernoulli(f), obs=y)
 
 
-@case(SVI + "test_mutable_state", Y, verdict="Site 'count': it is a mutable site")
+@case(SVI + "test_mutable_state", Y, verdict="Site 'count': it is a mutable site", quick=True)
 def a_state_that_changes(y):
     loc = numpyro.param("loc", 0.0)
     state = numpyro.primitives.mutable("count", {"value": jnp.zeros(())})
@@ -287,7 +286,7 @@ def a_state_that_changes(y):
     numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
 
 
-@case(SVI + "test_tracegraph_gaussian_chain", quick=True)
+@case(SVI + "test_tracegraph_gaussian_chain")
 def a_line_of_normals():
     loc = numpyro.param("loc", 0.3)
     x = numpyro.sample("x_0", dist.Normal(loc, 1.0))
@@ -339,6 +338,7 @@ def residuals_written_down(y):
 @case(
     GUIDES + "test_sphere_helpful_error",
     verdict="Site 'y': it is a latent ProjectedNormal, on .*ProjectedNormalReparam",
+    quick=True,
 )
 def a_direction():
     loc = numpyro.param("loc", jnp.zeros(2))
@@ -477,6 +477,7 @@ def latent_directions(y):
 @case(
     "test/infer/test_mcmc.py: test_trivial_dirichlet",
     verdict="Site 'x': a single value is possible for it, so it is no latent",
+    quick=True,
 )
 def a_simplex_of_one():
     """A latent with a single possible value."""
@@ -503,7 +504,7 @@ def a_joint_law_of_latents():
     numpyro.sample("y", dist.Normal(w, 1.0).to_event(1), obs=jnp.array([1.9, -2.3]))
 
 
-@case("test/infer/test_mcmc.py: test_empty_model", verdict="nothing is observed")
+@case("test/infer/test_mcmc.py: test_empty_model", verdict="nothing is observed", quick=True)
 def nothing_at_all():
     pass
 
@@ -526,7 +527,7 @@ def smallest_model(y):
     numpyro.sample("obs", dist.Normal(loc, 1.0), obs=y)
 
 
-@case("examples/funnel.py: model, seen", np.array([0.3, -1.2, 0.8]), at_mode="y", quick=True)
+@case("examples/funnel.py: model, seen", np.array([0.3, -1.2, 0.8]), at_mode="y")
 def funnel(seen):
     y = numpyro.sample("y", dist.Normal(0.0, 3.0))
     x = numpyro.sample("x", dist.Normal(jnp.zeros(3), jnp.exp(y / 2)))

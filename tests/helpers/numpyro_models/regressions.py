@@ -193,7 +193,7 @@ def schools_by_sample_shape(y, sigma):
     numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
 
-@case("examples of the README: eight schools, non-centered", *SCHOOLS, at_mode="mu tau", quick=True)
+@case("examples of the README: eight schools, non-centered", *SCHOOLS, at_mode="mu tau")
 def schools_by_reparam(y, sigma):
     mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
     tau = numpyro.sample("tau", dist.Gamma(2.0, 0.2))
