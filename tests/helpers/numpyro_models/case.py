@@ -122,8 +122,9 @@ def marginal(case: Case, params: dict) -> tuple[Callable, np.ndarray, Callable]:
             return joint(values, params)
         u, back = ravel_pytree({name: jnp.zeros(shapes[name]) for name in continuous})
         function = lambda u: joint({**values, **back(u)}, params)  # noqa: E731
-        for _ in range(case.newton):
-            u = u - jnp.linalg.solve(jax.hessian(function)(u), jax.grad(function)(u))
+        if case.newton:
+            step = lambda u: u - jnp.linalg.solve(jax.hessian(function)(u), jax.grad(function)(u))  # noqa: E731
+            u = jax.lax.fori_loop(0, case.newton, lambda _, u: step(u), u)
         value, slope = jax.value_and_grad(function)(u)
         precision = -jax.hessian(function)(u)
         _, logdet = jnp.linalg.slogdet(precision)
