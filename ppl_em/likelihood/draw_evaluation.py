@@ -160,11 +160,14 @@ def find_motion(
 
     The shift is that of the mode of the quadratic model about the mean of the draws. Stretchings
     are found by regression of the scores that remain. Whatever does not lower the variance of the
-    scores over the draws is left out; the scores' means are right for any motion.
+    scores over the draws is left out; the scores' means are right for any motion, but where the
+    log-joint jumps: there nothing moves.
     """
     draws = np.asarray(posterior.draws).reshape(-1, posterior.draws.shape[-1])
     center = draws.mean(axis=0)
     motion = still(x, center)
+    if problem.spec.jumps:  # there is no integration by parts across a jump
+        return motion
     found = _evaluated(problem, motion, components, posterior.draws, Task.SHIFT, [np.asarray(x)])
     shift, slopes, scores = jax.device_get((found.shift, found.slopes, found.scores))
     scores = scores[0]

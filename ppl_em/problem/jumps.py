@@ -43,7 +43,7 @@ def possible_steps(problem: Problem, x: jax.Array) -> list[Step]:
     closed = jax.make_jaxpr(lambda values: problem.log_joint(params, values))(latents)
     (reached,) = find_steps(closed.jaxpr, [frozenset({name}) for name in names])
     found = {mark for mark in reached if isinstance(mark, Step)}
-    return sorted(found, key=lambda step: ("numpyro" in step.where, step))
+    return sorted(found, key=lambda step: ("/numpyro/" in step.where, step))
 
 
 def is_misled(

@@ -39,10 +39,13 @@ def find_components(
 
     Notes
     -----
-    n D products of the Hessian; one D if the first point already connects everything. A pattern
-    that only other points show goes unseen: whoever integrates the components apart has to check
-    that the log-joint is a sum of functions of them.
+    n D products of the Hessian; one D if the first point already connects everything. Where a
+    latent counts through a jump, which derivatives miss, all are one component. A pattern that only
+    other points show goes unseen: whoever integrates the components apart has to check that the
+    log-joint is a sum of functions of them.
     """
+    if problem.spec.jumps:
+        return np.zeros(problem.num_latents, int)
     blocks = find_blocks(problem, x, jax.device_put(points[0]), rng_key)
     if blocks.num_blocks > 1:
         return blocks.labels

@@ -10,6 +10,7 @@ from numpyro.distributions import constraints
 
 from ppl_em import EM, ModelError
 from ppl_em.problem import build_problem
+from ppl_em.structure import find_components
 
 Y = np.random.default_rng(0).normal(size=20)
 GROUP = np.repeat(np.arange(5), 4)
@@ -117,3 +118,18 @@ def test_a_latent_whose_coefficient_starts_at_zero_is_not_idle():
         numpyro.sample("y", dist.Normal(b * z, 1.0).expand([20]).to_event(1), obs=y)
 
     assert build_problem(jax.random.key(0), model, (Y,), {})[0].spec.idle is None
+
+
+def test_what_a_jump_couples_is_not_integrated_apart():
+    """The law of `x` depends on the sign of `z`, to which no derivative answers."""
+
+    def model(y):
+        loc = numpyro.param("loc", 1.0)
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        x = numpyro.sample("x", dist.Normal(jnp.where(z > 0, loc + 4.0, loc), 1.0))
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    problem, values = build_problem(jax.random.key(0), model, (4.8,), {})
+    points = np.random.default_rng(0).normal(size=(3, 2))
+    labels = find_components(problem, problem.unconstrain(values), points, jax.random.key(1))
+    np.testing.assert_array_equal(labels, 0)

@@ -19,6 +19,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.special import logsumexp
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
+from numpyro.infer import init_to_feasible
 from numpyro.infer.util import compute_log_probs
 
 CASES: dict[str, "Case"] = {}
@@ -36,7 +37,7 @@ class Case:
     """Sample sites that are maximised under their priors, `map_sites`."""
     e_step: Any = "auto"
     verdict: str = "exact"
-    """The kind of the log-likelihood; or a status; or what the refusal says, a pattern."""
+    """The kind of the log-likelihood; or that chains are bad, UNHEALTHY; or a refusal's pattern."""
     formula: Callable | None = None
     """log of the marginal likelihood, with priors at their modes, from the parameters."""
     same_as: Callable | None = None
@@ -58,7 +59,7 @@ class Case:
 
     @property
     def refused(self) -> bool:
-        return self.verdict not in ("exact", "quadrature", "estimate", "laplace", "none")
+        return self.verdict not in ("exact", "quadrature", "estimate", "laplace", "UNHEALTHY")
 
 
 def case(source: str, *data: Any, at_mode: str = "", **options: Any) -> Callable:
@@ -76,7 +77,10 @@ def case(source: str, *data: Any, at_mode: str = "", **options: Any) -> Callable
 def marginal(case: Case, params: dict) -> tuple[Callable, np.ndarray, Callable]:
     """The function of unconstrained parameters, them as a vector, and back to their sites."""
     written, data = case.same_as or case.model, jax.tree.map(jnp.asarray, case.data)
-    trace = handlers.trace(handlers.substitute(handlers.seed(written, 0), params)).get_trace(*data)
+    program = handlers.substitute(handlers.seed(written, 0), params)
+    if case.formula is not None:  # what cannot be drawn needs values, too
+        program = handlers.substitute(program, substitute_fn=init_to_feasible())
+    trace = handlers.trace(program).get_trace(*data)
     supports = {name: _support(trace[name]) for name in params}
     maps = {name: biject_to(supports[name]) for name in params}
     free = {name: jax.tree.map(maps[name].inv, params[name]) for name in params}
@@ -118,8 +122,9 @@ def marginal(case: Case, params: dict) -> tuple[Callable, np.ndarray, Callable]:
             return joint(values, params)
         u, back = ravel_pytree({name: jnp.zeros(shapes[name]) for name in continuous})
         function = lambda u: joint({**values, **back(u)}, params)  # noqa: E731
-        for _ in range(case.newton):
-            u = u - jnp.linalg.solve(jax.hessian(function)(u), jax.grad(function)(u))
+        if case.newton:
+            step = lambda u: u - jnp.linalg.solve(jax.hessian(function)(u), jax.grad(function)(u))  # noqa: E731
+            u = jax.lax.fori_loop(0, case.newton, lambda _, u: step(u), u)
         value, slope = jax.value_and_grad(function)(u)
         precision = -jax.hessian(function)(u)
         _, logdet = jnp.linalg.slogdet(precision)

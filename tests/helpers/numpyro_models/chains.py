@@ -58,7 +58,7 @@ def unrolled(y, second=None):
             numpyro.sample(f"z_{t}", dist.Normal(locs[x], 1.0), obs=second[t])
 
 
-@case(FUNSOR + "test_scan_enum_one_latent", SERIES, same_as=unrolled, quick=True)
+@case(FUNSOR + "test_scan_enum_one_latent", SERIES, same_as=unrolled)
 def chain_from_nothing(y):
     """`scan(step, None, y)`: the first step has no state before it."""
     locs = locations()
@@ -115,7 +115,7 @@ def a_chain_with_coins_in_a_plate(y):
     scan(step, 0, y)
 
 
-@case(FUNSOR + "test_scan_enum_discrete_outside", SERIES, quick=True)
+@case(FUNSOR + "test_scan_enum_discrete_outside", SERIES)
 def a_coin_that_picks_the_chain(y):
     locs = locations()
     tables = jnp.array([[[0.8, 0.2], [0.1, 0.9]], [[0.7, 0.3], [0.6, 0.4]]])
@@ -206,7 +206,6 @@ def history_of_none(y):
     FUNSOR + "test_change_point",
     DRAW.poisson(np.repeat([6.0, 12.0], [14, 10])),
     at_mode="before after",
-    quick=True,
 )
 def a_change_point_that_is_summed(y):
     rate = 1 / np.mean(y)

@@ -68,7 +68,6 @@ def seen_rows(y, seen):
     HANDLERS + "test_obs_mask_ok",
     np.array([1.0, 7.0, 2.5]),
     np.array([True, False, True]),
-    quick=True,
     same_as=seen_rows,
 )
 def an_outcome_seen_in_part(y, seen):
@@ -125,7 +124,7 @@ def a_weighted_model(y):
         numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
 
 
-@case(HANDLERS + "model_nested_plates_1", TABLE, quick=True)
+@case(HANDLERS + "model_nested_plates_1", TABLE)
 def nested_plates(y):
     tau = positive("tau", 1.0)
     mu = numpyro.param("mu", 0.0)
@@ -236,7 +235,7 @@ def a_level_seen_with_noise(params, y):
     return law.log_prob(jnp.asarray(y))
 
 
-@case(HANDLERS + "test_prng_key", Y, formula=a_level_seen_with_noise, verdict="exact")
+@case(HANDLERS + "test_prng_key", Y, formula=a_level_seen_with_noise)
 def random_numbers_inside(y):
     loc = numpyro.param("loc", 0.0)
     noise = 0.0 * jax.random.normal(numpyro.prng_key(), (8,))
@@ -271,14 +270,14 @@ def plates_that_do_not_nest(first, second):
         numpyro.sample("y", dist.Normal(b, 1.0), obs=second)
 
 
-@case(SVI + "test_beta_bernoulli", np.array([1.0] * 8 + [0.0] * 2), at_mode="f", verdict="exact")
+@case(SVI + "test_beta_bernoulli", np.array([1.0] * 8 + [0.0] * 2), at_mode="f")
 def a_share_at_its_mode(y):
     f = numpyro.sample("f", dist.Beta(1.5, 1.5))
     with numpyro.plate("N", 10):
         numpyro.sample("y", dist.Bernoulli(f), obs=y)
 
 
-@case(SVI + "test_mutable_state", Y, verdict="Site 'count': it is a mutable site")
+@case(SVI + "test_mutable_state", Y, verdict="Site 'count': it is a mutable site", quick=True)
 def a_state_that_changes(y):
     loc = numpyro.param("loc", 0.0)
     state = numpyro.primitives.mutable("count", {"value": jnp.zeros(())})
@@ -287,7 +286,7 @@ def a_state_that_changes(y):
     numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
 
 
-@case(SVI + "test_tracegraph_gaussian_chain", quick=True)
+@case(SVI + "test_tracegraph_gaussian_chain")
 def a_line_of_normals():
     loc = numpyro.param("loc", 0.3)
     x = numpyro.sample("x_0", dist.Normal(loc, 1.0))
@@ -304,7 +303,7 @@ def rates_from_a_gamma(y):
         numpyro.sample("y", dist.Exponential(rate), obs=y)
 
 
-@case(GUIDES + "test_param", np.array([2.3, 1.9, 3.4]), verdict="exact")
+@case(GUIDES + "test_param", np.array([2.3, 1.9, 3.4]))
 def composed_constraints(y):
     a = numpyro.param("a", 1.5, constraint=constraints.greater_than(1.0))
     b = positive("b", 1.0)
@@ -339,6 +338,7 @@ def residuals_written_down(y):
 @case(
     GUIDES + "test_sphere_helpful_error",
     verdict="Site 'y': it is a latent ProjectedNormal, on .*ProjectedNormalReparam",
+    quick=True,
 )
 def a_direction():
     loc = numpyro.param("loc", jnp.zeros(2))
@@ -358,7 +358,7 @@ def a_loop_of_unknown_length():
     numpyro.sample("obs", dist.Normal(y, 1.0), obs=1.0)
 
 
-@case(GUIDES + "test_module", DRAW.normal(0, 1, (8, 2)), Y, at_mode="sigma", verdict="exact")
+@case(GUIDES + "test_module", DRAW.normal(0, 1, (8, 2)), Y, at_mode="sigma")
 def a_layer_as_a_module(x, y):
     """A layer in the form of `jax.example_libraries.stax`."""
 
@@ -477,6 +477,7 @@ def latent_directions(y):
 @case(
     "test/infer/test_mcmc.py: test_trivial_dirichlet",
     verdict="Site 'x': a single value is possible for it, so it is no latent",
+    quick=True,
 )
 def a_simplex_of_one():
     """A latent with a single possible value."""
@@ -503,7 +504,7 @@ def a_joint_law_of_latents():
     numpyro.sample("y", dist.Normal(w, 1.0).to_event(1), obs=jnp.array([1.9, -2.3]))
 
 
-@case("test/infer/test_mcmc.py: test_empty_model", verdict="nothing is observed")
+@case("test/infer/test_mcmc.py: test_empty_model", verdict="nothing is observed", quick=True)
 def nothing_at_all():
     pass
 
@@ -520,13 +521,13 @@ def an_outcome_without_rows(sigma):
     numpyro.sample("y", dist.Normal(theta, sigma), obs=jnp.array([1.0, 2.0]))
 
 
-@case("examples/minipyro.py: model", Y, at_mode="loc", verdict="exact")
+@case("examples/minipyro.py: model", Y, at_mode="loc")
 def smallest_model(y):
     loc = numpyro.sample("loc", dist.Normal(0.0, 1.0))
     numpyro.sample("obs", dist.Normal(loc, 1.0), obs=y)
 
 
-@case("examples/funnel.py: model, seen", np.array([0.3, -1.2, 0.8]), at_mode="y", quick=True)
+@case("examples/funnel.py: model, seen", np.array([0.3, -1.2, 0.8]), at_mode="y")
 def funnel(seen):
     y = numpyro.sample("y", dist.Normal(0.0, 3.0))
     x = numpyro.sample("x", dist.Normal(jnp.zeros(3), jnp.exp(y / 2)))

@@ -163,7 +163,7 @@ def three_levels(y):
             numpyro.sample("c", dist.Normal(locs[b], 1.0), obs=y)
 
 
-@case(ELBO + "test_elbo_enumerate_plates_5", DRAW.normal(0.5, 1.0, (4, 2)), quick=True)
+@case(ELBO + "test_elbo_enumerate_plates_5", DRAW.normal(0.5, 1.0, (4, 2)))
 def both_levels_reach_the_data(y):
     locs = numpyro.param("locs", jnp.array([[-1.0, 0.0], [0.5, 2.0]]))
     a = numpyro.sample("a", dist.Categorical(jnp.array([0.45, 0.55])))
@@ -177,6 +177,7 @@ def both_levels_reach_the_data(y):
     ELBO + "test_elbo_enumerate_plates_6, model_plate_plate",
     DRAW.normal(0.5, 1.0, (3, 2)),
     verdict=TOO_BIG,
+    quick=True,
 )
 def crossed_plates(y):
     loc = numpyro.param("loc", 0.0)

@@ -22,7 +22,7 @@ def positive(name, value):
     return numpyro.param(name, value, constraint=constraints.positive)
 
 
-@case(FLOW + "test_scan", Y, quick=True)
+@case(FLOW + "test_scan", Y)
 def noisy_autoregression(y):
     q, r = positive("q", 1.0), positive("r", 1.0)
     phi = numpyro.param("phi", 0.2)
@@ -40,7 +40,12 @@ def noisy_autoregression(y):
     scan(step, (x0, x0), y[1:])
 
 
-@case(FLOW + "test_nested_scan_smoke", Y[:6].reshape(2, 3), verdict="a `scan` inside a `scan`")
+@case(
+    FLOW + "test_nested_scan_smoke",
+    Y[:6].reshape(2, 3),
+    verdict="a `scan` inside a `scan`",
+    quick=True,
+)
 def a_scan_in_a_scan(y):
     scale = positive("scale", 1.0)
 
@@ -153,7 +158,12 @@ def a_branch_of_the_program(y):
     numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
 
 
-@case("examples/ar2.py: ar2_scan", Y, at_mode="alpha_1 alpha_2 const sigma", verdict="exact")
+@case(
+    "examples/ar2.py: ar2_scan",
+    jnp.asarray(Y),
+    at_mode="alpha_1 alpha_2 const sigma",
+    verdict="exact",
+)
 def autoregression_of_data(y):
     a = numpyro.sample("alpha_1", dist.Normal(0.0, 1.0))
     b = numpyro.sample("alpha_2", dist.Normal(0.0, 1.0))
@@ -261,7 +271,7 @@ def squared(x, z, variance, length):
     return variance * jnp.exp(-0.5 * ((x[:, None] - z) / length) ** 2)
 
 
-@case("examples/gp.py: model", GRID, Y, at_mode="var noise length", verdict="exact", quick=True)
+@case("examples/gp.py: model", GRID, Y, at_mode="var noise length", verdict="exact")
 def gaussian_process(x, y):
     var = numpyro.sample("var", dist.LogNormal(0.0, 1.0))
     noise = numpyro.sample("noise", dist.LogNormal(0.0, 1.0))
@@ -369,7 +379,7 @@ PREY = np.exp(
 )
 
 
-@case("examples/ode.py: model", PREY, at_mode="start theta sigma", verdict="exact")
+@case("examples/ode.py: model", PREY, at_mode="start theta sigma")
 def predators_and_prey(y):
     start = numpyro.sample("start", dist.LogNormal(jnp.log(10), 1.0).expand([2]))
     low = dist.TruncatedNormal(
