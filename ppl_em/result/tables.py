@@ -91,7 +91,7 @@ class Tables:
         r"""The table of `summary` in LaTeX, with lines of package booktabs.
 
         >>> print(result.to_latex(digits=3).splitlines()[4])
-        sd & 1.66 & 0.8 & 0.645 & 4.27 \\\\
+        sd & 1.66 & 0.8 & 0.645 & 4.27 \\
         """
         return latex(self.summary(level), digits)
 

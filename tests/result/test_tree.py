@@ -1,9 +1,11 @@
 """The DataTree: parameters from their law, latents given them, and what ArviZ makes of it."""
 
+import json
 import warnings
 
 import arviz_plots
 import arviz_stats
+import h5py
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -236,6 +238,21 @@ def test_a_loaded_fit_gives_the_same_tree(nested, tmp_path):
     np.testing.assert_array_equal(loaded.uncertainty.free.score, nested.uncertainty.free.score)
     loaded.save(tmp_path / "again.nc")
     same(loaded.to_datatree(), ppl_em.load(tmp_path / "again.nc").to_datatree())
+
+
+def test_a_file_of_version_2_has_latents_at_the_estimates(simple, tmp_path):
+    """Its log-likelihood, with the parameters held, would mislead `loo`."""
+    simple.save(tmp_path / "fit.nc")
+    with h5py.File(tmp_path / "fit.nc", "r+") as file:
+        record = json.loads(file.attrs["ppl_em"]) | {"version": 2}
+        file.attrs["ppl_em"] = json.dumps(record)
+        del file["posterior"], file["uncertainty/repeated"], file["observed_information"]
+        file.move("posterior_at_estimate", "posterior")
+    loaded = ppl_em.load(tmp_path / "fit.nc")
+    tree = loaded.to_datatree()
+    assert "log_likelihood" not in tree and "mu" not in tree["posterior"]
+    assert loaded.uncertainty.free is None and len(loaded.summary()) == 1
+    np.testing.assert_allclose(loaded.latents()["sd"], np.sqrt(0.5), rtol=1e-9)
 
 
 @pytest.mark.slow

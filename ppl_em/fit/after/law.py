@@ -22,8 +22,8 @@ from ppl_em.problem import Problem
 from ppl_em.result import BUDGET, CHAINS, DRAWS, EMResult, JointDraws, draws_at_estimate, held
 from ppl_em.util import ModelError, compiled, split
 
-WORK = 40_000_000
-"""Numbers that the E-steps at all draws handle, about: larger models get fewer draws."""
+WORK = 1_000_000_000
+"""Data and latents, times looks at them (nodes, say), of the E-steps at all draws, about."""
 
 FEWEST = 100
 """Draws that any model gets."""
@@ -61,8 +61,9 @@ class Law:
         spec = self.problem.spec
         shapes = [s.shape for s in spec.latents] + [s.shape for s in spec.discrete]
         width = sum(int(np.prod(shape)) for shape in shapes)
-        handled = jax.tree.leaves((self.problem.leaves, self.posterior))
-        work = WORK // max(width + sum(np.size(leaf) for leaf in handled), 1)
+        data = sum(np.size(leaf) for leaf in self.problem.leaves)
+        looks = sum(np.size(leaf) for leaf in jax.tree.leaves(self.posterior)) // max(width, 1)
+        work = WORK // (max(looks, 1) * (width + data) + 1)
         most = BY_CHAINS if self.e_step.stochastic else CHAINS * DRAWS
         count = min(max(work, FEWEST), most, max(BUDGET // max(width, 1), 1))
         return CHAINS * max(count // CHAINS, 1)
