@@ -8,7 +8,8 @@ import numpy as np
 
 from ppl_em.algorithms import Sampler
 from ppl_em.e_step import DeterministicEStep, evaluated
-from ppl_em.fit.after.by_group import Groups, value_by_group
+from ppl_em.fit.after.by_group import value_by_group
+from ppl_em.fit.after.groups import Groups
 from ppl_em.posterior import constrain_draws
 from ppl_em.problem import Problem, is_inside
 from ppl_em.result import draw_discrete

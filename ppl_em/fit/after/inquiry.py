@@ -10,8 +10,9 @@ import numpy as np
 
 from ppl_em.e_step import DeterministicEStep, EStep, expectation
 from ppl_em.fit.after.bootstrap import Draws, by_groups, parametric
-from ppl_em.fit.after.by_group import ByGroup, find_groups
+from ppl_em.fit.after.by_group import ByGroup
 from ppl_em.fit.after.counts import counts
+from ppl_em.fit.after.groups import find_groups
 from ppl_em.fit.after.held import Held, Scale
 from ppl_em.fit.after.left_out import left_out
 from ppl_em.fit.after.profile import Profile, profile_from, profile_from_bound

@@ -14,8 +14,8 @@ import numpy as np
 
 from ppl_em.algorithms import Sampler
 from ppl_em.e_step import DeterministicEStep, EStep
-from ppl_em.fit.after.by_group import Groups, find_groups
 from ppl_em.fit.after.draws import Drawn, draw_by_chains, draw_latents, draw_params, inside
+from ppl_em.fit.after.groups import Groups, find_groups
 from ppl_em.params import AtBounds, Params
 from ppl_em.posterior import Posterior
 from ppl_em.problem import Problem

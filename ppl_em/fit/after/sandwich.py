@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ppl_em.fit.after.by_group import Groups
+from ppl_em.fit.after.groups import Groups
 from ppl_em.likelihood import Information, constrained_covariance
 from ppl_em.problem import Problem
 from ppl_em.util import ModelError
