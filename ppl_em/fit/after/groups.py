@@ -113,7 +113,7 @@ def _with_latents(
         size = int(np.prod(shape))
         piece = owner[start : start + size]
         if name in own or not name:
-            mine = labels if not name else own[name].reshape(*own[name].shape)
+            mine = labels if not name else np.asarray(own[name])
             extra = mine.ndim - len(shape)
             if name and mine.shape[: len(shape)] == shape:
                 mine = mine.reshape(*shape, -1)[..., 0] if extra else mine
