@@ -1,6 +1,5 @@
 """Series, processes in time and space, differential equations, networks of weights."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
