@@ -171,30 +171,6 @@ def spamming_annotators(who, labels):
             numpyro.sample("y", dist.Categorical(probs), obs=labels)
 
 
-@case(
-    ANNOTATION + "hierarchical_dawid_skene",
-    WHO,
-    np.minimum(LABELS, 1),
-    at_mode="zeta omega pi",
-    e_step="nuts",
-    verdict="estimate",
-    draws=200_000,
-)
-def hierarchical_annotators(who, labels):
-    with numpyro.plate("class", 2):
-        zeta = numpyro.sample("zeta", dist.Normal(0, 1).expand([1]).to_event(1))
-        omega = numpyro.sample("omega", dist.Gamma(4.0, 4.0).expand([1]).to_event(1))
-    with numpyro.plate("annotator", 3, dim=-2), numpyro.plate("class", 2):
-        with handlers.reparam(config={"beta": LocScaleReparam(0)}):
-            beta = numpyro.sample("beta", dist.Normal(zeta, omega).to_event(1))
-        beta = jnp.pad(beta, [(0, 0)] * (jnp.ndim(beta) - 1) + [(0, 1)])
-    pi = numpyro.sample("pi", dist.Dirichlet(2 * jnp.ones(2)))
-    with numpyro.plate("item", len(labels), dim=-2):
-        c = numpyro.sample("c", dist.Categorical(pi), infer=PARALLEL)
-        with numpyro.plate("position", 4):
-            numpyro.sample("y", dist.Categorical(logits=Vindex(beta)[who, c, :]), obs=labels)
-
-
 def items_by_nodes(params, labels):
     """A class and one number an item, by 60 nodes for the number."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)

@@ -169,22 +169,6 @@ def logistic_horseshoe(x, y):
     numpyro.sample("y", dist.Bernoulli(logits=x @ (tau * lambdas * unscaled)), obs=y)
 
 
-@case(
-    "notebooks/source/bad_posterior_geometry.ipynb: _unrep_hs_model",
-    X,
-    OUTCOME,
-    at_mode="tau",
-    e_step="nuts",
-    verdict="estimate",
-    draws=200_000,
-)
-def horseshoe_as_written(x, y):
-    tau = numpyro.sample("tau", dist.Gamma(3.0, 3.0))
-    lambdas = numpyro.sample("lambdas", dist.HalfCauchy(jnp.ones(3)))
-    betas = numpyro.sample("betas", dist.Normal(scale=tau * lambdas))
-    numpyro.sample("y", dist.Normal(x @ betas, 0.5), obs=y)
-
-
 @case(MCMC + "test_prior_with_sample_shape", *SCHOOLS, at_mode="mu tau")
 def schools_by_sample_shape(y, sigma):
     mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))

@@ -1,6 +1,5 @@
 """Series, processes in time and space, differential equations, networks of weights."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -394,18 +393,6 @@ def predators_and_prey(y):
 DECAY = np.exp(-np.array([0.5, 0.7, 0.6, 0.8])[:, None] * np.arange(1, 4)) + DRAW.normal(
     0, 0.05, (4, 3)
 )
-
-
-@case("examples/ode.py: model, rates as latents", DECAY, rows=-2, e_step="nuts", verdict="estimate")
-def rates_by_an_equation(y):
-    loc = numpyro.param("loc", -0.5)
-    times = jnp.arange(4.0)
-    with numpyro.plate("curves", 4, dim=-2):
-        rate = numpyro.sample("rate", dist.LogNormal(loc, 0.3))
-        solve = lambda r: odeint(lambda z, t, r: -r * z, jnp.ones(()), times, r, rtol=1e-8)  # noqa: E731
-        curve = jax.vmap(solve)(rate[:, 0])[:, 1:]
-        with numpyro.plate("times", 3, dim=-1):
-            numpyro.sample("y", dist.Normal(curve, 0.1), obs=y)
 
 
 @case(
