@@ -198,11 +198,15 @@ def _reported(result: EMResult, problem: Problem, x: jax.Array, params: Params) 
 
     def exact(values: Any, there: Any, told: Any) -> np.ndarray:
         values, there, told = np.asarray(values), np.asarray(there), np.asarray(told)
-        still = np.ptp(values, axis=0) == 0
-        at_bound = (told != there) & (still | (told == 0))
+        at_bound = (told != there) & (_still(values) | (told == 0))
         return np.where(at_bound, told.astype(values.dtype), values)
 
     return jax.tree.map(exact, params, near, dict(result.params))
+
+
+def _still(values: np.ndarray) -> np.ndarray:
+    """Where draws (n, ...) are all the same, at infinity too."""
+    return np.all(values == values[0], axis=0)
 
 
 def _named(problem: Problem, found: np.ndarray, groups: Groups) -> tuple[np.ndarray | None, str]:
@@ -245,8 +249,7 @@ def _words(result: EMResult, law: Law, told: Params, redrawn: int) -> dict[str, 
     }
     if not law.follows:
         words["latents"] = f"given the estimates, as this e_step='{flag}' follows no parameters"
-    ranges = [np.ravel(np.ptp(leaf, axis=0)) for leaf in jax.tree.leaves(told)]
-    still = np.concatenate(ranges) == 0
+    still = np.concatenate([np.ravel(_still(leaf)) for leaf in jax.tree.leaves(told)])
     if still.any():
         words["held"] = ", ".join(np.array(result.labels)[still])
     if redrawn:
