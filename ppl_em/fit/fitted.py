@@ -10,11 +10,7 @@ import numpy as np
 
 from ppl_em.algorithms import Certified, Polish, Sampler, Verdict
 from ppl_em.e_step import DeterministicEStep, EStep, expectation
-from ppl_em.fit.after import Inquiry
-from ppl_em.fit.after.at import at
 from ppl_em.fit.after.evaluation import FINAL_STEPS
-from ppl_em.fit.after.law import Law, at_the_estimate, joint_draws
-from ppl_em.fit.after.predict import predict
 from ppl_em.fit.audit import audit
 from ppl_em.likelihood import (
     AT_AN_END,
@@ -49,6 +45,8 @@ from ppl_em.stats import relative_error
 
 if TYPE_CHECKING:
     import xarray
+
+    from ppl_em.fit.after.inquiry import Inquiry
 
 
 MAX_FINAL_NOISE = 0.05
@@ -91,6 +89,8 @@ class FittedParts:
     @on_request
     def datatree(self, result: EMResult, at_estimate: bool = False) -> "xarray.DataTree":
         """Build the result's DataTree; parameters are drawn, unless latents are `at_estimate`."""
+        from ppl_em.fit.after.law import Law, at_the_estimate, joint_draws
+
         end = self.e_step, self.e_state, self.posterior, self.sampler, self.x, self.at
         law = Law(self.problem, *end)
         alone = at_the_estimate(result, law)
@@ -115,12 +115,14 @@ class FittedParts:
         """The problem, and the log-likelihood where that has no noise."""
         return Model(self.problem, self._look)
 
-    def inquiry(self, what: str) -> Inquiry:
+    def inquiry(self, what: str) -> "Inquiry":
         """What answers other questions, with the information at hand."""
         return self._inquiry
 
     @cached_property
-    def _inquiry(self) -> Inquiry:
+    def _inquiry(self) -> "Inquiry":
+        from ppl_em.fit.after.inquiry import Inquiry
+
         _, (information, left_out, _), reason = self._settled
         run = self.problem, self.e_step, self.x, self.e_state, self.posterior, self.at
         return Inquiry(*run, information, _on_the_way(reason, self.status), left_out)
@@ -139,6 +141,8 @@ class FittedParts:
         e_step: str | EStep | None,
     ) -> Evaluated:
         """The model at the parameters of the fit, on other data."""
+        from ppl_em.fit.after.at import at
+
         return at(self, result, rng_key, args, kwargs, e_step)
 
     @on_request
@@ -151,6 +155,8 @@ class FittedParts:
         options: Options,
     ) -> "xarray.DataTree":
         """Draws of the observed sites, at other arguments."""
+        from ppl_em.fit.after.predict import predict
+
         return predict(self, result, rng_key, args, kwargs, options)
 
     @on_request

@@ -1,5 +1,1 @@
-"""What is asked of a finished fit."""
-
-from ppl_em.fit.after.inquiry import Inquiry
-
-__all__ = ["Inquiry"]
+"""What is asked of a finished fit: loaded when it is asked for."""
