@@ -18,7 +18,6 @@ from ppl_em.util import ModelError, compiled, split
 PER_DRAW = 10
 """Transitions of each chain from one draw of the parameters to the next."""
 
-
 ROUNDS = 20
 """Times, at most, that draws outside of constraints are made anew."""
 
@@ -52,9 +51,8 @@ def draw_latents(
     draws_keys = jax.random.split(keys[0], len(xs))
     if e_step.stochastic:
         sampler = cast(StochasticEStep, e_step)
-        own, state = sampler.fresh(
-            sampler.resume(state)
-        )  # a fit ends with the state of a fresh one
+        # A fit ends with the state of a fresh one.
+        own, state = sampler.fresh(sampler.resume(state))
         own = replace(own, num_samples=min(own.num_samples, PER_DRAW))  # type: ignore[type-var]
         return _along(own, problem, xs, draws_keys, state)
     draws, values = _given(e_step, problem, xs, draws_keys, state)
