@@ -94,7 +94,7 @@ class Squarem:
             self.bound = max(1.0, self.bound / self.growth**2)
 
 
-@dataclass
+@dataclass(eq=False)
 class Anderson:
     """Damped Anderson acceleration with restarts: a least-squares mix of the last EM steps.
 

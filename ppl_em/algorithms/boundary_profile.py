@@ -71,7 +71,7 @@ MAX_NEWTON = 20
 """Newton steps in the other parameters."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Landscape:
     """The log-likelihood as a landscape; `gaps` (p,) are coordinates that are logarithms of gaps.
 
@@ -225,7 +225,7 @@ class Settled(NamedTuple):
     noise: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Inside:
     """The landscape with coordinates `held` (p,) in place."""
 

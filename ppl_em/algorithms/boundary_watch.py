@@ -51,7 +51,7 @@ MAX_ASKED = 100
 """Parameters up to which each is asked whether it is near an end: an E-step or two for each."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Watch:
     """Notices parameters on their way to a bound; `x` (p,) is where the run is."""
 

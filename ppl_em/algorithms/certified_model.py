@@ -27,7 +27,7 @@ UPWARDS = 1e-3
 """Size of a negative eigenvalue, by products, from which a direction curves upwards."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Whole:
     """The log-likelihood with what cannot move held; `information` is that at the latest point."""
 

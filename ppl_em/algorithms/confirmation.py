@@ -61,7 +61,7 @@ class Verdict(Enum):
     SICK = "the chains are not to be believed"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Polish:
     """The outcome of one round.
 

@@ -43,7 +43,7 @@ PATIENCE = 3
 """How many extrapolations may do so before the first is taken back."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Visit:
     """An E-step at `x` (p,), and the M-step from there."""
 
@@ -59,7 +59,7 @@ class Visit:
         return float(self.info.objective)
 
 
-@dataclass
+@dataclass(eq=False)
 class Deterministic:
     """One run: `run` says how it ended, the history has the rest.
 

@@ -69,7 +69,7 @@ class _Drifting(Exception):
     """Raised inside a search that runs towards a bound of the parameters."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Ascent:
     """A climb from the end of `history` to a maximum, which leaves its steps there.
 

@@ -45,7 +45,7 @@ class Limits:
         return np.inf if seconds is None else self.begin + seconds
 
 
-@dataclass
+@dataclass(eq=False)
 class History:
     """The history so far, and the last good parameters.
 
@@ -103,7 +103,7 @@ class History:
         self.objective = step.objective
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """One run: the problem, the E-step in use, the history so far, limits, and the bar."""
 

@@ -124,7 +124,7 @@ def newton_steps(
         terrain.evaluations = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class _End:
     """The log-likelihood near its maximum, with the information's inverse as far as it is known.
 

@@ -53,7 +53,7 @@ def is_early(run: Run) -> bool:
     return bool(run.problem.spec.discrete) and len(run.history.rows) < PATIENCE
 
 
-@dataclass
+@dataclass(eq=False)
 class Region:
     """A climb from the end of the run's history, which leaves its steps there."""
 

@@ -53,7 +53,7 @@ NOISY = (
 COLUMNS = ("to_tol", "seconds_to_tol", "evaluations", "steps", "seconds", "gap", "rate")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AlgorithmComparison:
     """Fits of one model by several algorithms from one start.
 

@@ -24,7 +24,7 @@ BY_PARAMETER = ("estimate", "se", "mcse", "shift", "shift_mcse", "corrected")
 BY_FIT = ("log_likelihood", "kind", "mcse", "khat", "gap", "gap_mcse", "converged", "seconds")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """Fits of one model and one set of data under several E-steps.
 

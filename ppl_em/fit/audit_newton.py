@@ -76,7 +76,7 @@ def climb(rng_key: jax.Array, problem: Problem, x: jax.Array, e_step: EStep) -> 
     return _by_derivatives(problem, x, cast(DeterministicEStep, e_step), state)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Stronger:
     """The log-likelihood of a stronger E-step; `information` is that at the latest point."""
 

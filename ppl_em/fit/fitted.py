@@ -66,7 +66,7 @@ NEARBY = 0.01
 """Gain by the last step, per parameter, up to which the information before it is that after it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FittedParts:
     """What a result computes from on request: the problem and the end of the run.
 

@@ -25,7 +25,7 @@ MAX_BALANCING = 50
 """Times that the rows of such a matrix are brought to 1."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Information:
     """Observed information on the unconstrained scale, and what came of inverting it.
 

@@ -16,7 +16,7 @@ MAX_BISECTIONS = 60
 """Halvings of an interval of shifts in the search for a step of a given length."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Quadratic:
     """gradient's - s'(matrix)s / 2, a function of a step s (p,).
 

@@ -25,7 +25,7 @@ GONE = 1e-7
 """Entry of a simplex or of a Cholesky factor that is 0 but for rounding, next to the largest."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AtBounds:
     """The parameters of a fit that are at a bound.
 

@@ -84,7 +84,7 @@ class Proposal(NamedTuple):
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BlockDraws(Posterior):
     """Draws (n, D) whose block g has weights (n, g), each column of which sums to one.
 

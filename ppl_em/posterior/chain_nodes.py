@@ -23,7 +23,7 @@ class PathSums(NamedTuple):
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ChainNodes(Posterior):
     """B chains of T steps, each on K nodes, with S discrete states: n = S K states of a step.
 

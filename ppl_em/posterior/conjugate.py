@@ -24,7 +24,7 @@ LARGE = 100.0
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LogGamma:
     """u = sign * w with exp(w) ~ Gamma(shape, rate): log p = shape w - rate exp(w) + const.
 
@@ -71,7 +71,7 @@ class LogGamma:
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LogitBeta:
     """u = shift + w with z = sigmoid(w) ~ Beta(a, b): log p = a log z + b log(1 - z) + const.
 

@@ -16,7 +16,7 @@ from ppl_em.problem import Latents, Problem
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WeightedDraws(Posterior):
     """Draws of the unconstrained latents, (chain, draw, D), and weights (chain, draw).
 

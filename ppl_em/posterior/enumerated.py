@@ -11,7 +11,7 @@ from ppl_em.problem import Latents, Problem
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Enumerated(Posterior):
     """Exact posterior of discrete sites, as the marginal of each factor's discrete sites.
 

@@ -18,7 +18,7 @@ from ppl_em.problem import Latents, Problem
 from ppl_em.util import ModelError, check_known
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Expectation:
     """E[g(latents) | y] at the parameters before the M-step."""
 

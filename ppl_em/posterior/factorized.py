@@ -19,7 +19,7 @@ SD_SAMPLES = 2000
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Factorized(GaussianGuide):
     """q(u) = product of Normal(loc, scale), with the base draws that expectations use.
 

@@ -14,7 +14,7 @@ from ppl_em.util import solve_lower
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FullRank(GaussianGuide):
     """q(u) = N(loc, scale scale'), block by block, with the base draws that expectations use.
 

@@ -18,7 +18,7 @@ from ppl_em.util import cholesky, solve_lower, solve_lower_transposed
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GaussianArrow:
     """N(mean, covariance) on the unconstrained scale, G blocks of k and s shared coordinates.
 

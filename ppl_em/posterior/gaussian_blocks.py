@@ -12,7 +12,7 @@ from ppl_em.util import cholesky, solve_lower, solve_lower_transposed
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gaussian:
     """N(mean, covariance) on the unconstrained scale, block by block.
 

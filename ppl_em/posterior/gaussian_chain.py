@@ -17,7 +17,7 @@ from ppl_em.structure import Band, Chain
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GaussianChain:
     """N(mean, covariance) on the unconstrained scale, B chains of T blocks of k coordinates.
 

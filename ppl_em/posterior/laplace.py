@@ -18,7 +18,7 @@ GaussianLaw = Gaussian | GaussianChain | GaussianArrow
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LaplaceApproximation(Centered):
     """N(mode, inverse of minus the Hessian there), on the unconstrained scale.
 

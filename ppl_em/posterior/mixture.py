@@ -47,7 +47,7 @@ class BlockLayout:
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GaussianMixture(Centered):
     """In block g, N(means[s, g], roots[s, g] roots[s, g]^T) with probability weights[s, g].
 

@@ -170,7 +170,7 @@ Law = AutoLaw | UserLaw
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Guided(Posterior):
     """q as a guide with parameters `phi`, and the points (n, D) at which Q is averaged."""
 

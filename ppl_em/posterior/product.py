@@ -54,7 +54,7 @@ class PartPosterior(Protocol):
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Product(Centered):
     """Independent parts; `index` says where in `u` (D,) the coordinates of each one are.
 

@@ -24,7 +24,7 @@ PROPOSALS = 16
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Nodes(Posterior):
     """G independent blocks of k latents, each on J nodes around its mode.
 

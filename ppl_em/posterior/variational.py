@@ -20,7 +20,7 @@ MAX_HESSIAN = 600
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GaussianGuide(Posterior):
     """q(u), Gaussian on the unconstrained scale and independent between blocks.
 

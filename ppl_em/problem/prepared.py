@@ -18,7 +18,7 @@ from ppl_em.util import ModelError
 logger = logging.getLogger("ppl_em")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prepared:
     """A model as a model of its own, see `_Prepare`.
 

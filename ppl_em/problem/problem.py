@@ -24,7 +24,7 @@ Latents = dict[str, jax.Array]
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """A model, its arguments and the roles of its sites; a pytree whose leaves are the data.
 

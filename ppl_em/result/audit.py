@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Audit:
     """What a stronger E-step says about a fit. Arrays are (P,), in the order of `labels`.
 

@@ -61,7 +61,7 @@ class Parts(Protocol):
         ...
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EMResult(Tables, Trees, Inference, NewData, Diagnosed):
     """A finished fit; everything in it belongs to `params`.
 

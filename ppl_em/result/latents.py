@@ -22,7 +22,7 @@ REAL = (constraints.real, constraints.real_vector)
 """Supports without bounds."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LatentPosterior:
     """p(z given y) at the fitted parameters, exact or approximate as the E-step was.
 

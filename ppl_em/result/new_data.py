@@ -21,7 +21,7 @@ GROUPS = ("same", "new")
 """Whose latents predictions are for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluated:
     """A model at the parameters of a fit, on data that may be others.
 

@@ -52,7 +52,7 @@ class Optimum:
     note: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Restarts:
     """What became of R starts; start 0 is at the initial values, or the first that was given.
 

@@ -25,7 +25,7 @@ class Unconstrained(NamedTuple):
     score: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Uncertainty:
     """Errors of all P flattened parameters, in the order of `params.flat_labels`.
 

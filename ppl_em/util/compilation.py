@@ -42,10 +42,23 @@ class Compiled:
         runs_long: bool = False,
     ):
         functools.update_wrapper(self, function)
-        jit = functools.partial(jax.jit, function, static_argnums=static_argnums)
-        self.usual: Any = jit()
-        self.careless: Any = jit(compiler_options=_options(1))
-        self.hurried: Any = self.careless if runs_long else jit(compiler_options=_options(0))
+        self._jit = functools.partial(jax.jit, function, static_argnums=static_argnums)
+        self._runs_long = runs_long
+
+    @functools.cached_property
+    def usual(self) -> Any:
+        """As XLA compiles it; each of the three is made when first asked for."""
+        return self._jit()
+
+    @functools.cached_property
+    def careless(self) -> Any:
+        """With little care."""
+        return self._jit(compiler_options=_options(1))
+
+    @functools.cached_property
+    def hurried(self) -> Any:
+        """In a hurry, unless it runs long."""
+        return self.careless if self._runs_long else self._jit(compiler_options=_options(0))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._for(args, kwargs)(*args, **kwargs)

@@ -29,7 +29,7 @@ from ppl_em.util import cholesky, compiled
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class UniformChain:
     """Row r of `count` sees blocks `first + r` and the next; all else sees `near` and the next.
 

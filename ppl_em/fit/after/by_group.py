@@ -28,7 +28,7 @@ NUM_PROPOSALS = 1000
 """Draws of each block's proposal, where the posterior consists of draws."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ByGroup:
     """Values of the marginal log-likelihood by group, a function of the parameters.
 

@@ -16,7 +16,7 @@ AWAY = 0.3
 """How far from the center, unconstrained, latents are looked at a second time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Groups:
     """Which terms, latents and data belong together, whatever the parameters are.
 

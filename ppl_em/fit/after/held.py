@@ -70,7 +70,7 @@ class Place(NamedTuple):
     value: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Held:
     """One scalar among all flattened parameters, to be held.
 

@@ -25,7 +25,7 @@ from ppl_em.result import Counts, LeftOut
 from ppl_em.util import ModelError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Inquiry:
     """The end of a run, with the information there.
 

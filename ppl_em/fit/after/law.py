@@ -35,7 +35,7 @@ ROUNDS = 4
 """Times that draws are made anew where the log-likelihood is not finite."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Law:
     """The end of a fit, as far as draws need it: `x` (p,) are the estimates.
 

@@ -36,7 +36,7 @@ LOST = "not found: the log-likelihood could not be maximised over the others fur
 """What is said of limits that are none; the last is NaN."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Profile:
     """The profile of one scalar parameter.
 

@@ -76,7 +76,7 @@ class Given:
         return getattr(self.model, "__name__", type(self.model).__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Resampler:
     """Draws data from a fitted model, and makes problems of them that share compiled programs.
 

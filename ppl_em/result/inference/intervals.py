@@ -66,7 +66,7 @@ def derived(fn: Callable, result: Any, level: float) -> Derived:
     return Derived(found[()], se[()], lower[()], upper[()], covariance)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bootstrap:
     """Estimates of refits, as `EMResult.bootstrap` returns them.
 

@@ -10,7 +10,7 @@ from ppl_em.stats import MAX_KHAT, smooth
 from ppl_em.util import ModelError, compiled
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LeftOut:
     """Marginal leave-one-group-out, as `EMResult.leave_one_out` returns it.
 

@@ -44,7 +44,7 @@ MARGINAL = "data"
 """Name of the variable in group `marginal_log_likelihood`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class JointDraws:
     """n draws of parameters and latents, in chains one after the other.
 

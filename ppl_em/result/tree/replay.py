@@ -24,7 +24,7 @@ Arrays = dict[str, np.ndarray]
 Site = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Replayed:
     """Sites at n draws: arrays (n, *site_shape), and names of their dimensions.
 

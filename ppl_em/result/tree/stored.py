@@ -32,7 +32,7 @@ BY_LAW = (
 """Groups that a tree of latents at the estimates has not."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StoredParts:
     """What a loaded result computes from: its file."""
 
@@ -120,7 +120,7 @@ def _without_model(method: str) -> ModelError:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StoredPosterior:
     """The latents' stored draws, (chain, draw, ...), and probabilities, of a loaded result."""
 
