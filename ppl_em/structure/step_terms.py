@@ -46,7 +46,7 @@ class StepTerms(Protocol):
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class OwnedTerms:
     """Terms with a step each: `owner` (E,) is b T + t for step t of chain b, and B T for none."""
 
