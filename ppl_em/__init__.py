@@ -50,7 +50,7 @@ __all__ = [
     "m_step",
 ]
 
-LATE = dict.fromkeys(
+_LATE = dict.fromkeys(
     (
         "AlgorithmComparison",
         "Comparison",
@@ -64,9 +64,9 @@ LATE = dict.fromkeys(
 
 
 def __getattr__(name: str) -> Any:
-    if name not in LATE:
+    if name not in _LATE:
         raise AttributeError(f"module 'ppl_em' has no attribute {name!r}")
-    return getattr(importlib.import_module(LATE[name]), name)
+    return getattr(importlib.import_module(_LATE[name]), name)
 
 
 def __dir__() -> list[str]:
